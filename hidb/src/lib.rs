@@ -12,6 +12,7 @@
 
 pub mod error;
 pub mod plan;
+pub mod proto;
 pub mod schema;
 pub mod types;
 
