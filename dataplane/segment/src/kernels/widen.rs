@@ -1,0 +1,125 @@
+//! From packed words to values: widening, gathering, prefix sums, float keys.
+//!
+//! Plain loops; the compiler vectorises them under each level's target features.
+
+use super::{Word, dispatch};
+
+/// A value as Arrow stores it.
+pub(crate) trait Native: Copy + 'static {
+    /// The low bits of `v`.
+    fn from_u64(v: u64) -> Self;
+}
+
+impl Native for i16 {
+    #[inline(always)]
+    fn from_u64(v: u64) -> Self {
+        v as i16
+    }
+}
+
+impl Native for i32 {
+    #[inline(always)]
+    fn from_u64(v: u64) -> Self {
+        v as i32
+    }
+}
+
+impl Native for i64 {
+    #[inline(always)]
+    fn from_u64(v: u64) -> Self {
+        v as i64
+    }
+}
+
+impl Native for u32 {
+    #[inline(always)]
+    fn from_u64(v: u64) -> Self {
+        v as u32
+    }
+}
+
+#[inline(always)]
+fn widen_body<W: Word, N: Native>(words: &[W; 1024], base: u64, scale: u64, out: &mut [N]) {
+    let out = &mut out[..];
+    if scale == 1 {
+        for (out, word) in out.iter_mut().zip(words) {
+            *out = N::from_u64(base.wrapping_add((*word).into()));
+        }
+    } else {
+        for (out, word) in out.iter_mut().zip(words) {
+            let word: u64 = (*word).into();
+            *out = N::from_u64(base.wrapping_add(word.wrapping_mul(scale)));
+        }
+    }
+}
+
+#[inline(always)]
+fn gather_body<W: Word, N: Native>(words: &[W; 1024], indices: &[u16], base: u64, scale: u64, out: &mut [N]) {
+    if scale == 1 {
+        for (out, index) in out.iter_mut().zip(indices) {
+            *out = N::from_u64(base.wrapping_add(words[usize::from(*index) & 1023].into()));
+        }
+    } else {
+        for (out, index) in out.iter_mut().zip(indices) {
+            let word: u64 = words[usize::from(*index) & 1023].into();
+            *out = N::from_u64(base.wrapping_add(word.wrapping_mul(scale)));
+        }
+    }
+}
+
+#[inline(always)]
+fn prefix_sum_body<W: Word>(words: &[W; 1024], first: u64, step: u64, out: &mut [i64; 1024]) {
+    // `words[0]` is 0 by construction, so the first sum is `first`.
+    let mut sum = first.wrapping_sub(step);
+    for (out, word) in out.iter_mut().zip(words) {
+        sum = sum.wrapping_add(step.wrapping_add((*word).into()));
+        *out = sum as i64;
+    }
+}
+
+#[inline(always)]
+fn float_keys_f64_body(values: &[f64; 1024], out: &mut [u64; 1024]) {
+    for (out, value) in out.iter_mut().zip(values) {
+        *out = order_key(*value) as u64;
+    }
+}
+
+#[inline(always)]
+fn float_keys_f32_body(values: &[f32; 1024], out: &mut [u64; 1024]) {
+    for (out, value) in out.iter_mut().zip(values) {
+        *out = order_key(f64::from(*value)) as u64;
+    }
+}
+
+/// A key whose signed order is [`hidb::types::compare_f64`]: equal values (and all NaNs) have equal
+/// keys, NaN has the greatest.
+#[inline(always)]
+pub(crate) fn order_key(value: f64) -> i64 {
+    // Adding +0.0 turns -0.0 into +0.0 and changes no other number.
+    let bits = (value + 0.0).to_bits() as i64;
+    let key = bits ^ ((bits >> 63) as u64 >> 1) as i64;
+    if value.is_nan() { i64::MAX } else { key }
+}
+
+dispatch! {
+    /// `out[i] = base + words[i] * scale`, for as many values as `out` has (at most 1,024).
+    pub(crate) fn widen<W: Word, N: Native>(words: &[W; 1024], base: u64, scale: u64, out: &mut [N]) = widen_body;
+}
+dispatch! {
+    /// `out[k] = base + words[indices[k]] * scale`.
+    pub(crate) fn gather<W: Word, N: Native>(
+        words: &[W; 1024], indices: &[u16], base: u64, scale: u64, out: &mut [N]
+    ) = gather_body;
+}
+dispatch! {
+    /// `out[i] = first + sum of (words[j] + step) for 1 <= j <= i`.
+    pub(crate) fn prefix_sum<W: Word>(words: &[W; 1024], first: u64, step: u64, out: &mut [i64; 1024]) = prefix_sum_body;
+}
+dispatch! {
+    /// [`order_key`] of each value.
+    pub(crate) fn float_keys_f64(values: &[f64; 1024], out: &mut [u64; 1024]) = float_keys_f64_body;
+}
+dispatch! {
+    /// [`order_key`] of each value, widened.
+    pub(crate) fn float_keys_f32(values: &[f32; 1024], out: &mut [u64; 1024]) = float_keys_f32_body;
+}
