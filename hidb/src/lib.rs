@@ -10,7 +10,16 @@
 //!
 //! Called by every other crate of the project; calls none of them.
 
+pub mod aligned;
+pub mod arrow_mapping;
+pub mod calendar;
+pub mod cast;
+pub mod convert;
+pub mod decimal;
 pub mod error;
+pub mod frame;
+pub mod image;
+pub mod like;
 pub mod plan;
 pub mod proto;
 pub mod schema;
