@@ -1,6 +1,6 @@
 //! Block devices as the cell sees them: 4 KiB-aligned reads and writes and a flush, without a runtime.
 //!
-//! Owns the [`Device`] trait, its typed errors and [`AlignedBuf`]. Implementations: [`ring::UringDevice`] (one
+//! Owns the [`Device`] trait, its typed errors and [`AlignedBuf`]. Implementations: [`uring::UringDevice`] (one
 //! io_uring per core, O_DIRECT, reads into the core's arena), [`file::FileDevice`] (blocking, for tools that run
 //! before there are cores), and the simulated device of the crash tests. Called by the volume, the store and the
 //! block cache.
@@ -13,6 +13,11 @@
 
 pub mod file;
 pub mod ring;
+#[cfg(test)]
+#[path = "tests.rs"]
+mod ring_tests;
+mod slots;
+pub mod uring;
 
 use std::{future::Future, path::PathBuf, ptr::NonNull};
 
@@ -82,7 +87,9 @@ pub enum DeviceError {
         length: u64,
     },
     /// No memory for the buffer of a read.
-    #[error("no arena memory for a read of {length} bytes: {in_use} of {limit} bytes are in use; raise memory_bytes or lower cache_bytes")]
+    #[error(
+        "no arena memory for a read of {length} bytes: {in_use} of {limit} bytes are in use; raise memory_bytes or lower cache_bytes"
+    )]
     ArenaFull {
         /// Bytes asked for.
         length: u64,
@@ -120,6 +127,18 @@ pub trait Device: 'static {
     /// # Errors
     /// [`DeviceError::Io`], [`DeviceError::Short`], [`DeviceError::Unaligned`], [`DeviceError::ArenaFull`].
     fn read(&self, offset: u64, length: usize) -> impl Future<Output = Result<Bytes>>;
+
+    /// Adjacent ranges of these lengths from `offset` on, read as one, each kept alive by itself where the device
+    /// can (by default they share one buffer).
+    ///
+    /// # Errors
+    /// Those of [`Device::read`].
+    fn read_parts(&self, offset: u64, lengths: &[usize]) -> impl Future<Output = Result<Vec<Bytes>>> {
+        async move {
+            let mut whole = self.read(offset, lengths.iter().sum()).await?;
+            Ok(lengths.iter().map(|length| whole.split_to(*length)).collect())
+        }
+    }
 
     /// Writes all of `data` at `offset`. Durable only after [`Device::flush`].
     ///

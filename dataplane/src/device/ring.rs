@@ -1,0 +1,568 @@
+//! The io_uring of one core, beside glommio's own: reads straight into the core's arena, writes, flushes.
+//!
+//! Owns the ring, its eventfd, and every buffer in flight. Used by [`super::uring::UringDevice`] on the ring's core.
+//!
+//! Invariants:
+//! - A buffer in flight belongs to the ring: dropping the future that waits for it abandons the request, and the
+//!   buffer is freed when its last piece has completed, never before. Dropping the ring waits for the kernel.
+//! - At most `queue_depth` pieces are in the kernel; the others wait in two queues, short requests before long ones,
+//!   so that a point read does not queue behind the read-ahead of scans.
+//! - A request completes once, when all its pieces have; a piece never crosses a registered region.
+//!
+//! Completions: the kernel signals the ring's eventfd; a task of the executor reads it through glommio's ring and
+//! wakes what completed. Pieces queued during one turn of the executor are submitted with one system call.
+//!
+//! Registered buffers save the kernel the page walk of each read. The arena is registered in regions when they are
+//! first read into; when RLIMIT_MEMLOCK forbids it, reads go on unregistered after one warning.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    future::Future,
+    io,
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd},
+    pin::Pin,
+    rc::{Rc, Weak},
+    task::{Context, Poll, Waker},
+};
+
+use io_uring::{IoUring, opcode, squeue, types};
+
+use super::{AlignedBuf, slots::Slots};
+use crate::arena::{Arena, ArenaBuf};
+
+/// Bytes of arena registered at a time. Registering pins the pages, which takes about 4 ms for this much memory.
+const REGION_BYTES: usize = 16 << 20;
+/// The kernel's limit on registered buffers (`IORING_MAX_REG_BUFFERS`).
+const REGIONS_MAX: usize = 1 << 14;
+/// Files one ring can have open.
+const FILES_MAX: u32 = 64;
+/// Requests up to this long overtake longer ones in the waiting queues.
+const URGENT_BYTES_MAX: usize = 64 << 10;
+/// How often a piece that the kernel refused with EAGAIN is tried again.
+const RETRIES_MAX: u8 = 16;
+
+/// The ring of one core. Cloning shares it.
+#[derive(Clone)]
+pub struct Ring(Rc<Inner>);
+
+struct Inner {
+    uring: RefCell<IoUring>,
+    eventfd: OwnedFd,
+    state: RefCell<State>,
+    arena: Arena,
+    queue_depth: u32,
+    registered_regions: RefCell<Vec<bool>>,
+    registration_refused: Cell<bool>,
+    files_in_use: RefCell<Vec<bool>>,
+    submit_is_scheduled: Cell<bool>,
+}
+
+#[derive(Default)]
+struct State {
+    requests: Slots<Request>,
+    pieces: Slots<Piece>,
+    urgent: VecDeque<u32>,
+    bulk: VecDeque<u32>,
+    in_kernel: u32,
+}
+
+/// What a request does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Operation {
+    Read,
+    Write,
+    Flush,
+}
+
+/// The memory of a request, owned by the ring while it is in flight.
+#[derive(Debug)]
+pub(super) enum Buffer {
+    None,
+    Arena(ArenaBuf),
+    Heap(AlignedBuf),
+}
+
+impl Buffer {
+    fn pointer(&mut self) -> *mut u8 {
+        match self {
+            Buffer::None => std::ptr::null_mut(),
+            Buffer::Arena(buffer) => buffer.as_mut_ptr(),
+            Buffer::Heap(buffer) => buffer.as_mut_ptr(),
+        }
+    }
+}
+
+/// Why a request failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// The kernel's error for the piece at `offset`.
+    Errno { errno: i32, offset: u64, length: u64 },
+    /// The file ended `got` bytes after the start of the request.
+    Short { got: u64 },
+}
+
+struct Request {
+    operation: Operation,
+    file: u32,
+    buffer: Buffer,
+    pieces_left: u32,
+    failure: Option<Failure>,
+    waker: Option<Waker>,
+    abandoned: bool,
+}
+
+struct Piece {
+    request: u32,
+    /// Offset on the device and in the request's buffer.
+    offset: u64,
+    buffer_offset: usize,
+    length: usize,
+    region: Option<u16>,
+    urgent: bool,
+    retries: u8,
+}
+
+impl Ring {
+    /// A ring for this executor whose reads go into `arena`, with at most `queue_depth` operations in the kernel.
+    /// Must be called on a glommio executor: it starts the task that reaps completions there.
+    ///
+    /// # Errors
+    /// The kernel's, when it has no io_uring or refuses one.
+    pub fn new(arena: &Arena, queue_depth: u32) -> io::Result<Ring> {
+        let queue_depth = queue_depth.clamp(1, 4096);
+        let uring = IoUring::builder().dontfork().build(queue_depth.next_power_of_two())?;
+        let eventfd = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)?;
+        uring.submitter().register_eventfd(eventfd.as_raw_fd())?;
+        uring.submitter().register_files_sparse(FILES_MAX)?;
+        let regions = arena.bytes().div_ceil(REGION_BYTES);
+        let mut refused = regions > REGIONS_MAX;
+        if !refused && let Err(error) = uring.submitter().register_buffers_sparse(regions as u32) {
+            tracing::warn!(%error, "the kernel has no sparse buffer tables: device reads go on unregistered");
+            refused = true;
+        }
+        let inner = Rc::new(Inner {
+            uring: RefCell::new(uring),
+            eventfd,
+            state: RefCell::default(),
+            arena: arena.clone(),
+            queue_depth,
+            registered_regions: RefCell::new(vec![false; regions]),
+            registration_refused: Cell::new(refused),
+            files_in_use: RefCell::new(vec![false; FILES_MAX as usize]),
+            submit_is_scheduled: Cell::new(false),
+        });
+        let wakeups = inner.eventfd.try_clone()?;
+        glommio::spawn_local(reap_until_dropped(Rc::downgrade(&inner), wakeups)).detach();
+        Ok(Ring(inner))
+    }
+
+    /// The arena that reads go into.
+    pub fn arena(&self) -> &Arena {
+        &self.0.arena
+    }
+
+    /// Puts a file into the ring's file table; the slot is for [`Ring::start`].
+    pub(super) fn register_file(&self, file: BorrowedFd<'_>) -> io::Result<u32> {
+        let mut in_use = self.0.files_in_use.borrow_mut();
+        let slot = in_use.iter().position(|used| !used).ok_or_else(|| io::Error::other("too many devices open"))?;
+        self.0.uring.borrow().submitter().register_files_update(slot as u32, &[file.as_raw_fd()])?;
+        in_use[slot] = true;
+        Ok(slot as u32)
+    }
+
+    /// Frees a slot. Requests of it that are in the kernel go on; there must be none that wait.
+    pub(super) fn unregister_file(&self, slot: u32) {
+        // A failure leaves the slot in use, which is only a leaked slot.
+        if self.0.uring.borrow().submitter().register_files_update(slot, &[-1]).is_ok() {
+            self.0.files_in_use.borrow_mut()[slot as usize] = false;
+        }
+    }
+
+    /// Queues one operation over the whole of `buffer` at `offset`, in pieces of at most `piece_bytes_max`.
+    pub(super) fn start(
+        &self,
+        operation: Operation,
+        file: u32,
+        offset: u64,
+        buffer: Buffer,
+        piece_bytes_max: usize,
+    ) -> InFlight {
+        let length = match &buffer {
+            Buffer::None => 0,
+            Buffer::Arena(buffer) => buffer.len(),
+            Buffer::Heap(buffer) => buffer.len(),
+        };
+        let arena_offset = match &buffer {
+            Buffer::Arena(buffer) => Some(buffer.arena_offset()),
+            _ => None,
+        };
+        let mut state = self.0.state.borrow_mut();
+        let request = state.requests.insert(Request {
+            operation,
+            file,
+            buffer,
+            pieces_left: 0,
+            failure: None,
+            waker: None,
+            abandoned: false,
+        });
+        let urgent = length <= URGENT_BYTES_MAX;
+        let (mut done, mut pieces) = (0, 0);
+        while done < length || pieces == 0 {
+            let mut piece_length = (length - done).min(piece_bytes_max);
+            let mut region = None;
+            if let Some(start) = arena_offset {
+                let index = (start + done) / REGION_BYTES;
+                piece_length = piece_length.min((index + 1) * REGION_BYTES - (start + done));
+                region = self.0.registered_region(index);
+            }
+            let piece = Piece {
+                request,
+                offset: offset + done as u64,
+                buffer_offset: done,
+                length: piece_length,
+                region,
+                urgent,
+                retries: 0,
+            };
+            let index = state.pieces.insert(piece);
+            if urgent {
+                state.urgent.push_back(index)
+            } else {
+                state.bulk.push_back(index)
+            }
+            done += piece_length;
+            pieces += 1;
+        }
+        if let Some(request) = state.requests.get_mut(request) {
+            request.pieces_left = pieces;
+        }
+        drop(state);
+        self.0.schedule_submit();
+        InFlight { ring: self.0.clone(), request: Some(request) }
+    }
+}
+
+impl Inner {
+    /// The registered buffer index of an arena region, registering it if it is not; `None` when that is refused.
+    fn registered_region(&self, index: usize) -> Option<u16> {
+        let buffer_index = u16::try_from(index).ok()?;
+        if self.registration_refused.get() {
+            return None;
+        }
+        let mut registered = self.registered_regions.borrow_mut();
+        if !*registered.get(index)? {
+            let start = index * REGION_BYTES;
+            let iovec = libc::iovec {
+                iov_base: self.arena.base().as_ptr().wrapping_add(start).cast(),
+                iov_len: REGION_BYTES.min(self.arena.bytes() - start),
+            };
+            // SAFETY: the region is inside the arena's mapping, which outlives the ring (`self.arena`).
+            let updated =
+                unsafe { self.uring.borrow().submitter().register_buffers_update(buffer_index as u32, &[iovec], None) };
+            if let Err(error) = updated {
+                tracing::warn!(%error, "can't register arena memory with the I/O ring (RLIMIT_MEMLOCK?): device reads go on unregistered");
+                self.registration_refused.set(true);
+                return None;
+            }
+            registered[index] = true;
+        }
+        Some(buffer_index)
+    }
+
+    /// Submits at the end of this turn of the executor, together with what else is queued until then.
+    fn schedule_submit(self: &Rc<Self>) {
+        if self.submit_is_scheduled.replace(true) {
+            return;
+        }
+        let ring = Rc::downgrade(self);
+        glommio::spawn_local(async move {
+            if let Some(ring) = ring.upgrade() {
+                ring.submit();
+            }
+        })
+        .detach();
+    }
+
+    /// Moves waiting pieces to the kernel, up to the queue depth.
+    fn submit(self: &Rc<Self>) {
+        self.submit_is_scheduled.set(false);
+        let mut woken = Vec::new();
+        {
+            let mut uring = self.uring.borrow_mut();
+            let mut state = self.state.borrow_mut();
+            let state = &mut *state;
+            let mut submissions = uring.submission();
+            while state.in_kernel < self.queue_depth && !submissions.is_full() {
+                let Some(index) = state.urgent.pop_front().or_else(|| state.bulk.pop_front()) else { break };
+                let Some(entry) = state.entry(index) else {
+                    state.finish(index, &mut woken);
+                    continue;
+                };
+                // SAFETY: the entry's memory is owned by its request, which stays in `state.requests` until the
+                // completion of all its pieces was seen; its file slot is registered.
+                if unsafe { submissions.push(&entry) }.is_err() {
+                    state.bulk.push_front(index);
+                    break;
+                }
+                state.in_kernel += 1;
+            }
+            let is_empty = submissions.is_empty();
+            drop(submissions);
+            if !is_empty && let Err(error) = uring.submit() {
+                // The entries stay in the submission queue. EAGAIN and EBUSY pass; nothing else is expected.
+                tracing::debug!(%error, "the kernel did not take submissions yet");
+                let ring = Rc::downgrade(self);
+                self.submit_is_scheduled.set(true);
+                glommio::spawn_local(async move {
+                    glommio::timer::sleep(std::time::Duration::from_millis(1)).await;
+                    if let Some(ring) = ring.upgrade() {
+                        ring.submit();
+                    }
+                })
+                .detach();
+            }
+        }
+        woken.into_iter().for_each(Waker::wake);
+    }
+
+    /// Takes completions and wakes the futures that wait for them.
+    fn reap(self: &Rc<Self>) {
+        let mut woken = Vec::new();
+        let more = {
+            let mut uring = self.uring.borrow_mut();
+            let mut state = self.state.borrow_mut();
+            for completion in uring.completion() {
+                state.complete(completion.user_data() as u32, completion.result(), &mut woken);
+            }
+            !state.urgent.is_empty() || !state.bulk.is_empty()
+        };
+        woken.into_iter().for_each(Waker::wake);
+        if more {
+            self.submit();
+        }
+    }
+}
+
+impl State {
+    /// The submission of a waiting piece; `None` when its request failed or was abandoned.
+    fn entry(&mut self, index: u32) -> Option<squeue::Entry> {
+        let piece = self.pieces.get_mut(index)?;
+        let request = self.requests.get_mut(piece.request)?;
+        if request.abandoned || request.failure.is_some() {
+            return None;
+        }
+        let file = types::Fixed(request.file);
+        let pointer = request.buffer.pointer().wrapping_add(piece.buffer_offset);
+        let length = piece.length as u32;
+        let entry = match (request.operation, piece.region) {
+            (Operation::Read, Some(region)) => {
+                opcode::ReadFixed::new(file, pointer, length, region).offset(piece.offset).build()
+            }
+            (Operation::Read, None) => opcode::Read::new(file, pointer, length).offset(piece.offset).build(),
+            (Operation::Write, _) => opcode::Write::new(file, pointer, length).offset(piece.offset).build(),
+            (Operation::Flush, _) => opcode::Fsync::new(file).flags(types::FsyncFlags::DATASYNC).build(),
+        };
+        Some(entry.user_data(index as u64))
+    }
+
+    /// One completion: a short transfer goes on with its rest, everything else finishes the piece.
+    fn complete(&mut self, index: u32, result: i32, woken: &mut Vec<Waker>) {
+        self.in_kernel = self.in_kernel.saturating_sub(1);
+        let Some(piece) = self.pieces.get_mut(index) else { return };
+        let Some(request) = self.requests.get_mut(piece.request) else { return };
+        let failure = match result {
+            _ if request.operation == Operation::Flush && result >= 0 => None,
+            errno if errno < 0 => {
+                if matches!(-errno, libc::EAGAIN | libc::EINTR) && piece.retries < RETRIES_MAX {
+                    piece.retries += 1;
+                    self.requeue(index);
+                    return;
+                }
+                Some(Failure::Errno { errno: -errno, offset: piece.offset, length: piece.length as u64 })
+            }
+            moved if moved as usize >= piece.length => None,
+            // A write that moves nothing or a transfer that stops inside a block: the file ends here.
+            moved if moved == 0 || !(moved as usize).is_multiple_of(super::BLOCK_BYTES) => {
+                Some(Failure::Short { got: (piece.buffer_offset + moved as usize) as u64 })
+            }
+            moved => {
+                piece.offset += moved as u64;
+                piece.buffer_offset += moved as usize;
+                piece.length -= moved as usize;
+                self.requeue(index);
+                return;
+            }
+        };
+        request.failure = request.failure.or(failure);
+        self.finish(index, woken);
+    }
+
+    fn requeue(&mut self, index: u32) {
+        let urgent = self.pieces.get_mut(index).is_some_and(|piece| piece.urgent);
+        if urgent { self.urgent.push_front(index) } else { self.bulk.push_front(index) }
+    }
+
+    /// A piece is done with; with the last one its request is, too.
+    fn finish(&mut self, index: u32, woken: &mut Vec<Waker>) {
+        let Some(piece) = self.pieces.remove(index) else { return };
+        let Some(request) = self.requests.get_mut(piece.request) else { return };
+        request.pieces_left -= 1;
+        if request.pieces_left == 0 {
+            if request.abandoned {
+                self.requests.remove(piece.request);
+            } else {
+                woken.extend(request.waker.take());
+            }
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let uring = self.uring.get_mut();
+        let state = self.state.get_mut();
+        let mut forgotten = Vec::new();
+        while state.in_kernel > 0 {
+            match uring.submit_and_wait(1) {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => {
+                    // Memory that the kernel may still write to must not be freed.
+                    tracing::error!(%error, "can't wait for I/O in flight: its memory is leaked");
+                    std::mem::forget(std::mem::take(state));
+                    break;
+                }
+            }
+            for completion in uring.completion() {
+                state.complete(completion.user_data() as u32, completion.result(), &mut forgotten);
+            }
+        }
+        // Lets the reaper see that the ring is gone.
+        let _ = rustix::io::write(&self.eventfd, &1u64.to_ne_bytes());
+    }
+}
+
+/// Waits for the eventfd through glommio's ring, and reaps.
+async fn reap_until_dropped(ring: Weak<Inner>, eventfd: OwnedFd) {
+    // SAFETY: the descriptor is owned here and given away.
+    let wakeups = unsafe { glommio::io::BufferedFile::from_raw_fd(eventfd.into_raw_fd()) };
+    loop {
+        let waited = wakeups.read_at(0, 8).await.map(drop);
+        let Some(ring) = ring.upgrade() else { break };
+        if let Err(error) = waited {
+            tracing::error!(%error, "can't wait for the I/O ring's eventfd: polling it");
+            glommio::timer::sleep(std::time::Duration::from_millis(1)).await;
+        }
+        ring.reap();
+    }
+    let _ = wakeups.close().await;
+}
+
+/// A request in flight. Resolves to its buffer.
+pub(super) struct InFlight {
+    ring: Rc<Inner>,
+    request: Option<u32>,
+}
+
+impl Future for InFlight {
+    type Output = Result<Buffer, Failure>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let index = self.request.expect("a future is not polled after it was ready");
+        let mut state = self.ring.state.borrow_mut();
+        let request = state.requests.get_mut(index).expect("a request lives until its future takes it");
+        if request.pieces_left > 0 {
+            if !request.waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
+                request.waker = Some(context.waker().clone());
+            }
+            return Poll::Pending;
+        }
+        let request = state.requests.remove(index).expect("just found");
+        drop(state);
+        self.request = None;
+        Poll::Ready(match request.failure {
+            Some(failure) => Err(failure),
+            None => Ok(request.buffer),
+        })
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        let Some(index) = self.request else { return };
+        let mut state = self.ring.state.borrow_mut();
+        let Some(request) = state.requests.get_mut(index) else { return };
+        if request.pieces_left == 0 {
+            state.requests.remove(index);
+        } else {
+            request.abandoned = true;
+            request.waker = None;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn one_piece(operation: Operation, length: usize) -> (State, u32, u32) {
+        let mut state = State::default();
+        let buffer = Buffer::Heap(AlignedBuf::zeroed(length));
+        let request = state.requests.insert(Request {
+            operation,
+            file: 0,
+            buffer,
+            pieces_left: 1,
+            failure: None,
+            waker: None,
+            abandoned: false,
+        });
+        let piece = state.pieces.insert(Piece {
+            request,
+            offset: 40960,
+            buffer_offset: 0,
+            length,
+            region: None,
+            urgent: true,
+            retries: 0,
+        });
+        state.in_kernel = 1;
+        (state, request, piece)
+    }
+
+    #[test]
+    fn a_device_error_is_kept_with_its_place() {
+        let (mut state, request, piece) = one_piece(Operation::Read, 8192);
+        state.complete(piece, -libc::EIO, &mut Vec::new());
+        let request = state.requests.get_mut(request).unwrap();
+        let expected = Failure::Errno { errno: libc::EIO, offset: 40960, length: 8192 };
+        assert_eq!((request.failure, request.pieces_left), (Some(expected), 0));
+    }
+
+    #[test]
+    fn a_short_transfer_goes_on_with_its_rest_and_interruptions_are_tried_again() {
+        let (mut state, request, piece) = one_piece(Operation::Write, 12288);
+        state.complete(piece, -libc::EINTR, &mut Vec::new());
+        assert_eq!(state.urgent.pop_front(), Some(piece));
+        state.complete(piece, 4096, &mut Vec::new());
+        assert_eq!(state.urgent.pop_front(), Some(piece));
+        let rest = state.pieces.get_mut(piece).unwrap();
+        assert_eq!((rest.offset, rest.buffer_offset, rest.length), (45056, 4096, 8192));
+        state.complete(piece, 8192, &mut Vec::new());
+        let request = state.requests.get_mut(request).unwrap();
+        assert_eq!((request.failure, request.pieces_left), (None, 0));
+    }
+
+    #[test]
+    fn a_piece_that_is_refused_for_ever_fails() {
+        let (mut state, request, piece) = one_piece(Operation::Read, 4096);
+        for _ in 0..RETRIES_MAX {
+            state.complete(piece, -libc::EAGAIN, &mut Vec::new());
+            assert_eq!(state.urgent.pop_front(), Some(piece));
+        }
+        state.complete(piece, -libc::EAGAIN, &mut Vec::new());
+        assert!(matches!(state.requests.get_mut(request).unwrap().failure, Some(Failure::Errno { .. })));
+    }
+}
