@@ -197,6 +197,8 @@ impl<D: Device> BlockCache<D> {
 
     /// Reads adjacent chunks as one, verifies and keeps them.
     async fn read(&self, addresses: Vec<ChunkAddress>, bypass: bool) -> Result<Vec<Bytes>> {
+        let keys = if bypass { Vec::new() } else { addresses.iter().map(|address| address.key).collect() };
+        let _in_flight = InFlight { cache: self, keys };
         // Chunks and the gaps between them, in order.
         let mut lengths = Vec::with_capacity(addresses.len() * 2);
         let mut parts = Vec::with_capacity(addresses.len());
@@ -211,23 +213,34 @@ impl<D: Device> BlockCache<D> {
             at = address.end();
         }
         let read = self.read_making_room(start, &lengths, (at - start).min(self.0.bytes_max)).await;
-        let verified = read.and_then(|ranges| {
-            let chunk = |(part, address): (&usize, &ChunkAddress)| {
-                let bytes = ranges.get(*part).map(|range| range.slice(..address.length as usize)).unwrap_or_default();
-                self.verify(address, &bytes).map(|()| bytes)
-            };
-            parts.iter().zip(&addresses).map(chunk).collect::<Result<Vec<Bytes>>>()
-        });
+        let verified = match read {
+            Ok(ranges) => self.verify_all(&addresses, &parts, &ranges).await,
+            Err(error) => Err(error),
+        };
         if !bypass {
             let mut chunks = self.0.chunks.borrow_mut();
             for (index, address) in addresses.iter().enumerate() {
-                chunks.in_flight.remove(&address.key);
                 if let Ok(verified) = &verified {
                     chunks.insert(address, verified[index].clone(), self.0.bytes_max);
                 }
             }
         }
         verified
+    }
+
+    /// The chunks among the ranges that were read, verified; lets others run after each, since a checksum of a long
+    /// chunk takes up to 100 us.
+    async fn verify_all(&self, addresses: &[ChunkAddress], parts: &[usize], ranges: &[Bytes]) -> Result<Vec<Bytes>> {
+        let mut verified = Vec::with_capacity(addresses.len());
+        for (part, address) in parts.iter().zip(addresses) {
+            let bytes = ranges.get(*part).map(|range| range.slice(..address.length as usize)).unwrap_or_default();
+            self.verify(address, &bytes)?;
+            verified.push(bytes);
+            if address.length >= 64 << 10 {
+                futures_lite::future::yield_now().await;
+            }
+        }
+        Ok(verified)
     }
 
     /// Reads; when the arena is full, evicts at least as much as is wanted, doubling, and tries again.
@@ -272,6 +285,21 @@ impl<D: Device> BlockCache<D> {
             chunks.places.iter().filter(|(key, _)| key.segment_id == segment_id).map(|(_, place)| *place).collect();
         for place in places {
             chunks.remove(place);
+        }
+    }
+}
+
+/// Takes keys out of the reads in flight when their read ends, also when it is dropped.
+struct InFlight<'a, D: Device> {
+    cache: &'a BlockCache<D>,
+    keys: Vec<ChunkKey>,
+}
+
+impl<D: Device> Drop for InFlight<'_, D> {
+    fn drop(&mut self) {
+        let mut chunks = self.cache.0.chunks.borrow_mut();
+        for key in &self.keys {
+            chunks.in_flight.remove(key);
         }
     }
 }
@@ -451,6 +479,7 @@ mod tests {
             let mut lonely = Box::pin(cache.fetch(&other, false));
             assert!(futures_lite::future::poll_once(&mut lonely).await.is_none());
             drop(lonely);
+            assert!(cache.0.chunks.borrow().in_flight.is_empty());
             assert_eq!(cache.fetch(&other, false).await.unwrap().bytes_read_device, 4096);
         });
     }

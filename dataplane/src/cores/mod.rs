@@ -12,6 +12,7 @@
 //! glommio's tasks are cooperative: work that takes long calls [`Turn::yield_if_due`] at least every 100 us. The
 //! executor looks at its rings at least every 200 us (the preempt timer).
 
+mod read_ahead;
 pub mod scan;
 
 use std::{

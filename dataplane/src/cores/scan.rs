@@ -1,0 +1,216 @@
+//! The scan driver: one request over the row groups of a table, on every core.
+//!
+//! Owns the loop between the engine (pure) and the cache and device of each core. Called by the session that asked,
+//! on its home core, which also merges what the cores computed.
+//!
+//! Invariants:
+//! - A core works on the shards `s` with `s % cores == core`; the ordinals of row groups do not depend on that.
+//! - A core lets others run after 100 us of work, and looks at cancellation and deadline before each step: a dropped
+//!   or cancelled request stops everywhere within one step.
+//! - Images wait in a channel of [`IMAGES_PER_CORE`] per core: a slow client stops its scan, not the cell's memory.
+//! - Bytes that a core reads ahead are bounded ([`super::read_ahead`]).
+
+use std::{sync::Arc, time::Instant};
+
+use futures::future::{try_join, try_join_all};
+use heliostat_engine::{CompiledScan, CorePartial, CoreScan, Merge, MergeStep, ScanStats, SharedScan, Step};
+use hidb::{Error, ErrorCode, Result, image::ResultImage};
+
+use super::{
+    Core, Cores, Turn,
+    read_ahead::{GroupWork, ReadAhead},
+};
+use crate::store::TableSnapshot;
+
+/// Images of one core that wait for the home core.
+const IMAGES_PER_CORE: usize = 2;
+
+/// One question to one table.
+#[derive(Clone)]
+pub struct ScanRequest {
+    /// The table as the request sees it.
+    pub snapshot: Arc<TableSnapshot>,
+    /// The plan.
+    pub compiled: Arc<CompiledScan>,
+    /// What the cores of the request share; cancelling it stops them.
+    pub shared: Arc<SharedScan>,
+    /// When the request is no longer wanted.
+    pub deadline: Option<Instant>,
+    /// Reads everything from the device and leaves the cache alone.
+    pub bypass_cache: bool,
+}
+
+/// What a scan did, over all cores.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ScanStatistics {
+    /// The engine's counters.
+    pub engine: ScanStats,
+    /// Bytes read from the device for this request: chunks, padding and the gaps between them.
+    pub bytes_read_device: u64,
+    /// Bytes of the images that were handed to the sink.
+    pub bytes_returned: u64,
+    /// Images handed to the sink.
+    pub images: u64,
+}
+
+/// What one core hands to the home core at the end.
+struct CoreOutcome {
+    partial: CorePartial,
+    stats: ScanStats,
+    bytes_read_device: u64,
+}
+
+/// Stops the other cores when the request ends early, by an error or because it was dropped.
+struct CancelUnlessFinished(Option<Arc<SharedScan>>);
+
+impl Drop for CancelUnlessFinished {
+    fn drop(&mut self) {
+        if let Some(shared) = self.0.take() {
+            shared.cancel();
+        }
+    }
+}
+
+/// Scans on all cores and hands every image to `sink` as it comes. Runs on the home core; dropping the future stops
+/// all cores.
+///
+/// # Errors
+/// The engine's; `Io` and `Corruption` from the device; `Cancelled`, `DeadlineExceeded`; those of `sink`.
+pub async fn scan_table(
+    cores: &Cores,
+    request: ScanRequest,
+    mut sink: impl AsyncFnMut(ResultImage) -> Result<()>,
+) -> Result<ScanStatistics> {
+    let mut guard = CancelUnlessFinished(Some(request.shared.clone()));
+    let (images, arriving) = flume::bounded(cores.count() * IMAGES_PER_CORE);
+    let workers = (0..cores.count()).map(|core| {
+        let (request, images) = (request.clone(), images.clone());
+        let work = cores.run_while_wanted(core, move || scan_core(request, images));
+        async move { work.await? }
+    });
+    let gather = try_join_all(workers.collect::<Vec<_>>());
+    drop(images);
+    let mut statistics = ScanStatistics::default();
+    let deliver = async {
+        while let Ok(image) = arriving.recv_async().await {
+            hand_over(image, &mut statistics, &mut sink).await?;
+        }
+        Ok(())
+    };
+    let (outcomes, ()) = try_join(gather, deliver).await?;
+
+    let mut turn = Turn::default();
+    let mut merge = Merge::new(request.compiled.clone(), request.shared.clone());
+    for outcome in outcomes {
+        statistics.engine.add(&outcome.stats);
+        statistics.bytes_read_device += outcome.bytes_read_device;
+        merge.push(outcome.partial)?;
+        turn.yield_if_due().await;
+    }
+    loop {
+        check(&request)?;
+        match merge.step()? {
+            MergeStep::Image(image) => {
+                statistics.engine.rows += u64::from(image.rows);
+                hand_over(image, &mut statistics, &mut sink).await?;
+                turn.restart();
+            }
+            MergeStep::Progress => {}
+            MergeStep::Finished => break,
+        }
+        turn.yield_if_due().await;
+    }
+    guard.0 = None;
+    Ok(statistics)
+}
+
+async fn hand_over(
+    image: ResultImage,
+    statistics: &mut ScanStatistics,
+    sink: &mut impl AsyncFnMut(ResultImage) -> Result<()>,
+) -> Result<()> {
+    statistics.images += 1;
+    statistics.bytes_returned += image.bytes.len() as u64;
+    sink(image).await
+}
+
+/// Whether the request is still wanted.
+fn check(request: &ScanRequest) -> Result<()> {
+    if request.shared.is_cancelled() {
+        return Err(Error::new(ErrorCode::Cancelled, "the request was cancelled"));
+    }
+    if request.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+        return Err(Error::new(
+            ErrorCode::DeadlineExceeded,
+            "the scan did not end before its deadline: narrow the question or raise the timeout",
+        ));
+    }
+    Ok(())
+}
+
+/// The row groups of this core's shards, in the order of the snapshot.
+async fn work_of_core(request: &ScanRequest, core: &Core, turn: &mut Turn) -> Vec<GroupWork> {
+    let mut work = Vec::new();
+    let mut ordinal = 0;
+    for segment in &request.snapshot.segments {
+        let groups = &segment.footer.row_groups;
+        if segment.shard as usize % core.count == core.id {
+            let segment_may_match = request.compiled.may_match(&segment.footer.zones);
+            for (row_group, meta) in groups.iter().enumerate() {
+                let may_match = segment_may_match && request.compiled.row_group_may_match(meta);
+                work.push(GroupWork {
+                    ordinal: ordinal + row_group as u64,
+                    segment: segment.clone(),
+                    row_group,
+                    may_match,
+                });
+            }
+            turn.yield_if_due().await;
+        }
+        ordinal += groups.len() as u64;
+    }
+    work
+}
+
+/// One core's part of a scan.
+async fn scan_core(request: ScanRequest, images: flume::Sender<ResultImage>) -> Result<CoreOutcome> {
+    let internal = |text: &str| Error::new(ErrorCode::Internal, text);
+    let core = Core::current().ok_or_else(|| internal("a scan runs on a core"))?;
+    let cache = core.cache.clone().ok_or_else(|| internal("the cores were started without a volume"))?;
+    let mut turn = Turn::default();
+    let work = work_of_core(&request, &core, &mut turn).await;
+    let columns = request.snapshot.schema.fields().len() + 1;
+    let mut read_ahead = ReadAhead::new(cache, request.bypass_cache, core.arena.bytes(), columns);
+    let mut scan = CoreScan::new(request.compiled.clone(), request.shared.clone());
+    for (index, group) in work.iter().enumerate() {
+        if request.shared.is_satisfied() {
+            break;
+        }
+        read_ahead.begin(index);
+        scan.start_row_group(group.ordinal, group.segment.footer.clone(), group.row_group)?;
+        loop {
+            check(&request)?;
+            match scan.step()? {
+                Step::Need(columns) => {
+                    for (column, bytes) in read_ahead.need(&work, index, &columns).await? {
+                        scan.supply(column, bytes)?;
+                    }
+                    turn.restart();
+                }
+                Step::Image(image) => {
+                    images
+                        .send_async(image)
+                        .await
+                        .map_err(|_| Error::new(ErrorCode::Cancelled, "nobody waits for the result any more"))?;
+                    turn.restart();
+                }
+                Step::Progress => {}
+                Step::RowGroupDone | Step::Finished => break,
+            }
+            turn.yield_if_due().await;
+        }
+        turn.yield_if_due().await;
+    }
+    let stats = *scan.stats();
+    Ok(CoreOutcome { partial: scan.finish()?, stats, bytes_read_device: read_ahead.bytes_read_device })
+}
