@@ -6,9 +6,14 @@
 //! Invariants
 //! - NULL matches only [`ChunkPredicate::IsNull`]; `negated` turns matches around among non-NULL values.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::ops::Bound;
 use std::sync::Arc;
+
+use memchr::memmem::Finder;
+
+use crate::encoding::integers::IntTest;
 
 /// A test of one value in the bytes lane.
 pub type BytesTest = Arc<dyn Fn(&[u8]) -> bool + Send + Sync>;
@@ -133,4 +138,139 @@ pub enum BlockMatch {
 /// A [`ChunkPredicate`] translated into the encoded domain of one chunk by
 /// [`crate::Chunk::compile`]. Only to be used with that chunk.
 #[derive(Debug)]
-pub struct CompiledPredicate {}
+pub struct CompiledPredicate {
+    pub(crate) kind: Compiled,
+}
+
+/// What is left to do per block.
+pub(crate) enum Compiled {
+    /// Nothing matches.
+    Never,
+    /// NULLs match.
+    IsNull,
+    /// Everything but NULLs matches.
+    NotNull,
+    /// Stored integers or dictionary codes.
+    Integers(IntTest),
+    /// Order keys, inclusive; nothing when `lo > hi`.
+    Floats { lo: i64, hi: i64, negated: bool },
+    /// Plain 128-bit values: sorted disjoint ranges.
+    Wide { ranges: Vec<(i128, i128)>, negated: bool },
+    /// Bitmap equals this.
+    Bool(bool),
+    /// Text blocks (boxed: it carries buffers).
+    Text(Box<TextTest>),
+    /// Fixed-width bytes (vectors).
+    FixedBytes(BytesMatcher),
+}
+
+impl fmt::Debug for Compiled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Compiled::Never => "Never",
+            Compiled::IsNull => "IsNull",
+            Compiled::NotNull => "NotNull",
+            Compiled::Integers(_) => "Integers",
+            Compiled::Floats { .. } => "Floats",
+            Compiled::Wide { .. } => "Wide",
+            Compiled::Bool(_) => "Bool",
+            Compiled::Text(_) => "Text",
+            Compiled::FixedBytes(_) => "FixedBytes",
+        })
+    }
+}
+
+/// A test of raw bytes, made once per chunk.
+pub(crate) enum BytesMatcher {
+    Range {
+        lo: Bound<Vec<u8>>,
+        hi: Bound<Vec<u8>>,
+        negated: bool,
+    },
+    /// Sorted.
+    Set {
+        values: Vec<Vec<u8>>,
+        negated: bool,
+    },
+    Contains {
+        prefix: Vec<u8>,
+        needles: Vec<Finder<'static>>,
+        negated: bool,
+    },
+    Test(BytesTest),
+}
+
+impl BytesMatcher {
+    /// `None` when the predicate is not about bytes.
+    pub(crate) fn new(predicate: &ChunkPredicate) -> Option<Self> {
+        Some(match predicate {
+            ChunkPredicate::BytesRange { lo, hi, negated } => {
+                BytesMatcher::Range { lo: lo.clone(), hi: hi.clone(), negated: *negated }
+            }
+            ChunkPredicate::BytesSet { values, negated } => {
+                let mut values = values.to_vec();
+                values.sort_unstable();
+                values.dedup();
+                BytesMatcher::Set { values, negated: *negated }
+            }
+            ChunkPredicate::BytesContains { prefix, needles, negated } => BytesMatcher::Contains {
+                prefix: prefix.clone(),
+                needles: needles.iter().map(|needle| Finder::new(needle).into_owned()).collect(),
+                negated: *negated,
+            },
+            ChunkPredicate::Bytes(test) => BytesMatcher::Test(test.clone()),
+            _ => return None,
+        })
+    }
+
+    /// Whether a value matches.
+    #[inline]
+    pub(crate) fn matches(&self, value: &[u8]) -> bool {
+        match self {
+            BytesMatcher::Range { lo, hi, negated } => in_bounds(value, lo, hi) != *negated,
+            BytesMatcher::Set { values, negated } => {
+                values.binary_search_by(|member| member.as_slice().cmp(value)).is_ok() != *negated
+            }
+            BytesMatcher::Contains { prefix, needles, negated } => {
+                contains_in_order(value, prefix, needles) != *negated
+            }
+            BytesMatcher::Test(test) => test(value),
+        }
+    }
+}
+
+fn in_bounds(value: &[u8], lo: &Bound<Vec<u8>>, hi: &Bound<Vec<u8>>) -> bool {
+    let above = match lo {
+        Bound::Unbounded => true,
+        Bound::Included(lo) => value >= lo.as_slice(),
+        Bound::Excluded(lo) => value > lo.as_slice(),
+    };
+    above
+        && match hi {
+            Bound::Unbounded => true,
+            Bound::Included(hi) => value <= hi.as_slice(),
+            Bound::Excluded(hi) => value < hi.as_slice(),
+        }
+}
+
+/// Whether `value` starts with `prefix` and then has the needles in order without overlap. Taking the
+/// first occurrence of each is enough: a later one leaves less room for the rest.
+pub(crate) fn contains_in_order(value: &[u8], prefix: &[u8], needles: &[Finder<'static>]) -> bool {
+    let Some(mut rest) = value.strip_prefix(prefix) else { return false };
+    for needle in needles {
+        match needle.find(rest) {
+            Some(at) => rest = &rest[at + needle.needle().len()..],
+            None => return false,
+        }
+    }
+    true
+}
+
+/// A test of text blocks with the buffers it decompresses into.
+pub(crate) struct TextTest {
+    pub(crate) matcher: BytesMatcher,
+    /// Sets: the members' lengths, distinct.
+    pub(crate) lengths: Vec<usize>,
+    /// Reused from block to block.
+    pub(crate) scratch: RefCell<Vec<u8>>,
+}

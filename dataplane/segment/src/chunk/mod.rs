@@ -1,122 +1,499 @@
 //! Chunks: one column of one row group, read in place.
+//!
+//! Owns the chunk's header and sections, and [`Chunk`], through which the engine reads and filters
+//! blocks. `filter` evaluates predicates; `header` is the layout; the encodings do the work.
+//!
+//! Invariants
+//! - Opening checks the header and that every section lies inside the bytes; each block's payload range is
+//!   checked when the block is read, before a kernel sees it.
+//! - Values of NULL rows are arbitrary (text: empty), never read from outside the chunk.
+
+mod filter;
+pub(crate) mod header;
+#[cfg(test)]
+mod tests;
 
 use bytes::Bytes;
-use hidb::types::DataType;
+use hidb::types::{DataType, Lane, Scalar};
 
-use crate::error::Result;
+use crate::BLOCK_ROWS;
+use crate::encoding::fsst_decode::SymbolTable;
+use crate::encoding::integers::{Integers, Mapping, Rows};
+use crate::encoding::text::Text;
+use crate::encoding::{bitmap, dictionary, plain, u16_at, u32_at};
+use crate::error::{Result, SegmentError};
 use crate::footer::Encoding;
-use crate::predicate::{BlockMatch, ChunkPredicate, CompiledPredicate};
 use crate::selection::Selection;
 use crate::zone::ZoneMap;
+use header::{Header, Layout, Sections};
 
 /// One column of one row group. Cheap to open (nothing is decoded) and to clone.
 #[derive(Clone, Debug)]
 pub struct Chunk {
     bytes: Bytes,
     data_type: DataType,
-    rows: u32,
+    header: Header,
+    sections: Sections,
 }
 
 /// The entries of a dictionary chunk, ascending.
 #[derive(Clone, Copy, Debug)]
 pub struct DictionaryView<'a> {
-    chunk: &'a Chunk,
+    section: &'a [u8],
+    len: usize,
 }
 
 impl<'a> DictionaryView<'a> {
     /// How many entries there are; codes are below this.
     pub fn len(&self) -> usize {
-        unimplemented!()
+        self.len
     }
-    /// Whether there is none (a chunk of NULLs).
+
+    /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.len == 0
     }
+
     /// Entry `code` of a bytes-lane chunk.
-    pub fn bytes(&self, _code: u32) -> Result<&'a [u8]> {
-        unimplemented!()
+    pub fn bytes(&self, code: u32) -> Result<&'a [u8]> {
+        dictionary::bytes_entry(self.section, self.len, code as usize)
     }
+
     /// Entry `code` of a 64-bit-lane chunk.
-    pub fn i64(&self, _code: u32) -> Result<i64> {
-        unimplemented!()
+    pub fn i64(&self, code: u32) -> Result<i64> {
+        dictionary::i64_entry(self.section, self.len, code as usize)
     }
 }
 
-#[allow(unused_variables, missing_docs)]
 impl Chunk {
-    /// Checks the header and the extents of the parts; decodes nothing, allocates nothing.
+    /// Opens a chunk of `rows` rows. Checks the header and the extents of the parts; decodes nothing,
+    /// allocates nothing. `bytes` may be longer than the chunk (padding).
     pub fn open(bytes: Bytes, data_type: &DataType, rows: u32) -> Result<Chunk> {
-        unimplemented!()
+        let header = Header::parse(&bytes, data_type, rows)?;
+        let sections = header.sections(bytes.len())?;
+        let chunk = Chunk { bytes, data_type: *data_type, header, sections };
+        if header.layout == Layout::TextFsst && SymbolTable::new(chunk.section(&sections.auxiliary)).is_none() {
+            return Err(SegmentError::corrupt("chunk", "symbol table"));
+        }
+        Ok(chunk)
     }
+
+    fn section(&self, range: &std::ops::Range<usize>) -> &[u8] {
+        &self.bytes[range.clone()]
+    }
+
     /// The column's type.
     pub fn data_type(&self) -> &DataType {
         &self.data_type
     }
+
     /// Rows in all.
     pub fn rows(&self) -> usize {
-        self.rows as usize
+        self.header.rows as usize
     }
+
     /// 1,024-row blocks.
     pub fn blocks(&self) -> usize {
-        self.rows().div_ceil(1024)
+        self.rows().div_ceil(BLOCK_ROWS)
     }
+
     /// Rows of block `b` (1,024 but for the last).
     pub fn block_rows(&self, b: usize) -> usize {
-        self.rows().saturating_sub(b * 1024).min(1024)
+        self.rows().saturating_sub(b.saturating_mul(BLOCK_ROWS)).min(BLOCK_ROWS)
     }
+
     /// How it is encoded.
     pub fn encoding(&self) -> Encoding {
-        unimplemented!()
+        self.header.encoding
     }
+
     /// NULLs in the whole chunk.
     pub fn null_count(&self) -> usize {
-        unimplemented!()
+        self.header.null_count as usize
     }
+
     /// Bytes of the encoded chunk.
     pub fn encoded_bytes(&self) -> usize {
-        self.bytes.len()
+        self.sections.payload.end
     }
 
     /// NULLs in block `b`.
     pub fn block_null_count(&self, b: usize) -> Result<usize> {
-        unimplemented!()
-    }
-    /// Bounds of block `b` (unknown for text that is not in a dictionary, and for vectors).
-    pub fn zone(&self, b: usize) -> Result<ZoneMap> {
-        unimplemented!()
-    }
-    /// Writes which rows of block `b` are not NULL (bits past its rows are 0). Returns whether all are.
-    pub fn validity(&self, b: usize, out: &mut [u64; 16]) -> Result<bool> {
-        unimplemented!()
+        Ok(self.nulls(b)?.0)
     }
 
-    /// 64-bit lane: all values of block `b`; NULL rows hold arbitrary values. `out` past the block's rows is arbitrary.
+    /// NULLs of block `b` and where its bitmap starts in the validity section.
+    fn nulls(&self, b: usize) -> Result<(usize, usize)> {
+        if b >= self.blocks() {
+            return Err(SegmentError::corrupt("chunk", format!("no block {b}")));
+        }
+        if self.header.null_count == 0 {
+            return Ok((0, 0));
+        }
+        let section = self.section(&self.sections.validity);
+        let record = section
+            .get(b * header::VALIDITY_RECORD_BYTES..(b + 1) * header::VALIDITY_RECORD_BYTES)
+            .ok_or_else(|| SegmentError::corrupt("chunk", "validity section too short"))?;
+        Ok((usize::from(u16_at(record, 0)).min(self.block_rows(b)), u32_at(record, 4) as usize))
+    }
+
+    /// Writes which rows of block `b` are not NULL (bits past its rows are 0). Returns whether all are.
+    pub fn validity(&self, b: usize, out: &mut [u64; 16]) -> Result<bool> {
+        let (nulls, offset) = self.nulls(b)?;
+        let rows = self.block_rows(b);
+        if nulls == rows {
+            *out = [0; 16];
+            return Ok(false);
+        }
+        let all = Selection::all(rows);
+        *out = *all.words();
+        if nulls == 0 {
+            return Ok(true);
+        }
+        let section = self.section(&self.sections.validity);
+        let start = self.blocks() * header::VALIDITY_RECORD_BYTES + offset;
+        let bits = section
+            .get(start..start + bitmap::BLOCK_BYTES)
+            .ok_or_else(|| SegmentError::corrupt("chunk", format!("validity bitmap of block {b}")))?;
+        let mut words = [0u64; 16];
+        bitmap::decode(bits, &mut words);
+        for (out, word) in out.iter_mut().zip(words) {
+            *out &= word;
+        }
+        Ok(false)
+    }
+
+    fn integers(&self) -> Integers<'_> {
+        Integers { directory: self.section(&self.sections.directory), payload: self.section(&self.sections.payload) }
+    }
+
+    fn text(&self) -> Text<'_> {
+        let table = if self.header.layout == Layout::TextFsst {
+            SymbolTable::new(self.section(&self.sections.auxiliary))
+        } else {
+            None
+        };
+        Text { directory: self.section(&self.sections.directory), payload: self.section(&self.sections.payload), table }
+    }
+
+    fn mapping(&self) -> Mapping {
+        Mapping { origin: self.header.origin, scale: self.header.scale }
+    }
+
+    fn wrong_lane(&self, operation: &'static str) -> SegmentError {
+        SegmentError::WrongLane { operation, data_type: self.data_type.to_string() }
+    }
+
+    fn check_block(&self, b: usize) -> Result<()> {
+        if b < self.blocks() { Ok(()) } else { Err(SegmentError::corrupt("chunk", format!("no block {b}"))) }
+    }
+
+    /// The bytes of block `b` of a plain chunk.
+    fn plain_block(&self, b: usize) -> Result<&[u8]> {
+        self.check_block(b)?;
+        let width = self.header.value_width as usize;
+        let from = b * BLOCK_ROWS * width;
+        let length = self.block_rows(b) * width;
+        // The header check made sure that `rows * width` bytes are there.
+        Ok(&self.section(&self.sections.payload)[from..from + length])
+    }
+
+    fn bitmap_block(&self, b: usize) -> Result<&[u8]> {
+        self.check_block(b)?;
+        Ok(&self.section(&self.sections.payload)[b * bitmap::BLOCK_BYTES..(b + 1) * bitmap::BLOCK_BYTES])
+    }
+
+    /// The single value of a constant plain chunk.
+    fn constant_bytes(&self) -> [u8; 16] {
+        self.header.origin.to_le_bytes()
+    }
+
+    /// Bounds of block `b` (nothing but counts for vectors, booleans and text that is not in a dictionary).
+    pub fn zone(&self, b: usize) -> Result<ZoneMap> {
+        let nulls = self.block_null_count(b)?;
+        let rows = self.block_rows(b);
+        let mut zone = ZoneMap::unknown(rows as u32, nulls as u32);
+        if nulls == rows {
+            return Ok(zone);
+        }
+        match self.header.layout {
+            Layout::Integers => {
+                let record = self.integers().record(b)?;
+                let scalar = |stored: i64| match self.data_type.lane() {
+                    Lane::I64 => Scalar::I64(self.mapping().value(stored) as i64),
+                    _ => Scalar::I128(self.mapping().value(stored)),
+                };
+                (zone.min, zone.max, zone.exact) = (scalar(record.min), scalar(record.max()), true);
+            }
+            Layout::DictionaryI64 | Layout::DictionaryBytes => {
+                let record = self.integers().record(b)?;
+                let entry = |code: i64| match self.header.layout {
+                    Layout::DictionaryI64 => Ok(Scalar::I64(self.entry_i64(code)?)),
+                    _ => Ok(Scalar::Bytes(self.entry_bytes(code)?.to_vec())),
+                };
+                (zone.min, zone.max, zone.exact) = (entry(record.min)?, entry(record.max())?, true);
+            }
+            Layout::Plain if self.data_type.is_float() => {
+                let (low, high) = plain::float_keys(self.section(&self.sections.directory), b);
+                let float = |key: i64| f64::from_bits((key ^ ((key >> 63) as u64 >> 1) as i64) as u64);
+                zone.has_nan = high == i64::MAX;
+                zone.min = Scalar::F64(float(low));
+                zone.exact = !zone.has_nan;
+                zone.max = if low == i64::MAX {
+                    zone.min.clone()
+                } else if zone.has_nan {
+                    Scalar::F64(f64::INFINITY)
+                } else {
+                    Scalar::F64(float(high))
+                };
+            }
+            Layout::Constant if self.data_type.is_float() => {
+                let value = self.constant_f64();
+                zone.has_nan = value.is_nan();
+                (zone.min, zone.max, zone.exact) = (Scalar::F64(value + 0.0), Scalar::F64(value + 0.0), true);
+            }
+            _ => {}
+        }
+        Ok(zone)
+    }
+
+    fn entry_i64(&self, code: i64) -> Result<i64> {
+        let len = self.header.dictionary_len as usize;
+        dictionary::i64_entry(self.section(&self.sections.auxiliary), len, code as usize)
+    }
+
+    fn entry_bytes(&self, code: i64) -> Result<&[u8]> {
+        let len = self.header.dictionary_len as usize;
+        dictionary::bytes_entry(self.section(&self.sections.auxiliary), len, code as usize)
+    }
+
+    fn constant_f64(&self) -> f64 {
+        let bytes = self.constant_bytes();
+        match self.data_type {
+            DataType::Float32 => f64::from(f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])),
+            _ => f64::from_bits(self.header.origin as u64),
+        }
+    }
+
+    /// 64-bit lane: all values of block `b`. NULL rows, and `out` past the block's rows, hold arbitrary values.
     pub fn decode_i64(&self, b: usize, out: &mut [i64; 1024]) -> Result<()> {
-        unimplemented!()
+        self.check_block(b)?;
+        match (self.header.layout, self.data_type.lane()) {
+            (Layout::Integers, Lane::I64) => self.integers().decode_mapped(b, &self.mapping(), out),
+            (Layout::DictionaryI64, Lane::I64) => {
+                self.integers().decode(b, out)?;
+                self.look_up_i64(&mut out[..self.block_rows(b)])
+            }
+            _ => Err(self.wrong_lane("decode_i64")),
+        }
     }
-    /// 128-bit lane (64-bit lanes are widened).
+
+    /// Replaces codes by their entries.
+    fn look_up_i64(&self, codes: &mut [i64]) -> Result<()> {
+        let len = self.header.dictionary_len as usize;
+        let entries = self.section(&self.sections.auxiliary).as_chunks::<8>().0;
+        let entries = &entries[..len.min(entries.len())];
+        for code in codes {
+            match entries.get(*code as usize) {
+                Some(entry) => *code = i64::from_le_bytes(*entry),
+                None => return Err(SegmentError::corrupt("dictionary", format!("no entry {code} of {len}"))),
+            }
+        }
+        Ok(())
+    }
+
+    /// 128-bit lane, and the 64-bit lane widened: all values of block `b`.
     pub fn decode_i128(&self, b: usize, out: &mut [i128; 1024]) -> Result<()> {
-        unimplemented!()
+        match (self.header.layout, self.data_type.lane()) {
+            (Layout::Integers, Lane::I128) => {
+                let mut stored = [0i64; 1024];
+                self.integers().decode(b, &mut stored)?;
+                let mapping = self.mapping();
+                for (out, stored) in out.iter_mut().zip(stored) {
+                    *out = mapping.value(stored);
+                }
+                Ok(())
+            }
+            (Layout::Plain, Lane::I128) => {
+                for (out, value) in out.iter_mut().zip(self.plain_block(b)?.as_chunks::<16>().0) {
+                    *out = i128::from_le_bytes(*value);
+                }
+                Ok(())
+            }
+            (_, Lane::I64) => {
+                let mut values = [0i64; 1024];
+                self.decode_i64(b, &mut values)?;
+                for (out, value) in out.iter_mut().zip(values) {
+                    *out = i128::from(value);
+                }
+                Ok(())
+            }
+            _ => Err(self.wrong_lane("decode_i128")),
+        }
     }
-    /// Float lane.
+
+    /// Float lane: all values of block `b` (32-bit floats widened).
     pub fn decode_f64(&self, b: usize, out: &mut [f64; 1024]) -> Result<()> {
-        unimplemented!()
+        match (self.header.layout, self.data_type) {
+            (Layout::Plain, DataType::Float64) => {
+                for (out, value) in out.iter_mut().zip(self.plain_block(b)?.as_chunks::<8>().0) {
+                    *out = f64::from_le_bytes(*value);
+                }
+            }
+            (Layout::Plain, DataType::Float32) => {
+                for (out, value) in out.iter_mut().zip(self.plain_block(b)?.as_chunks::<4>().0) {
+                    *out = f64::from(f32::from_le_bytes(*value));
+                }
+            }
+            (Layout::Constant, DataType::Float32 | DataType::Float64) => {
+                self.check_block(b)?;
+                out.fill(self.constant_f64());
+            }
+            _ => return Err(self.wrong_lane("decode_f64")),
+        }
+        Ok(())
     }
-    /// Boolean lane, as a bitmap.
+
+    /// Boolean lane: the values of block `b` as a bitmap; bits of NULL rows and past the rows are arbitrary.
     pub fn decode_bool(&self, b: usize, out: &mut [u64; 16]) -> Result<()> {
-        unimplemented!()
+        match (self.header.layout, self.data_type) {
+            (Layout::Bitmap, DataType::Boolean) => bitmap::decode(self.bitmap_block(b)?, out),
+            (Layout::Constant, DataType::Boolean) => {
+                self.check_block(b)?;
+                *out = [if self.header.origin == 0 { 0 } else { u64::MAX }; 16];
+            }
+            _ => return Err(self.wrong_lane("decode_bool")),
+        }
+        Ok(())
     }
+
     /// 64-bit lane: the selected values, compacted into the front of `out`. Returns how many.
     pub fn gather_i64(&self, b: usize, selection: &Selection, out: &mut [i64; 1024]) -> Result<usize> {
-        unimplemented!()
+        let mut buffer = [0u16; 1024];
+        let rows = self.selected(b, selection, &mut buffer);
+        let count = rows.len();
+        if self.data_type.lane() != Lane::I64 {
+            return Err(self.wrong_lane("gather_i64"));
+        }
+        if count == 0 {
+            return Ok(0);
+        }
+        match self.header.layout {
+            Layout::Integers => self.integers().take(b, &self.mapping(), rows, &mut out[..count])?,
+            _ => {
+                self.integers().take(b, &Mapping::IDENTITY, rows, &mut out[..count])?;
+                self.look_up_i64(&mut out[..count])?;
+            }
+        }
+        Ok(count)
     }
-    /// Selected values, compacted, in the Arrow native width (`DataType::fixed_width`), little-endian, into the front
-    /// of `out`. NULL rows hold arbitrary values. Returns how many rows were written.
+
+    /// The selected rows of block `b`; rows past its end are ignored.
+    fn selected<'i>(&self, b: usize, selection: &Selection, buffer: &'i mut [u16; 1024]) -> Rows<'i> {
+        let rows = self.block_rows(b);
+        let all = Selection::all(rows);
+        let mut within = *selection;
+        within.and(all.words());
+        if within == all {
+            return Rows::All(rows);
+        }
+        let count = within.indices(buffer);
+        Rows::At(&buffer[..count])
+    }
+
+    /// Selected values, compacted, in the Arrow native width ([`DataType::fixed_width`]), little-endian,
+    /// into the front of `out`. NULL rows hold arbitrary values. Returns how many rows were written.
     pub fn gather_fixed(&self, b: usize, selection: &Selection, out: &mut [u8]) -> Result<usize> {
-        unimplemented!()
+        let Some(width) = self.data_type.fixed_width() else { return Err(self.wrong_lane("gather_fixed")) };
+        self.check_block(b)?;
+        let mut buffer = [0u16; 1024];
+        let rows = self.selected(b, selection, &mut buffer);
+        let count = rows.len();
+        if count == 0 {
+            return Ok(0);
+        }
+        let needed = count * width;
+        if out.len() < needed {
+            return Err(SegmentError::BufferTooSmall { needed, given: out.len() });
+        }
+        let out = &mut out[..needed];
+        match (self.header.layout, width) {
+            (Layout::Integers, 2) => self.take_native::<i16, 2>(b, rows, out)?,
+            (Layout::Integers, 4) => self.take_native::<i32, 4>(b, rows, out)?,
+            (Layout::Integers, 8) => self.take_native::<i64, 8>(b, rows, out)?,
+            (Layout::Integers, _) => {
+                let mut stored = [0i64; 1024];
+                self.integers().take(b, &Mapping::IDENTITY, rows, &mut stored[..count])?;
+                let mapping = self.mapping();
+                for (out, stored) in out.as_chunks_mut::<16>().0.iter_mut().zip(stored) {
+                    *out = mapping.value(stored).to_le_bytes();
+                }
+            }
+            (Layout::DictionaryI64, _) => {
+                let mut values = [0i64; 1024];
+                self.integers().take(b, &Mapping::IDENTITY, rows, &mut values[..count])?;
+                self.look_up_i64(&mut values[..count])?;
+                for (out, value) in out.chunks_exact_mut(width).zip(values) {
+                    out.copy_from_slice(&value.to_le_bytes()[..width]);
+                }
+            }
+            (Layout::Plain, _) => plain::take(self.plain_block(b)?, width, rows, out),
+            (Layout::Constant, _) => {
+                let value = self.constant_bytes();
+                for out in out.chunks_exact_mut(width) {
+                    out.copy_from_slice(&value[..width]);
+                }
+            }
+            _ => return Err(self.wrong_lane("gather_fixed")),
+        }
+        Ok(count)
     }
-    /// Bytes lane: appends the selected values to `data`, and for each the length of `data` after it to `ends`
-    /// (NULL rows have length 0). Returns how many rows.
+
+    fn take_native<N, const WIDTH: usize>(&self, b: usize, rows: Rows<'_>, out: &mut [u8]) -> Result<()>
+    where
+        N: crate::kernels::Native + Default + ToLittleEndian<WIDTH>,
+    {
+        // SAFETY: the integer types that are `Native` have no padding and no invalid bit patterns.
+        let (before, aligned, _) = unsafe { out.align_to_mut::<N>() };
+        if before.is_empty() && aligned.len() >= rows.len() {
+            return self.integers().take(b, &self.mapping(), rows, &mut aligned[..rows.len()]);
+        }
+        let mut values = [N::default(); 1024];
+        self.integers().take(b, &self.mapping(), rows, &mut values[..rows.len()])?;
+        for (out, value) in out.as_chunks_mut::<WIDTH>().0.iter_mut().zip(values) {
+            *out = value.to_little_endian();
+        }
+        Ok(())
+    }
+
+    /// Bytes lane: lengths in bytes of all values of block `b`, without decompressing (NULL rows: 0).
+    pub fn lengths(&self, b: usize, out: &mut [u32; 1024]) -> Result<()> {
+        self.check_block(b)?;
+        match self.header.layout {
+            Layout::Text | Layout::TextFsst => self.text().block(b)?.lengths(out),
+            Layout::DictionaryBytes => {
+                let mut codes = [0i64; 1024];
+                self.integers().decode(b, &mut codes)?;
+                for (out, code) in out.iter_mut().zip(&codes[..self.block_rows(b)]) {
+                    *out = self.entry_bytes(*code)?.len() as u32;
+                }
+            }
+            Layout::Plain | Layout::Constant if self.data_type.lane() == Lane::Bytes => {
+                out.fill(self.header.value_width);
+            }
+            _ => return Err(self.wrong_lane("lengths")),
+        }
+        let mut valid = [0u64; 16];
+        if !self.validity(b, &mut valid)? {
+            for (row, length) in out.iter_mut().enumerate() {
+                *length *= (valid[row / 64] >> (row % 64) & 1) as u32;
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes lane: appends the selected values to `data`, and for each the length of `data` after it to
+    /// `ends` (NULL rows are empty). Returns how many rows.
     pub fn gather_bytes(
         &self,
         b: usize,
@@ -124,14 +501,42 @@ impl Chunk {
         ends: &mut Vec<u32>,
         data: &mut Vec<u8>,
     ) -> Result<usize> {
-        unimplemented!()
+        let start = data.len();
+        data.resize(start + self.gather_bytes_max(b, selection)?, 0);
+        let mut block_ends = [0u32; 1024];
+        let gathered = self.gather_bytes_into(b, selection, &mut block_ends, &mut data[start..]);
+        data.truncate(start + gathered.as_ref().map_or(0, |(_, bytes)| *bytes));
+        let (rows, _) = gathered?;
+        if data.len() > u32::MAX as usize {
+            data.truncate(start);
+            return Err(SegmentError::BufferTooSmall { needed: data.len(), given: u32::MAX as usize });
+        }
+        ends.extend(block_ends[..rows].iter().map(|end| *end + start as u32));
+        Ok(rows)
     }
-    /// Bytes lane: lengths in bytes of all values of block `b` without decompressing (NULL rows: 0).
-    pub fn lengths(&self, b: usize, out: &mut [u32; 1024]) -> Result<()> {
-        unimplemented!()
+
+    /// An upper bound of the bytes that [`Chunk::gather_bytes_into`] writes for this selection; exact for
+    /// dictionaries and vectors, the whole block's bytes for other text.
+    pub fn gather_bytes_max(&self, b: usize, selection: &Selection) -> Result<usize> {
+        self.check_block(b)?;
+        match self.header.layout {
+            Layout::Text | Layout::TextFsst => Ok(self.text().block(b)?.raw_bytes),
+            Layout::DictionaryBytes => {
+                let mut buffer = [0u16; 1024];
+                let rows = self.selected(b, selection, &mut buffer);
+                let mut codes = [0i64; 1024];
+                let count = rows.len();
+                self.integers().take(b, &Mapping::IDENTITY, rows, &mut codes[..count])?;
+                codes[..count].iter().try_fold(0usize, |sum, code| Ok(sum + self.entry_bytes(*code)?.len()))
+            }
+            _ => Ok(selection.count() * (self.header.value_width as usize)),
+        }
     }
-    /// Bytes lane: the selected values one after another into the front of `data`, and for each its end (bytes from
-    /// the start of `data`) into `ends`. Returns (rows, bytes); `BufferTooSmall` when they don't fit (data is then arbitrary).
+
+    /// Bytes lane: the selected values one after another into the front of `data`, and for each its end
+    /// (bytes from the start of `data`) into `ends`. NULL rows are empty. Returns rows and bytes;
+    /// [`SegmentError::BufferTooSmall`] when they don't fit (`data` is then arbitrary). Bytes of `data` after
+    /// the values may be overwritten.
     pub fn gather_bytes_into(
         &self,
         b: usize,
@@ -139,27 +544,130 @@ impl Chunk {
         ends: &mut [u32; 1024],
         data: &mut [u8],
     ) -> Result<(usize, usize)> {
-        unimplemented!()
-    }
-    /// The entries, if this chunk is dictionary-encoded.
-    pub fn dictionary(&self) -> Option<DictionaryView<'_>> {
-        unimplemented!()
-    }
-    /// Dictionary chunks: the codes of block `b`; NULL rows hold arbitrary codes.
-    pub fn codes(&self, b: usize, out: &mut [u32; 1024]) -> Result<()> {
-        unimplemented!()
+        if self.data_type.lane() != Lane::Bytes {
+            return Err(self.wrong_lane("gather_bytes"));
+        }
+        self.check_block(b)?;
+        let mut buffer = [0u16; 1024];
+        let rows = self.selected(b, selection, &mut buffer);
+        let count = rows.len();
+        if count == 0 {
+            return Ok((0, 0));
+        }
+        match self.header.layout {
+            Layout::Text | Layout::TextFsst => {
+                let block = self.text().block(b)?;
+                let bytes = match rows {
+                    Rows::All(_) if block.raw_bytes <= data.len() => block.decode(count, ends, data)?,
+                    Rows::All(_) => {
+                        return Err(SegmentError::BufferTooSmall { needed: block.raw_bytes, given: data.len() });
+                    }
+                    Rows::At(indices) => block.take(self.block_rows(b), indices, ends, data)?,
+                };
+                Ok((count, bytes))
+            }
+            Layout::DictionaryBytes => self.gather_entries(b, selection, rows, ends, data),
+            _ => {
+                let width = (self.header.value_width as usize);
+                if data.len() < count * width {
+                    return Err(SegmentError::BufferTooSmall { needed: count * width, given: data.len() });
+                }
+                self.gather_fixed(b, selection, data)?;
+                for (row, end) in ends[..count].iter_mut().enumerate() {
+                    *end = ((row + 1) * width) as u32;
+                }
+                Ok((count, count * width))
+            }
+        }
     }
 
-    /// Translates a predicate into this chunk's encoded domain; evaluates it once per dictionary entry.
-    pub fn compile(&self, predicate: &ChunkPredicate) -> Result<CompiledPredicate> {
-        unimplemented!()
+    fn gather_entries(
+        &self,
+        b: usize,
+        selection: &Selection,
+        rows: Rows<'_>,
+        ends: &mut [u32; 1024],
+        data: &mut [u8],
+    ) -> Result<(usize, usize)> {
+        let count = rows.len();
+        let mut codes = [0i64; 1024];
+        self.integers().take(b, &Mapping::IDENTITY, rows, &mut codes[..count])?;
+        let mut valid = [0u64; 16];
+        let all_valid = self.validity(b, &mut valid)?;
+        let (present, _) = if all_valid { ([u64::MAX; 16], 0) } else { selection.compress(&valid) };
+        let mut written = 0;
+        for (k, (code, end)) in codes[..count].iter().zip(ends).enumerate() {
+            if present[k / 64] >> (k % 64) & 1 == 1 {
+                let entry = self.entry_bytes(*code)?;
+                let needed = written + entry.len();
+                let given = data.len();
+                data.get_mut(written..needed)
+                    .ok_or(SegmentError::BufferTooSmall { needed, given })?
+                    .copy_from_slice(entry);
+                written = needed;
+            }
+            *end = written as u32;
+        }
+        Ok((count, written))
     }
-    /// What block `b`'s zone map alone says about a compiled predicate (reads no payload).
-    pub fn prune(&self, b: usize, predicate: &CompiledPredicate) -> Result<BlockMatch> {
-        unimplemented!()
+
+    /// The entries, if this chunk is dictionary-encoded.
+    pub fn dictionary(&self) -> Option<DictionaryView<'_>> {
+        matches!(self.header.layout, Layout::DictionaryI64 | Layout::DictionaryBytes).then(|| DictionaryView {
+            section: self.section(&self.sections.auxiliary),
+            len: self.header.dictionary_len as usize,
+        })
     }
-    /// Keeps the rows of `selection` that match. Returns what the zone map said (None or All: no payload was touched).
-    pub fn filter(&self, b: usize, predicate: &CompiledPredicate, selection: &mut Selection) -> Result<BlockMatch> {
-        unimplemented!()
+
+    /// Dictionary chunks: the codes of block `b`; NULL rows hold arbitrary codes below the dictionary's length.
+    pub fn codes(&self, b: usize, out: &mut [u32; 1024]) -> Result<()> {
+        let Some(dictionary) = self.dictionary() else { return Err(self.wrong_lane("codes")) };
+        let rows = self.block_rows(b);
+        self.integers().take(b, &Mapping::IDENTITY, Rows::All(rows), &mut out[..rows])?;
+        match out[..rows].iter().max() {
+            Some(max) if *max as usize >= dictionary.len() => {
+                Err(SegmentError::corrupt("dictionary", format!("no entry {max} of {}", dictionary.len())))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Dictionary chunks: the codes of the selected rows, compacted into the front of `out`. Returns how many.
+    pub fn gather_codes(&self, b: usize, selection: &Selection, out: &mut [u32; 1024]) -> Result<usize> {
+        let Some(dictionary) = self.dictionary() else { return Err(self.wrong_lane("gather_codes")) };
+        self.check_block(b)?;
+        let mut buffer = [0u16; 1024];
+        let rows = self.selected(b, selection, &mut buffer);
+        let count = rows.len();
+        self.integers().take(b, &Mapping::IDENTITY, rows, &mut out[..count])?;
+        match out[..count].iter().max() {
+            Some(max) if *max as usize >= dictionary.len() => {
+                Err(SegmentError::corrupt("dictionary", format!("no entry {max} of {}", dictionary.len())))
+            }
+            _ => Ok(count),
+        }
+    }
+}
+
+/// Integers that can be written byte by byte.
+trait ToLittleEndian<const WIDTH: usize> {
+    fn to_little_endian(self) -> [u8; WIDTH];
+}
+
+impl ToLittleEndian<2> for i16 {
+    fn to_little_endian(self) -> [u8; 2] {
+        self.to_le_bytes()
+    }
+}
+
+impl ToLittleEndian<4> for i32 {
+    fn to_little_endian(self) -> [u8; 4] {
+        self.to_le_bytes()
+    }
+}
+
+impl ToLittleEndian<8> for i64 {
+    fn to_little_endian(self) -> [u8; 8] {
+        self.to_le_bytes()
     }
 }

@@ -1,0 +1,69 @@
+//! Frame of reference and bit packing of one block: values as distances from the block's minimum.
+//!
+//! Called by `integers` and, for lengths, by `text`.
+
+use crate::kernels::{self, Native, RangeMask, Word, with_word};
+
+/// Encode: appends `128 * width` bytes.
+pub(crate) fn encode(values: &[i64], base: i64, width: usize, out: &mut Vec<u8>) {
+    let start = out.len();
+    out.resize(start + width * 128, 0);
+    with_word!(width, W => {
+        let mut words = [W::default(); 1024];
+        for (word, value) in words.iter_mut().zip(values) {
+            *word = <W as Word>::truncate(value.wrapping_sub(base) as u64);
+        }
+        W::pack(width, &words, &mut out[start..]);
+    });
+}
+
+/// Decode: `out[i] = base + value * scale`, for as many values as `out` has (at most 1,024).
+#[inline]
+pub(crate) fn decode<N: Native>(packed: &[u8], width: usize, base: u64, scale: u64, out: &mut [N]) {
+    with_word!(width, W => {
+        let mut words = [W::default(); 1024];
+        W::unpack(width, packed, &mut words);
+        kernels::widen(&words, base, scale, out);
+    });
+}
+
+/// Compare: which distances lie in one of `ranges` (inclusive). Distances fit `width` bits.
+#[inline]
+pub(crate) fn compare(packed: &[u8], width: usize, ranges: &[(u64, u64)], mask: &mut [u64; 16]) {
+    with_word!(width, W => {
+        let mut words = [W::default(); 1024];
+        W::unpack(width, packed, &mut words);
+        *mask = [0; 16];
+        for (low, high) in ranges {
+            let hits = W::range_mask(&words, W::truncate(*low), W::truncate(high - low));
+            for (mask, hits) in mask.iter_mut().zip(hits) {
+                *mask |= hits;
+            }
+        }
+    });
+}
+
+/// Take: `out[k] = base + value[indices[k]] * scale`.
+#[inline]
+pub(crate) fn take<N: Native>(packed: &[u8], width: usize, indices: &[u16], base: u64, scale: u64, out: &mut [N]) {
+    /// With fewer rows than this, fetching each by itself is quicker than unpacking the block.
+    const FEW: usize = 24;
+    with_word!(width, W => {
+        if indices.len() < FEW {
+            for (out, index) in out.iter_mut().zip(indices) {
+                let value = W::get(width, packed, usize::from(*index));
+                *out = N::from_u64(base.wrapping_add(value.wrapping_mul(scale)));
+            }
+        } else {
+            let mut words = [W::default(); 1024];
+            W::unpack(width, packed, &mut words);
+            kernels::gather(&words, indices, base, scale, out);
+        }
+    });
+}
+
+/// One value's distance.
+#[inline]
+pub(crate) fn get(packed: &[u8], width: usize, index: usize) -> u64 {
+    with_word!(width, W => W::get(width, packed, index))
+}
