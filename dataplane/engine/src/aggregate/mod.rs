@@ -1,0 +1,454 @@
+//! Grouping and aggregates: from blocks of survivors to one state per group and aggregate.
+//!
+//! Owns [`AggregatePlan`] (what is computed), [`Groups`] (keys and states), [`Aggregator`] (one core's run).
+//! Called by the core scan per block and by the merge.
+//!
+//! How a row finds its group, decided per row group from zone maps and dictionaries:
+//! - no keys: there is one group;
+//! - the keys' domains (dictionary codes, small ranges of integers) multiply to at most [`DIRECT_MAX`]: a
+//!   table indexed by the combined code holds the group number; only the first row of a group in a row group
+//!   goes to the hash table;
+//! - otherwise every row's key is encoded and looked up.
+//!
+//! Invariants
+//! - Aggregates with the same function class and argument share one state column (avg and sum do).
+//! - `rows[g]` counts all rows of a group; a state column counts only its NULLs, so count costs nothing more.
+//!
+//! Cost: direct 1.5 ns a row for two keys; hashed 15 ns plus a cache miss; sums 0.6 ns per row and column.
+
+pub(crate) mod float_sum;
+pub(crate) mod groups;
+mod intermediate;
+pub mod state;
+
+use std::sync::Arc;
+
+use heliostat_segment::Chunk;
+use hidb::plan::{Aggregate, Aggregation, Phase};
+use hidb::types::Scalar;
+use hidb::{BLOCK_ROWS, DataType, Error, ErrorCode, Lane, Result, decimal};
+
+use crate::eval::Program;
+use crate::eval::facts::{Fact, type_range};
+use crate::eval::machine::Machine;
+use crate::rows::{read_value, write_bytes, write_value};
+use crate::source::BlockSource;
+use crate::vector::{Vector, bit};
+use groups::GroupTable;
+use state::{StateColumn, StateKind};
+
+/// The most slots of a directly indexed table of groups.
+const DIRECT_MAX: usize = 1 << 16;
+/// A slot whose group is not known yet.
+const UNKNOWN_GROUP: u32 = u32::MAX;
+
+/// What is grouped and aggregated.
+#[derive(Debug)]
+pub(crate) struct AggregatePlan {
+    pub program: Program,
+    /// Nodes of the group keys.
+    pub keys: Vec<usize>,
+    pub key_types: Vec<DataType>,
+    pub aggregates: Vec<Aggregate>,
+    /// For every aggregate its state column.
+    pub state_of: Vec<usize>,
+    /// State columns: kind, argument's lane, argument's node.
+    pub states: Vec<(StateKind, Lane, Option<usize>)>,
+    /// Table columns read, ascending.
+    pub columns: Vec<usize>,
+    pub phase: Phase,
+}
+
+impl AggregatePlan {
+    pub fn compile(aggregation: &Aggregation) -> Result<Self> {
+        let mut program = Program::default();
+        let keys = aggregation.keys.iter().map(|key| program.add(key)).collect::<Result<Vec<_>>>()?;
+        let mut states = Vec::new();
+        let mut state_of = Vec::new();
+        let mut columns: Vec<usize> = aggregation.keys.iter().flat_map(|key| key.columns()).collect();
+        for aggregate in &aggregation.aggregates {
+            let lane = aggregate.argument.as_ref().map(|argument| argument.data_type.lane());
+            let kind = StateKind::of(aggregate.function, lane);
+            // Counting an argument that is never NULL is counting rows: it need not be read.
+            let argument = aggregate.argument.as_ref().filter(|a| kind != StateKind::Count || a.nullable);
+            let node = argument.map(|argument| program.add(argument)).transpose()?;
+            columns.extend(argument.into_iter().flat_map(|argument| argument.columns()));
+            let state = (kind, lane.unwrap_or(Lane::I64), node);
+            let index = states.iter().position(|other| *other == state).unwrap_or_else(|| {
+                states.push(state);
+                states.len() - 1
+            });
+            state_of.push(index);
+        }
+        columns.sort_unstable();
+        columns.dedup();
+        Ok(AggregatePlan {
+            program,
+            keys,
+            key_types: aggregation.keys.iter().map(|key| key.data_type).collect(),
+            aggregates: aggregation.aggregates.clone(),
+            state_of,
+            states,
+            columns,
+            phase: aggregation.phase,
+        })
+    }
+}
+
+/// Keys and states of all groups seen.
+#[derive(Debug)]
+pub(crate) struct Groups {
+    pub table: GroupTable,
+    /// Rows per group.
+    pub rows: Vec<i64>,
+    pub states: Vec<StateColumn>,
+}
+
+impl Groups {
+    pub fn new(plan: &AggregatePlan) -> Self {
+        let states = plan.states.iter().map(|(kind, lane, _)| StateColumn::new(*kind, *lane)).collect();
+        let mut groups = Groups { table: GroupTable::default(), rows: Vec::new(), states };
+        if plan.keys.is_empty() {
+            // The one group of an aggregation without keys exists even without rows.
+            groups.find(&[]);
+        }
+        groups
+    }
+
+    pub fn len(&self) -> usize {
+        self.table.len()
+    }
+
+    pub fn find(&mut self, key: &[u8]) -> u32 {
+        self.table.find_or_insert(key).0
+    }
+
+    /// Gives every group of the table its states.
+    pub fn grow(&mut self) {
+        let groups = self.table.len();
+        if self.rows.len() < groups {
+            self.rows.resize(groups, 0);
+            self.states.iter_mut().for_each(|state| state.resize(groups));
+        }
+    }
+
+    pub fn memory_bytes(&self) -> usize {
+        let states: usize = self.states.iter().map(StateColumn::memory_bytes).sum();
+        self.table.memory_bytes() + self.rows.capacity() * 8 + states
+    }
+
+    /// Decodes the keys of `count` groups from `first` into one vector per key.
+    pub fn keys(&self, plan: &AggregatePlan, first: usize, count: usize, out: &mut [Vector]) -> Result<()> {
+        for (vector, data_type) in out.iter_mut().zip(&plan.key_types) {
+            vector.reset(data_type.lane(), BLOCK_ROWS);
+        }
+        for row in 0..count {
+            let mut key = self.table.key(first + row);
+            for (vector, data_type) in out.iter_mut().zip(&plan.key_types) {
+                read_value(&mut key, data_type.lane(), row, vector)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Final values (or, in the intermediate phase, states) of `count` groups from `first`, a vector per aggregate.
+    pub fn values(
+        &self,
+        plan: &AggregatePlan,
+        distinct: &[Vec<Vec<u32>>],
+        first: usize,
+        count: usize,
+        out: &mut [Vector],
+    ) -> Result<()> {
+        for ((vector, aggregate), state) in out.iter_mut().zip(&plan.aggregates).zip(&plan.state_of) {
+            let states = &self.states[*state];
+            if plan.phase == Phase::Intermediate {
+                vector.reset(Lane::Bytes, BLOCK_ROWS);
+                let entries = distinct.get(*state).map_or(&[][..], Vec::as_slice);
+                for group in first..first + count {
+                    states.write_state(group, self.rows[group], entries, &mut vector.bytes.data);
+                    vector.bytes.close();
+                }
+            } else {
+                vector.reset(aggregate.data_type.lane(), BLOCK_ROWS);
+                for row in 0..count {
+                    let group = first + row;
+                    vector.store(row, &states.value(aggregate, group, self.rows[group])?);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// For every state column, the entries of distinct sets by group (empty for other kinds).
+    pub fn distinct_entries(&self) -> Vec<Vec<Vec<u32>>> {
+        self.states.iter().map(StateColumn::distinct_by_group).collect()
+    }
+}
+
+/// An integer (or decimal) result in its type's lane, if it is in the type's range.
+pub(crate) fn integer_result(value: i128, data_type: &DataType) -> Option<Scalar> {
+    let (min, max) = type_range(data_type)?;
+    (min..=max).contains(&value).then(|| match data_type.lane() {
+        Lane::I64 => Scalar::I64(value as i64),
+        _ => Scalar::I128(value),
+    })
+}
+
+/// The average of integers or decimals: `sum / count`, rounded half away from zero at the result's scale, or
+/// the nearest float.
+pub(crate) fn average(sum: i128, count: i64, aggregate: &Aggregate) -> Result<Scalar> {
+    let argument_scale = match aggregate.argument.as_ref().map(|argument| argument.data_type) {
+        Some(DataType::Decimal { scale, .. }) => scale,
+        _ => 0,
+    };
+    let overflow =
+        || Error::new(ErrorCode::NumericOverflow, format!("an average leaves the range of {}", aggregate.data_type));
+    match aggregate.data_type {
+        DataType::Decimal { scale, .. } => {
+            let digits = scale.saturating_sub(argument_scale);
+            let factor = decimal::power_of_ten(digits).ok_or_else(overflow)?;
+            let (count, whole) = (i128::from(count), sum / i128::from(count));
+            // Whole part and remainder apart, so that only the result must fit.
+            let rest = (sum - whole * count).checked_mul(factor).and_then(|rest| decimal::divide_rounded(rest, count));
+            let value = whole.checked_mul(factor).zip(rest).and_then(|(whole, rest)| whole.checked_add(rest));
+            value.and_then(|value| integer_result(value, &aggregate.data_type)).ok_or_else(overflow)
+        }
+        DataType::Float32 | DataType::Float64 => Ok(Scalar::F64(decimal::to_f64(sum, argument_scale) / count as f64)),
+        _ => integer_result(sum / i128::from(count), &aggregate.data_type).ok_or_else(overflow),
+    }
+}
+
+/// How one key contributes to the index of the direct table.
+#[derive(Clone, Copy, Debug)]
+enum Digit {
+    /// Dictionary codes of a text column; the last digit is NULL.
+    Codes { column: usize, null: u32 },
+    /// An integer less the least one; the last digit is NULL.
+    Range { node: usize, least: i64, null: u32 },
+    /// False, true, NULL.
+    Truth { node: usize },
+}
+
+/// One core's grouping.
+#[derive(Debug)]
+pub(crate) struct Aggregator {
+    plan: Arc<AggregatePlan>,
+    machine: Machine,
+    pub groups: Groups,
+    /// How to index `direct` in this row group; empty when groups are hashed (or there are no keys).
+    digits: Vec<Digit>,
+    strides: Vec<u32>,
+    direct: Vec<u32>,
+    /// Group of every selected row of the block.
+    group_of: Box<[u32; BLOCK_ROWS]>,
+    codes: Box<[u32; BLOCK_ROWS]>,
+    key: Vec<u8>,
+    /// Per state column: no argument is greater in this row group.
+    magnitudes: Vec<Option<i128>>,
+}
+
+impl Aggregator {
+    pub fn new(plan: Arc<AggregatePlan>) -> Self {
+        let groups = Groups::new(&plan);
+        Aggregator {
+            plan,
+            machine: Machine::default(),
+            groups,
+            digits: Vec::new(),
+            strides: Vec::new(),
+            direct: Vec::new(),
+            group_of: Box::new([0; BLOCK_ROWS]),
+            codes: Box::new([0; BLOCK_ROWS]),
+            key: Vec::new(),
+            magnitudes: Vec::new(),
+        }
+    }
+
+    /// Hands the groups over and starts with none.
+    pub fn take_groups(&mut self) -> Groups {
+        self.direct.fill(UNKNOWN_GROUP);
+        std::mem::replace(&mut self.groups, Groups::new(&self.plan))
+    }
+
+    /// Prepares for a row group whose chunks are all there.
+    pub fn start(&mut self, column: &dyn Fn(usize) -> Fact, chunks: &[Option<Chunk>]) {
+        let plan = &self.plan;
+        self.machine.specialise(&plan.program, column);
+        self.magnitudes.clear();
+        self.magnitudes.extend(plan.states.iter().map(|(_, _, node)| {
+            let (min, max) = self.machine.fact((*node)?).integers()?;
+            Some(min.checked_abs()?.max(max.checked_abs()?))
+        }));
+        self.digits.clear();
+        self.strides.clear();
+        let mut slots = 1usize;
+        for key in &plan.keys {
+            let dictionary = plan
+                .program
+                .plain_column(*key)
+                .and_then(|column| Some((column, chunks.get(column)?.as_ref()?)))
+                .filter(|(_, chunk)| chunk.data_type().lane() == Lane::Bytes)
+                .and_then(|(column, chunk)| Some((column, chunk.dictionary()?.len())));
+            let lane = plan.program.nodes[*key].data_type.lane();
+            let range = self.machine.fact(*key).integers().filter(|_| lane == Lane::I64);
+            let (digit, size) = match (dictionary, range) {
+                (Some((column, entries)), _) if entries < DIRECT_MAX => {
+                    (Digit::Codes { column, null: entries as u32 }, entries + 1)
+                }
+                (None, Some((min, max))) if max - min < DIRECT_MAX as i128 => {
+                    let size = (max - min + 1) as usize;
+                    (Digit::Range { node: *key, least: min as i64, null: size as u32 }, size + 1)
+                }
+                (None, None) if lane == Lane::Bool => (Digit::Truth { node: *key }, 3),
+                _ => {
+                    self.digits.clear();
+                    return;
+                }
+            };
+            self.digits.push(digit);
+            self.strides.push(slots as u32);
+            slots = slots.saturating_mul(size);
+            if slots > DIRECT_MAX {
+                self.digits.clear();
+                return;
+            }
+        }
+        self.direct.clear();
+        self.direct.resize(slots, UNKNOWN_GROUP);
+    }
+
+    /// Takes in the selected rows of one block.
+    pub fn block(&mut self, source: &mut BlockSource<'_>) -> Result<()> {
+        let plan = Arc::clone(&self.plan);
+        let rows = source.rows;
+        self.machine.begin(rows);
+        if plan.keys.is_empty() {
+            self.group_of.fill(0);
+        } else if self.digits.is_empty() {
+            self.hash(&plan, source)?;
+        } else {
+            self.index(&plan, source)?;
+        }
+        self.groups.grow();
+        let group_of = &self.group_of[..rows];
+        if plan.keys.is_empty() {
+            self.groups.rows[0] += rows as i64;
+        } else {
+            group_of.iter().for_each(|group| self.groups.rows[*group as usize] += 1);
+        }
+        for ((state, (_, _, node)), magnitude) in self.groups.states.iter_mut().zip(&plan.states).zip(&self.magnitudes)
+        {
+            if let Some(node) = node {
+                self.machine.eval_all(&plan.program, *node, source)?;
+                state.update(group_of, self.machine.vector(&plan.program, *node), *magnitude);
+            }
+        }
+        Ok(())
+    }
+
+    /// Groups by the combined code of the keys.
+    fn index(&mut self, plan: &AggregatePlan, source: &mut BlockSource<'_>) -> Result<()> {
+        let rows = source.rows;
+        let slots = &mut self.group_of;
+        slots[..rows].fill(0);
+        for (digit, stride) in self.digits.iter().zip(&self.strides) {
+            match *digit {
+                Digit::Codes { column, null } => {
+                    source.codes(column, &mut self.codes)?;
+                    match source.validity(column)? {
+                        None => {
+                            for (slot, code) in slots[..rows].iter_mut().zip(self.codes.iter()) {
+                                *slot += code.min(&null) * stride;
+                            }
+                        }
+                        Some(valid) => {
+                            for (row, (slot, code)) in slots[..rows].iter_mut().zip(self.codes.iter()).enumerate() {
+                                *slot += (if bit(&valid, row) { *code.min(&null) } else { null }) * stride;
+                            }
+                        }
+                    }
+                }
+                Digit::Range { node, least, null } => {
+                    self.machine.eval_all(&plan.program, node, source)?;
+                    let value = self.machine.vector(&plan.program, node);
+                    for (row, (slot, v)) in slots[..rows].iter_mut().zip(&value.i64s).enumerate() {
+                        let offset = v.wrapping_sub(least).clamp(0, i64::from(null)) as u32;
+                        *slot += (if value.is_valid(row) { offset } else { null }) * stride;
+                    }
+                }
+                Digit::Truth { node } => {
+                    self.machine.eval_all(&plan.program, node, source)?;
+                    let value = self.machine.vector(&plan.program, node);
+                    for (row, slot) in slots[..rows].iter_mut().enumerate() {
+                        *slot += (if value.is_valid(row) { u32::from(bit(&value.bits, row)) } else { 2 }) * stride;
+                    }
+                }
+            }
+        }
+        for row in 0..rows {
+            let slot = self.group_of[row] as usize;
+            let mut group = self.direct[slot];
+            if group == UNKNOWN_GROUP {
+                group = self.find_digits(plan, source, slot as u32)?;
+                self.direct[slot] = group;
+            }
+            self.group_of[row] = group;
+        }
+        Ok(())
+    }
+
+    /// The group of a combined code not met before in this row group.
+    fn find_digits(&mut self, plan: &AggregatePlan, source: &BlockSource<'_>, slot: u32) -> Result<u32> {
+        self.key.clear();
+        let mut rest = slot;
+        // Strides ascend, so that the digits come off from the last one.
+        let mut values = vec![0; self.digits.len()];
+        for (value, stride) in values.iter_mut().zip(&self.strides).rev() {
+            *value = rest / stride;
+            rest %= stride;
+        }
+        for ((digit, value), key) in self.digits.iter().zip(values).zip(&plan.keys) {
+            match *digit {
+                Digit::Codes { null, .. } | Digit::Range { null, .. } if value == null => self.key.push(0),
+                Digit::Truth { .. } if value == 2 => self.key.push(0),
+                Digit::Codes { column, .. } => {
+                    let chunk = crate::source::chunk_of(source.chunks, column)?;
+                    let dictionary = chunk.dictionary().ok_or_else(|| {
+                        Error::new(ErrorCode::Internal, format!("column {column} lost its dictionary"))
+                    })?;
+                    self.key.push(1);
+                    write_bytes(dictionary.bytes(value)?, &mut self.key);
+                }
+                Digit::Range { least, .. } => {
+                    debug_assert_eq!(plan.program.nodes[*key].data_type.lane(), Lane::I64);
+                    self.key.push(1);
+                    self.key.extend_from_slice(&(least + i64::from(value)).to_le_bytes());
+                }
+                Digit::Truth { .. } => self.key.extend_from_slice(&[1, value as u8]),
+            }
+        }
+        Ok(self.groups.find(&self.key))
+    }
+
+    /// Groups by the encoded keys.
+    fn hash(&mut self, plan: &AggregatePlan, source: &mut BlockSource<'_>) -> Result<()> {
+        for key in &plan.keys {
+            self.machine.eval_all(&plan.program, *key, source)?;
+        }
+        let keys: Vec<(&Vector, Lane)> = plan
+            .keys
+            .iter()
+            .zip(&plan.key_types)
+            .map(|(key, data_type)| (self.machine.vector(&plan.program, *key), data_type.lane()))
+            .collect();
+        for (row, group) in self.group_of[..source.rows].iter_mut().enumerate() {
+            self.key.clear();
+            for (vector, lane) in &keys {
+                write_value(vector, *lane, row, &mut self.key);
+            }
+            *group = self.groups.find(&self.key);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,431 @@
+//! One core's part of a scan, as a state machine over row groups.
+//!
+//! Owns [`CoreScan`], [`Step`] and [`CorePartial`]. Called by the cell's scan driver, which reads the chunks that
+//! are asked for and yields between steps.
+//!
+//! A row group goes through: zone maps (may end here), the filter's columns (asked for with [`Step::Need`]), the
+//! filter over all blocks into selections (may end here), the other columns, and the surviving blocks.
+//!
+//! Invariants
+//! - A column is asked for only when it is needed, and once per row group.
+//! - A step filters at most [`FILTER_BLOCKS`] blocks or works on at most [`BODY_BLOCKS`].
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use heliostat_segment::{Chunk, SegmentFooter, Selection};
+use hidb::image::ResultImage;
+use hidb::plan::Phase;
+use hidb::{BLOCK_ROWS, Error, ErrorCode, Result};
+
+use crate::aggregate::{AggregatePlan, Aggregator, Groups};
+use crate::compile::CompiledScan;
+use crate::emit::{Emitter, GatherFrom, Input};
+use crate::eval::machine::Machine;
+use crate::filter::FilterRun;
+use crate::options::{Budget, ScanStats, SharedScan};
+use crate::output::{GroupOutput, keep_sorted};
+use crate::sort::SortedRows;
+use crate::source::{BlockSource, Scratch};
+
+/// Blocks filtered per step: 16 at 1 to 3 ns a row.
+const FILTER_BLOCKS: usize = crate::STEP_BLOCKS_MAX;
+/// Surviving blocks projected or aggregated per step: 4 at 10 to 15 ns a row.
+const BODY_BLOCKS: usize = 4;
+
+/// What a step came to.
+#[derive(Debug)]
+pub enum Step {
+    /// Supply these columns' chunks of the row group (`schema.len()` stands for `_rowid`), then step again.
+    Need(Vec<usize>),
+    /// An image to send.
+    Image(ResultImage),
+    /// Some work was done; there is more.
+    Progress,
+    /// The row group is done (or none was started): start another, or finish.
+    RowGroupDone,
+    /// The answer is complete (LIMIT): no more row groups are wanted.
+    Finished,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Waiting for the filter's chunks.
+    FilterColumns,
+    Filter,
+    /// Waiting for the other chunks.
+    BodyColumns,
+    Body,
+}
+
+#[derive(Debug)]
+struct RowGroup {
+    ordinal: u64,
+    footer: Arc<SegmentFooter>,
+    index: usize,
+    rows: usize,
+    chunks: Vec<Option<Chunk>>,
+    stage: Stage,
+    filter_columns: Vec<usize>,
+    /// Next block to filter, then the next entry of `selected`.
+    next: usize,
+    /// Blocks with survivors.
+    selected: Vec<(usize, Selection)>,
+}
+
+impl RowGroup {
+    fn block_rows(&self, block: usize) -> usize {
+        (self.rows - block * BLOCK_ROWS).min(BLOCK_ROWS)
+    }
+
+    fn missing(&self, columns: &[usize]) -> Vec<usize> {
+        let missing = |column: &usize| self.chunks.get(*column).is_none_or(Option::is_none);
+        columns.iter().copied().filter(missing).collect()
+    }
+}
+
+#[derive(Debug)]
+enum Body {
+    Rows { machine: Box<Machine>, sorted: Option<SortedRows> },
+    Groups { plan: Arc<AggregatePlan>, aggregator: Box<Aggregator>, flushing: Option<Box<GroupOutput>> },
+}
+
+/// What one core computed: give it to [`crate::Merge`].
+#[derive(Debug)]
+pub struct CorePartial {
+    pub(crate) images: Vec<ResultImage>,
+    pub(crate) sorted: Option<SortedRows>,
+    pub(crate) groups: Option<Groups>,
+    pub(crate) stats: ScanStats,
+    pub(crate) budget: Budget,
+}
+
+/// One core's part of a scan.
+#[derive(Debug)]
+pub struct CoreScan {
+    compiled: Arc<CompiledScan>,
+    shared: Arc<SharedScan>,
+    filter: FilterRun,
+    body: Body,
+    emitter: Emitter,
+    scratch: Scratch,
+    group: Option<RowGroup>,
+    stats: ScanStats,
+    budget: Budget,
+}
+
+impl CoreScan {
+    /// A scan of no row group yet.
+    pub fn new(compiled: Arc<CompiledScan>, shared: Arc<SharedScan>) -> Result<Self> {
+        let body = match &compiled.aggregate {
+            Some(plan) => Body::Groups {
+                plan: Arc::clone(plan),
+                aggregator: Box::new(Aggregator::new(Arc::clone(plan))),
+                flushing: None,
+            },
+            None => {
+                Body::Rows { machine: Box::default(), sorted: compiled.sort.as_ref().map(|_| SortedRows::default()) }
+            }
+        };
+        let options = &compiled.options;
+        let emitter = Emitter::new(compiled.result_schema().clone(), options.decimal64, options.image_bytes_max)?;
+        Ok(CoreScan {
+            filter: FilterRun::default(),
+            body,
+            emitter,
+            scratch: Scratch::default(),
+            group: None,
+            stats: ScanStats::default(),
+            budget: Budget::new(Arc::clone(&shared)),
+            compiled,
+            shared,
+        })
+    }
+
+    /// Starts a row group. `ordinal` numbers the row groups of the request, the same whatever core scans it.
+    pub fn start_row_group(&mut self, ordinal: u64, footer: Arc<SegmentFooter>, row_group_index: usize) -> Result<()> {
+        if self.group.is_some() {
+            return Err(Error::new(ErrorCode::Internal, "a row group was started before the last one was done"));
+        }
+        let Some(meta) = footer.row_groups.get(row_group_index) else {
+            return Err(Error::new(
+                ErrorCode::Internal,
+                format!("row group {row_group_index} of a segment with {}", footer.row_groups.len()),
+            ));
+        };
+        let rows = meta.rows as usize;
+        let blocks = rows.div_ceil(BLOCK_ROWS);
+        self.stats.row_groups_total += 1;
+        self.stats.blocks_total += blocks as u64;
+        let compiled = &self.compiled;
+        let fact = |column: usize| compiled.column_fact(column, meta.columns.get(column).map(|chunk| &chunk.zone));
+        let Some(filter_columns) = self.filter.start(&compiled.filter, &fact).filter(|_| rows > 0) else {
+            self.stats.row_groups_pruned += 1;
+            self.stats.blocks_pruned += blocks as u64;
+            return Ok(());
+        };
+        self.group = Some(RowGroup {
+            ordinal,
+            index: row_group_index,
+            rows,
+            chunks: (0..=compiled.schema.len()).map(|_| None).collect(),
+            stage: Stage::FilterColumns,
+            filter_columns,
+            next: 0,
+            selected: Vec::with_capacity(blocks),
+            footer,
+        });
+        Ok(())
+    }
+
+    /// Hands over the chunk of a column (its checksum verified) that was asked for.
+    pub fn supply(&mut self, column: usize, bytes: Bytes) -> Result<()> {
+        let data_type = self.compiled.column_type(column);
+        let Some(group) = self.group.as_mut() else {
+            return Err(Error::new(ErrorCode::Internal, "a chunk was supplied without a row group"));
+        };
+        self.stats.bytes_decoded += bytes.len() as u64;
+        let chunk = Chunk::open(bytes, &data_type, group.rows as u32).map_err(|error| {
+            let mut error = Error::from(error);
+            error.message = format!(
+                "segment {}, row group {}, column {}: {}",
+                group.footer.segment_id,
+                group.index,
+                self.compiled.column_name(column),
+                error.message
+            );
+            error
+        })?;
+        match group.chunks.get_mut(column) {
+            Some(slot) => *slot = Some(chunk),
+            None => return Err(Error::new(ErrorCode::Internal, format!("column {column} was not asked for"))),
+        }
+        Ok(())
+    }
+
+    /// Works for at most about 50 us.
+    pub fn step(&mut self) -> Result<Step> {
+        if self.shared.is_cancelled() {
+            return Err(Error::new(ErrorCode::Cancelled, "the request was cancelled"));
+        }
+        if let Some(image) = self.take_image() {
+            return Ok(Step::Image(image));
+        }
+        if self.flush_groups()? {
+            return Ok(self.take_image().map_or(Step::Progress, Step::Image));
+        }
+        if self.shared.is_satisfied() {
+            self.group = None;
+            return Ok(Step::Finished);
+        }
+        let Some(group) = self.group.as_mut() else { return Ok(Step::RowGroupDone) };
+        match group.stage {
+            Stage::FilterColumns => {
+                let missing = group.missing(&group.filter_columns);
+                if !missing.is_empty() {
+                    return Ok(Step::Need(missing));
+                }
+                self.filter.open(&self.compiled.filter, &group.chunks)?;
+                group.stage = Stage::Filter;
+                Ok(Step::Progress)
+            }
+            Stage::Filter => {
+                let blocks = group.rows.div_ceil(BLOCK_ROWS);
+                let end = (group.next + FILTER_BLOCKS).min(blocks);
+                for block in group.next..end {
+                    let rows = group.block_rows(block);
+                    let (selection, pruned) =
+                        self.filter.select(&self.compiled.filter, &group.chunks, block, rows, &mut self.scratch)?;
+                    self.stats.blocks_pruned += u64::from(pruned);
+                    if !selection.is_empty() {
+                        group.selected.push((block, selection));
+                    }
+                }
+                group.next = end;
+                if end == blocks {
+                    group.stage = Stage::BodyColumns;
+                    group.next = 0;
+                    if group.selected.is_empty() {
+                        self.group = None;
+                        return Ok(Step::RowGroupDone);
+                    }
+                }
+                Ok(Step::Progress)
+            }
+            Stage::BodyColumns => {
+                let missing = group.missing(self.compiled.body_columns());
+                if !missing.is_empty() {
+                    return Ok(Step::Need(missing));
+                }
+                let (compiled, meta) = (&self.compiled, &group.footer.row_groups[group.index]);
+                let fact =
+                    |column: usize| compiled.column_fact(column, meta.columns.get(column).map(|chunk| &chunk.zone));
+                match &mut self.body {
+                    Body::Rows { machine, .. } => machine.specialise(&compiled.outputs.program, &fact),
+                    Body::Groups { aggregator, .. } => aggregator.start(&fact, &group.chunks),
+                }
+                group.stage = Stage::Body;
+                Ok(Step::Progress)
+            }
+            Stage::Body => self.body_step(),
+        }
+    }
+
+    fn body_step(&mut self) -> Result<Step> {
+        let Some(group) = self.group.as_mut() else { return Ok(Step::RowGroupDone) };
+        let end = (group.next + BODY_BLOCKS).min(group.selected.len());
+        while group.next < end && !self.emitter.is_ready() {
+            let (block, selection) = group.selected[group.next];
+            group.next += 1;
+            let block_rows = group.block_rows(block);
+            self.stats.rows_selected += selection.count() as u64;
+            match &mut self.body {
+                Body::Groups { plan, aggregator, flushing } => {
+                    let mut source = BlockSource::new(&group.chunks, block, block_rows, &selection, &mut self.scratch);
+                    aggregator.block(&mut source)?;
+                    if let Err(error) = self.budget.set("grouping", aggregator.groups.memory_bytes()) {
+                        if plan.phase != Phase::Intermediate {
+                            return Err(error);
+                        }
+                        // A group may come more than once: send what there is and start anew.
+                        let output = GroupOutput::new(aggregator.take_groups(), plan, &self.compiled.outputs);
+                        *flushing = Some(Box::new(output));
+                        break;
+                    }
+                }
+                Body::Rows { machine, sorted: Some(sorted) } => {
+                    let Some(sort) = &self.compiled.sort else { continue };
+                    let mut source = BlockSource::new(&group.chunks, block, block_rows, &selection, &mut self.scratch);
+                    let rows = source.rows;
+                    machine.begin(rows);
+                    let ordinal = group.ordinal;
+                    // Rows of a block keep their order; their position among the survivors is as good as
+                    // their position in the block.
+                    let tie = |row: usize, key: &mut Vec<u8>| {
+                        key.extend_from_slice(&ordinal.to_be_bytes());
+                        key.extend_from_slice(&((block * BLOCK_ROWS + row) as u32).to_be_bytes());
+                    };
+                    keep_sorted(&self.compiled.outputs, sort, machine, &mut source, rows, tie, sorted)?;
+                    self.budget.set("sorting", sorted.memory_bytes())?;
+                }
+                Body::Rows { machine, sorted: None } => {
+                    let mut selection = selection;
+                    if self.compiled.limits_rows() {
+                        let (skip, take) = self.shared.claim(selection.count() as u64);
+                        let mut skipped = selection;
+                        skipped.truncate(skip as usize);
+                        selection.and_not(skipped.words());
+                        selection.truncate(take as usize);
+                        if selection.is_empty() {
+                            continue;
+                        }
+                    }
+                    project(
+                        &self.compiled,
+                        machine,
+                        &mut self.emitter,
+                        GatherFrom {
+                            chunks: &group.chunks,
+                            block,
+                            block_rows,
+                            selection: &selection,
+                            scratch: &mut self.scratch,
+                        },
+                    )?;
+                }
+            }
+        }
+        let done = group.next == group.selected.len();
+        if done {
+            self.group = None;
+        }
+        if let Some(image) = self.take_image() {
+            return Ok(Step::Image(image));
+        }
+        Ok(if done && !self.is_flushing() { Step::RowGroupDone } else { Step::Progress })
+    }
+
+    fn is_flushing(&self) -> bool {
+        matches!(self.body, Body::Groups { flushing: Some(_), .. })
+    }
+
+    /// Sends on partial groups that had to make room; false when there are none.
+    fn flush_groups(&mut self) -> Result<bool> {
+        let Body::Groups { plan, flushing, aggregator } = &mut self.body else { return Ok(false) };
+        let Some(output) = flushing else { return Ok(false) };
+        let more = output.step(&self.compiled, plan, None, &mut (0, u64::MAX), &mut self.emitter)?;
+        if !more {
+            *flushing = None;
+            self.budget.set("grouping", aggregator.groups.memory_bytes())?;
+        }
+        Ok(true)
+    }
+
+    fn take_image(&mut self) -> Option<ResultImage> {
+        let image = self.emitter.take();
+        self.stats.rows = self.emitter.rows_emitted;
+        image
+    }
+
+    /// Closes the image being filled, so that rows found so far can be sent (for latency).
+    pub fn flush(&mut self) -> Result<Option<ResultImage>> {
+        self.emitter.flush()?;
+        Ok(self.take_image())
+    }
+
+    /// What was counted so far.
+    pub fn stats(&self) -> ScanStats {
+        let mut stats = self.stats;
+        stats.rows = self.emitter.rows_emitted;
+        stats
+    }
+
+    /// Ends this core's part.
+    pub fn finish(mut self) -> Result<CorePartial> {
+        while self.flush_groups()? {}
+        self.emitter.flush()?;
+        let mut images = Vec::new();
+        while let Some(image) = self.take_image() {
+            images.push(image);
+        }
+        let (sorted, groups) = match self.body {
+            Body::Rows { sorted, .. } => (sorted, None),
+            Body::Groups { mut aggregator, .. } => (None, Some(aggregator.take_groups())),
+        };
+        Ok(CorePartial { images, sorted, groups, stats: self.stats, budget: self.budget })
+    }
+}
+
+/// Writes the selected rows of a block to the image at hand.
+fn project(
+    compiled: &CompiledScan,
+    machine: &mut Machine,
+    emitter: &mut Emitter,
+    mut from: GatherFrom<'_>,
+) -> Result<()> {
+    let outputs = &compiled.outputs;
+    let visible = &outputs.roots[..outputs.visible];
+    let gathered: Vec<Option<usize>> = visible
+        .iter()
+        .zip(&outputs.types)
+        .map(|(root, data_type)| outputs.program.plain_column(*root).filter(|_| emitter.gathers(data_type)))
+        .collect();
+    let mut source = BlockSource::new(from.chunks, from.block, from.block_rows, from.selection, from.scratch);
+    let rows = source.rows;
+    machine.begin(rows);
+    for (root, gathered) in visible.iter().zip(&gathered) {
+        if gathered.is_none() {
+            machine.eval_all(&outputs.program, *root, &mut source)?;
+        }
+    }
+    from.scratch = source.scratch;
+    let inputs: Vec<Input<'_>> = visible
+        .iter()
+        .zip(&gathered)
+        .map(|(root, gathered)| match gathered {
+            Some(column) => Input::Gather(*column),
+            None => Input::Vector(machine.vector(&outputs.program, *root)),
+        })
+        .collect();
+    emitter.push(rows, &inputs, Some(from))
+}

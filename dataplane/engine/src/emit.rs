@@ -1,0 +1,293 @@
+//! From survivors to result images.
+//!
+//! Owns [`Emitter`], which fills one image after another. Plain fixed-width columns are gathered from their
+//! chunks straight into the image; everything else comes as vectors. Called by the core scan (streaming) and
+//! the merge.
+//!
+//! Invariants
+//! - An image holds whole rows of all columns, in one order.
+//! - A row that does not fit an empty image gets an image of its own, however long that is.
+//!
+//! Cost: one write per value: 0.3 to 0.5 ns for fixed widths, and the bytes of texts twice.
+
+use std::collections::VecDeque;
+
+use heliostat_segment::Selection;
+use hidb::image::{ImageLayout, ImageWriter, ResultImage};
+use hidb::{DataType, Lane, Result, Schema};
+
+use crate::source::{BlockSource, Scratch, chunk_of};
+use crate::vector::{Bits, Vector, bit};
+
+/// Where a column's values for the rows at hand come from.
+pub(crate) enum Input<'a> {
+    /// Computed or loaded; row `k` belongs to the `k`-th row at hand.
+    Vector(&'a Vector),
+    /// Gathered from the chunk of this table column.
+    Gather(usize),
+}
+
+/// The block that [`Input::Gather`] gathers from.
+pub(crate) struct GatherFrom<'a> {
+    pub chunks: &'a [Option<heliostat_segment::Chunk>],
+    pub block: usize,
+    pub block_rows: usize,
+    pub selection: &'a Selection,
+    pub scratch: &'a mut Scratch,
+}
+
+/// Fills images.
+#[derive(Debug)]
+pub(crate) struct Emitter {
+    schema: Schema,
+    types: Vec<DataType>,
+    decimal64: bool,
+    image_bytes_max: usize,
+    layout: ImageLayout,
+    writer: Option<ImageWriter>,
+    /// Rows in `writer`.
+    rows: usize,
+    ready: VecDeque<ResultImage>,
+    /// Rows handed out or ready.
+    pub rows_emitted: u64,
+}
+
+impl Emitter {
+    pub fn new(schema: Schema, decimal64: bool, image_bytes_max: usize) -> Result<Self> {
+        let layout = ImageLayout::new(&schema, decimal64, image_bytes_max)?;
+        let types = schema.fields().iter().map(|field| field.data_type).collect();
+        Ok(Emitter {
+            schema,
+            types,
+            decimal64,
+            image_bytes_max,
+            layout,
+            writer: None,
+            rows: 0,
+            ready: VecDeque::new(),
+            rows_emitted: 0,
+        })
+    }
+
+    /// A finished image, if there is one.
+    pub fn take(&mut self) -> Option<ResultImage> {
+        self.ready.pop_front()
+    }
+
+    /// Whether `take` would give an image.
+    pub fn is_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// Whether a plain column of this type can be gathered as it is in the image.
+    pub fn gathers(&self, data_type: &DataType) -> bool {
+        let narrow = matches!(data_type, DataType::Decimal { .. }) && data_type.lane() == Lane::I64;
+        data_type.fixed_width().is_some() && (self.decimal64 || !narrow)
+    }
+
+    /// Closes the image at hand.
+    pub fn flush(&mut self) -> Result<()> {
+        if let Some(writer) = self.writer.take() {
+            if self.rows > 0 {
+                self.learn(&writer);
+                self.ready.push_back(writer.finish(self.rows)?);
+            }
+        }
+        self.rows = 0;
+        Ok(())
+    }
+
+    /// Lays the next image out by the texts of this one.
+    fn learn(&mut self, writer: &ImageWriter) {
+        let mut any = false;
+        let estimates: Vec<usize> = (self.types.iter().enumerate())
+            .map(|(column, data_type)| {
+                if data_type.fixed_width().is_some() || data_type.lane() != Lane::Bytes {
+                    return 0;
+                }
+                any = true;
+                let (rows, bytes) = writer.text_pushed(column);
+                (bytes + bytes / 16) / rows.max(1) + 1
+            })
+            .collect();
+        if any {
+            if let Ok(layout) =
+                ImageLayout::with_estimates(&self.schema, self.decimal64, self.image_bytes_max, &estimates)
+            {
+                self.layout = layout;
+            }
+        }
+    }
+
+    /// Appends `count` rows, one input per column of the schema.
+    pub fn push(&mut self, count: usize, inputs: &[Input<'_>], mut from: Option<GatherFrom<'_>>) -> Result<()> {
+        let mut start = 0;
+        let mut rest = from.as_ref().map_or(Selection::none(), |from| *from.selection);
+        while start < count {
+            let writer = self.writer.get_or_insert_with(|| ImageWriter::new(&self.layout));
+            let mut take = (writer.rows_capacity() - self.rows).min(count - start);
+            for (column, input) in inputs.iter().enumerate() {
+                if let Input::Vector(vector) = input {
+                    if vector.lane == Lane::Bytes && self.types[column].fixed_width().is_none() {
+                        take = fitting(vector, start, take, writer.text_room(column));
+                    }
+                }
+            }
+            if take == 0 {
+                if self.rows > 0 {
+                    self.flush()?;
+                    continue;
+                }
+                // Not even one row fits: it gets an image of its own.
+                let lengths: Vec<usize> = inputs
+                    .iter()
+                    .map(|input| match input {
+                        Input::Vector(v) if v.lane == Lane::Bytes && v.is_valid(start) => v.bytes.get(start).len(),
+                        _ => 0,
+                    })
+                    .collect();
+                let layout = ImageLayout::exact(&self.schema, self.decimal64, 1, &lengths)?;
+                self.writer = Some(ImageWriter::new(&layout));
+                take = 1;
+            }
+            let mut part = rest;
+            part.truncate(take);
+            rest.and_not(part.words());
+            if let Some(writer) = self.writer.as_mut() {
+                for (column, input) in inputs.iter().enumerate() {
+                    let at = (column, self.rows, start, take);
+                    match (input, &mut from) {
+                        (Input::Vector(vector), _) => {
+                            write_vector(writer, &self.types[column], self.decimal64, at, vector)?;
+                        }
+                        (Input::Gather(source), Some(from)) => {
+                            gather(writer, &self.types[column], at, *source, &part, from)?;
+                        }
+                        (Input::Gather(_), None) => {}
+                    }
+                }
+            }
+            self.rows += take;
+            self.rows_emitted += take as u64;
+            start += take;
+            let full = self.writer.as_ref().is_some_and(|writer| self.rows >= writer.rows_capacity());
+            if full {
+                self.flush()?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How many of the values from `start` fit into `room` bytes, at most `take`.
+fn fitting(vector: &Vector, start: usize, take: usize, room: usize) -> usize {
+    let mut used = 0;
+    for offset in 0..take {
+        if vector.is_valid(start + offset) {
+            used += vector.bytes.get(start + offset).len();
+        }
+        if used > room {
+            return offset;
+        }
+    }
+    take
+}
+
+/// Clears the validity of NULL rows: `valid` is by row at hand, `start` the first, `at` where it goes.
+fn write_nulls(writer: &mut ImageWriter, column: usize, at: usize, start: usize, take: usize, valid: &Bits) {
+    if let Some(validity) = writer.validity_mut(column) {
+        for offset in 0..take {
+            if !bit(valid, start + offset) {
+                validity[(at + offset) / 8] &= !(1 << ((at + offset) % 8));
+            }
+        }
+    }
+}
+
+type At = (usize, usize, usize, usize);
+
+fn write_vector(
+    writer: &mut ImageWriter,
+    data_type: &DataType,
+    decimal64: bool,
+    (column, at, start, take): At,
+    vector: &Vector,
+) -> Result<()> {
+    macro_rules! narrow {
+        ($type:ty, $values:expr) => {
+            for (out, value) in writer.fixed_mut::<$type>(column)[at..at + take].iter_mut().zip($values) {
+                *out = *value as $type;
+            }
+        };
+    }
+    let rows = start..start + take;
+    match data_type {
+        DataType::Boolean => {
+            let out = writer.values_mut(column);
+            for offset in 0..take {
+                let (byte, mask) = ((at + offset) / 8, 1u8 << ((at + offset) % 8));
+                if bit(&vector.bits, start + offset) {
+                    out[byte] |= mask;
+                } else {
+                    out[byte] &= !mask;
+                }
+            }
+        }
+        DataType::Int16 => narrow!(i16, &vector.i64s[rows]),
+        DataType::Int32 | DataType::Date => narrow!(i32, &vector.i64s[rows]),
+        DataType::Int64 | DataType::Timestamp { .. } => narrow!(i64, &vector.i64s[rows]),
+        DataType::Float32 => narrow!(f32, &vector.f64s[rows]),
+        DataType::Float64 => narrow!(f64, &vector.f64s[rows]),
+        DataType::Decimal { .. } if decimal64 && data_type.lane() == Lane::I64 => narrow!(i64, &vector.i64s[rows]),
+        DataType::Decimal { .. } => {
+            let out = &mut writer.fixed_mut::<i128>(column)[at..at + take];
+            out.iter_mut().zip(rows).for_each(|(out, row)| *out = vector.integer(row));
+        }
+        DataType::Vector { .. } => {
+            let width = data_type.fixed_width().unwrap_or(0);
+            let out = &mut writer.values_mut(column)[at * width..(at + take) * width];
+            for (out, row) in out.chunks_exact_mut(width).zip(rows) {
+                match vector.bytes.get(row) {
+                    value if value.len() == width && vector.is_valid(row) => out.copy_from_slice(value),
+                    _ => out.fill(0),
+                }
+            }
+        }
+        DataType::Varchar(_) | DataType::Text | DataType::Bytea => {
+            let tail = writer.text_tail(column);
+            let mut used = 0;
+            for (end, row) in tail.ends.iter_mut().zip(rows) {
+                if vector.is_valid(row) {
+                    let value = vector.bytes.get(row);
+                    tail.data[used..used + value.len()].copy_from_slice(value);
+                    used += value.len();
+                }
+                *end = tail.base + used as i32;
+            }
+            writer.text_advance(column, take, used);
+        }
+    }
+    if vector.has_nulls {
+        write_nulls(writer, column, at, start, take, &vector.valid);
+    }
+    Ok(())
+}
+
+fn gather(
+    writer: &mut ImageWriter,
+    data_type: &DataType,
+    (column, at, _, take): At,
+    source: usize,
+    part: &Selection,
+    from: &mut GatherFrom<'_>,
+) -> Result<()> {
+    let chunk = chunk_of(from.chunks, source)?;
+    let width = data_type.fixed_width().unwrap_or(0);
+    let out = &mut writer.values_mut(column)[at * width..];
+    chunk.gather_fixed(from.block, part, out)?;
+    let source_of_validity = BlockSource::new(from.chunks, from.block, from.block_rows, part, from.scratch);
+    if let Some(valid) = source_of_validity.validity(source)? {
+        write_nulls(writer, column, at, 0, take, &valid);
+    }
+    Ok(())
+}

@@ -1,0 +1,96 @@
+//! What a scan would do, as text, without reading a row.
+//!
+//! Owns [`CompiledScan::explain`]. Called for `heliostat explain`.
+
+use std::fmt::Write;
+
+use heliostat_segment::SegmentFooter;
+
+use crate::compile::CompiledScan;
+use crate::eval::facts;
+
+impl CompiledScan {
+    /// Predicates in their first order and where they run, what zone maps rule out in these segments, and what
+    /// would be read of which column (an upper bound: blocks are not looked at).
+    pub fn explain<'a>(&self, segments: impl Iterator<Item = &'a SegmentFooter>) -> String {
+        let mut always = vec![0u64; self.filter.conjuncts.len()];
+        let (mut groups, mut pruned, mut rows, mut rows_left) = (0u64, 0u64, 0u64, 0u64);
+        let mut filter_bytes = vec![0u64; self.schema.len() + 1];
+        let mut body_bytes = vec![0u64; self.schema.len() + 1];
+        let mut known = Vec::new();
+        let mut segment_count = 0u64;
+        for footer in segments {
+            segment_count += 1;
+            for meta in &footer.row_groups {
+                groups += 1;
+                rows += u64::from(meta.rows);
+                let fact = |column: usize| self.column_fact(column, meta.columns.get(column).map(|chunk| &chunk.zone));
+                facts::analyse(&self.filter.program, &fact, &mut known);
+                if self.filter.conjuncts.iter().any(|conjunct| !known[conjunct.root].may_be_true()) {
+                    pruned += 1;
+                    continue;
+                }
+                rows_left += u64::from(meta.rows);
+                let length = |column: usize| meta.columns.get(column).map_or(0, |chunk| u64::from(chunk.length));
+                let mut filtering = vec![false; self.schema.len() + 1];
+                for (conjunct, always) in self.filter.conjuncts.iter().zip(&mut always) {
+                    if known[conjunct.root].is_always_true() {
+                        *always += 1;
+                    } else {
+                        conjunct.columns.iter().for_each(|column| filtering[*column] = true);
+                    }
+                }
+                for (column, filtering) in filtering.iter().enumerate() {
+                    if *filtering {
+                        filter_bytes[column] += length(column);
+                    } else if self.body_columns().contains(&column) {
+                        body_bytes[column] += length(column);
+                    }
+                }
+            }
+        }
+        let mut text = String::new();
+        // Writing to a String can't fail.
+        let _ = writeln!(
+            text,
+            "segments {segment_count}, row groups {groups}, pruned by zone maps {pruned}, rows {rows}, left {rows_left}"
+        );
+        let mut order: Vec<usize> = (0..self.filter.conjuncts.len()).collect();
+        order.sort_by(|a, b| self.filter.conjuncts[*a].cost.total_cmp(&self.filter.conjuncts[*b].cost));
+        for index in order {
+            let conjunct = &self.filter.conjuncts[index];
+            let names: Vec<&str> = conjunct.columns.iter().map(|column| self.column_name(*column)).collect();
+            let place = match (&conjunct.encoded, conjunct.dictionary_column) {
+                (Some((_, predicate)), _) => format!("on encoded data: {predicate:?}"),
+                (None, Some(_)) => "once per dictionary entry, else evaluated".to_string(),
+                (None, None) => "evaluated on surviving rows".to_string(),
+            };
+            let _ = writeln!(
+                text,
+                "filter on {}: {place}; always true in {} of {} row groups",
+                names.join(", "),
+                always[index],
+                groups - pruned
+            );
+        }
+        for (label, bytes) in [("read to filter", &filter_bytes), ("read where rows survive", &body_bytes)] {
+            for (column, bytes) in bytes.iter().enumerate().filter(|(_, bytes)| **bytes > 0) {
+                let _ = writeln!(text, "{label}: {} {bytes} bytes", self.column_name(column));
+            }
+        }
+        if let Some(aggregate) = &self.aggregate {
+            let _ = writeln!(
+                text,
+                "group by {} keys, {} aggregates in {} states",
+                aggregate.keys.len(),
+                aggregate.aggregates.len(),
+                aggregate.states.len()
+            );
+        }
+        if let Some(sort) = &self.sort {
+            let limit = sort.limit.map_or("all rows".to_string(), |limit| format!("best {} rows", limit + sort.offset));
+            let _ = writeln!(text, "sort by {} keys, {limit}", sort.keys.len());
+        }
+        text
+    }
+}

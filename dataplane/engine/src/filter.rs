@@ -1,0 +1,315 @@
+//! The filter: which rows of a block are in.
+//!
+//! Owns [`FilterPlan`] (the conjuncts and where each runs) and [`FilterRun`] (one core's state of it).
+//! A conjunct on one column becomes a [`ChunkPredicate`] that runs on encoded data; one over a single
+//! dictionary column runs once per dictionary entry; everything else runs in the evaluator over the rows that
+//! survived so far.
+//!
+//! Invariants
+//! - A row group in which a conjunct can't be true is never read; a conjunct that zone maps prove always true
+//!   is not evaluated there.
+//! - Conjuncts run cheapest and most selective first; the order is reconsidered at every row group from what
+//!   was measured so far. It never changes the answer, only which errors are not reached.
+
+use heliostat_segment::{BlockMatch, Chunk, ChunkPredicate, CompiledPredicate, Selection};
+use hidb::plan::{Expr, ExprKind};
+use hidb::{BLOCK_ROWS, Lane, Result, Schema};
+
+use crate::eval::Program;
+use crate::eval::facts::Fact;
+use crate::eval::machine::{ColumnSource, Machine};
+use crate::source::{BlockSource, Scratch, chunk_of};
+use crate::vector::{Vector, and_bits, bit, set_bit};
+
+pub(crate) use crate::encoded::split_conjuncts;
+use crate::encoded::{encoded_predicate, intersect};
+
+/// One conjunct.
+#[derive(Debug)]
+pub(crate) struct Conjunct {
+    /// Its node in the filter's program.
+    pub root: usize,
+    /// For display.
+    pub expr: Expr,
+    /// The columns it reads.
+    pub columns: Vec<usize>,
+    /// How it runs on encoded data, if it does.
+    pub encoded: Option<(usize, ChunkPredicate)>,
+    /// The one text column it reads, if it is over one: then it can run per dictionary entry.
+    pub dictionary_column: Option<usize>,
+    /// Rough cost per row, in units of a range predicate on packed integers.
+    pub cost: f64,
+}
+
+/// A compiled filter.
+#[derive(Debug, Default)]
+pub(crate) struct FilterPlan {
+    pub program: Program,
+    pub conjuncts: Vec<Conjunct>,
+    /// All columns it reads, ascending.
+    pub columns: Vec<usize>,
+}
+
+impl FilterPlan {
+    pub fn compile(filter: Option<&Expr>, schema: &Schema) -> Result<Self> {
+        let mut plan = FilterPlan::default();
+        let mut parts = Vec::new();
+        if let Some(filter) = filter {
+            split_conjuncts(filter, &mut parts);
+        }
+        for expr in parts {
+            let encoded = encoded_predicate(&expr);
+            if let Some((column, predicate)) = &encoded {
+                // Two ranges on one column are one range.
+                let merged = plan.conjuncts.iter_mut().find_map(|other| match &mut other.encoded {
+                    Some((c, p)) if c == column => intersect(p, predicate).map(|both| (other, both)),
+                    _ => None,
+                });
+                if let Some((other, both)) = merged {
+                    other.encoded = Some((*column, both));
+                    other.expr = and(other.expr.clone(), expr);
+                    other.root = usize::MAX;
+                    continue;
+                }
+            }
+            let columns = expr.columns();
+            let dictionary_column = match columns.as_slice() {
+                [column] => schema.fields().get(*column).filter(|f| f.data_type.lane() == Lane::Bytes).map(|_| *column),
+                _ => None,
+            };
+            let mut nodes = 0;
+            expr.walk(&mut |_| nodes += 1);
+            let cost = match &encoded {
+                Some((_, ChunkPredicate::BytesContains { .. } | ChunkPredicate::Bytes(_))) => 100.0,
+                Some((_, ChunkPredicate::BytesRange { .. } | ChunkPredicate::BytesSet { .. })) => 4.0,
+                Some(_) => 1.0,
+                None if dictionary_column.is_some() => 20.0,
+                None => 5.0 * f64::from(nodes),
+            };
+            plan.conjuncts.push(Conjunct { root: usize::MAX, expr, columns, encoded, dictionary_column, cost });
+        }
+        for conjunct in &mut plan.conjuncts {
+            conjunct.root = plan.program.add(&conjunct.expr)?;
+            plan.columns.extend_from_slice(&conjunct.columns);
+        }
+        plan.columns.sort_unstable();
+        plan.columns.dedup();
+        Ok(plan)
+    }
+}
+
+fn and(left: Expr, right: Expr) -> Expr {
+    let nullable = left.nullable || right.nullable;
+    let data_type = left.data_type;
+    let mut parts = Vec::new();
+    split_conjuncts(&left, &mut parts);
+    parts.push(right);
+    Expr { kind: ExprKind::And(parts), data_type, nullable }
+}
+
+/// How a conjunct runs in the row group at hand.
+#[derive(Debug)]
+enum Method {
+    /// Zone maps prove it true for every row.
+    Always,
+    Encoded(usize, CompiledPredicate),
+    /// Per dictionary code, whether it is true.
+    Dictionary(usize, Vec<u64>),
+    Evaluate,
+}
+
+/// What was measured of a conjunct.
+#[derive(Clone, Copy, Debug, Default)]
+struct Measured {
+    tested: u64,
+    passed: u64,
+}
+
+/// One core's filter.
+#[derive(Debug, Default)]
+pub(crate) struct FilterRun {
+    machine: Machine,
+    measured: Vec<Measured>,
+    /// Conjuncts to run in this row group, in order.
+    order: Vec<usize>,
+    methods: Vec<Method>,
+}
+
+impl FilterRun {
+    /// Looks at a row group's zone maps: `None` if no row can qualify, else the columns the filter needs.
+    pub fn start(&mut self, plan: &FilterPlan, column: &dyn Fn(usize) -> Fact) -> Option<Vec<usize>> {
+        self.measured.resize(plan.conjuncts.len(), Measured::default());
+        self.machine.specialise(&plan.program, column);
+        self.order.clear();
+        for (index, conjunct) in plan.conjuncts.iter().enumerate() {
+            let fact = self.machine.fact(conjunct.root);
+            if !fact.may_be_true() {
+                return None;
+            }
+            if !fact.is_always_true() {
+                self.order.push(index);
+            }
+        }
+        let mut needed: Vec<usize> = self.order.iter().flat_map(|i| plan.conjuncts[*i].columns.clone()).collect();
+        needed.sort_unstable();
+        needed.dedup();
+        let rank = |index: &usize| {
+            let measured = self.measured[*index];
+            let passed = (measured.passed as f64 + 256.0) / (measured.tested as f64 + 1024.0);
+            plan.conjuncts[*index].cost / (1.001 - passed.min(1.0))
+        };
+        self.order.sort_by(|a, b| rank(a).total_cmp(&rank(b)));
+        Some(needed)
+    }
+
+    /// Translates the conjuncts into the chunks' encoded domains, once the chunks are there.
+    pub fn open(&mut self, plan: &FilterPlan, chunks: &[Option<Chunk>]) -> Result<()> {
+        self.methods.clear();
+        self.methods.extend(plan.conjuncts.iter().map(|_| Method::Always));
+        for index in &self.order {
+            let conjunct = &plan.conjuncts[*index];
+            self.methods[*index] = if let Some((column, predicate)) = &conjunct.encoded {
+                Method::Encoded(*column, chunk_of(chunks, *column)?.compile(predicate)?)
+            } else if let Some(column) = conjunct.dictionary_column {
+                match test_dictionary(&mut self.machine, plan, conjunct, chunk_of(chunks, column)?) {
+                    Some(truth) => Method::Dictionary(column, truth),
+                    None => Method::Evaluate,
+                }
+            } else {
+                Method::Evaluate
+            };
+        }
+        Ok(())
+    }
+
+    /// The rows of a block that qualify, and whether zone maps alone ruled them all out.
+    pub fn select(
+        &mut self,
+        plan: &FilterPlan,
+        chunks: &[Option<Chunk>],
+        block: usize,
+        block_rows: usize,
+        scratch: &mut Scratch,
+    ) -> Result<(Selection, bool)> {
+        let mut selection = Selection::all(block_rows);
+        for index in &self.order {
+            if let Method::Encoded(column, predicate) = &self.methods[*index] {
+                if chunk_of(chunks, *column)?.prune(block, predicate)? == BlockMatch::None {
+                    return Ok((Selection::none(), true));
+                }
+            }
+        }
+        for position in 0..self.order.len() {
+            let index = self.order[position];
+            let before = selection.count();
+            match &self.methods[index] {
+                Method::Always => continue,
+                Method::Encoded(column, predicate) => {
+                    chunk_of(chunks, *column)?.filter(block, predicate, &mut selection)?;
+                }
+                Method::Dictionary(column, truth) => {
+                    let mut source = BlockSource::new(chunks, block, block_rows, &selection, scratch);
+                    let mut codes = [0; BLOCK_ROWS];
+                    source.codes(*column, &mut codes)?;
+                    let (rows, valid) = (source.rows, source.validity(*column)?);
+                    let mut keep = crate::vector::NO_BITS;
+                    // The truth for NULL is kept behind the last code.
+                    let null = truth.len() * 64 - 1;
+                    for (row, code) in codes[..rows].iter().enumerate() {
+                        let entry = match &valid {
+                            Some(valid) if !bit(valid, row) => null,
+                            _ => *code as usize,
+                        };
+                        if truth.get(entry / 64).is_some_and(|word| word >> (entry % 64) & 1 == 1) {
+                            set_bit(&mut keep, row);
+                        }
+                    }
+                    keep_rows(&mut selection, &keep);
+                }
+                Method::Evaluate => {
+                    let root = plan.conjuncts[index].root;
+                    let mut source = BlockSource::new(chunks, block, block_rows, &selection, scratch);
+                    self.machine.begin(source.rows);
+                    self.machine.eval_all(&plan.program, root, &mut source)?;
+                    let value = self.machine.vector(&plan.program, root);
+                    let keep = and_bits(&value.bits, &value.valid_bits());
+                    keep_rows(&mut selection, &keep);
+                }
+            }
+            let after = selection.count();
+            let measured = &mut self.measured[index];
+            measured.tested += before as u64;
+            measured.passed += after as u64;
+            if after == 0 {
+                break;
+            }
+        }
+        Ok((selection, false))
+    }
+}
+
+/// Keeps the `k`-th selected row when bit `k` is set.
+fn keep_rows(selection: &mut Selection, keep: &crate::vector::Bits) {
+    let mut kept = Selection::none();
+    let mut position = 0;
+    selection.for_each(|row| {
+        if bit(keep, position) {
+            kept.insert(row);
+        }
+        position += 1;
+    });
+    *selection = kept;
+}
+
+/// A dictionary's entries as the values of the one column a program reads.
+struct Entries<'a> {
+    chunk: &'a Chunk,
+    first: u32,
+    count: usize,
+    /// Adds a NULL after the entries.
+    null: bool,
+}
+
+impl ColumnSource for Entries<'_> {
+    fn load(&mut self, _column: usize, out: &mut Vector) -> Result<()> {
+        out.reset(Lane::Bytes, BLOCK_ROWS);
+        if let Some(dictionary) = self.chunk.dictionary() {
+            for entry in 0..self.count as u32 {
+                out.bytes.push(dictionary.bytes(self.first + entry)?);
+            }
+        }
+        if self.null {
+            out.bytes.close();
+            out.has_nulls = true;
+            out.valid = crate::vector::first_bits(self.count);
+        }
+        Ok(())
+    }
+}
+
+/// The truth of a conjunct for every dictionary entry, and in the very last bit for NULL. `None` if the chunk
+/// has no dictionary, or if an entry (which may belong to no surviving row) raises an error.
+fn test_dictionary(machine: &mut Machine, plan: &FilterPlan, conjunct: &Conjunct, chunk: &Chunk) -> Option<Vec<u64>> {
+    let entries = chunk.dictionary()?.len();
+    let mut truth = vec![0u64; entries.div_ceil(64) + 1];
+    let null = truth.len() * 64 - 1;
+    let mut first = 0;
+    loop {
+        let count = (entries - first).min(BLOCK_ROWS - 1);
+        let last = first + count == entries;
+        let mut source = Entries { chunk, first: first as u32, count, null: last };
+        machine.begin(count + usize::from(last));
+        machine.eval_all(&plan.program, conjunct.root, &mut source).ok()?;
+        let value = machine.vector(&plan.program, conjunct.root);
+        for row in 0..count + usize::from(last) {
+            if bit(&value.bits, row) && value.is_valid(row) {
+                let entry = if row == count { null } else { first + row };
+                truth[entry / 64] |= 1 << (entry % 64);
+            }
+        }
+        first += count;
+        if last {
+            return Some(truth);
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! The open chunks of a row group, read a block at a time, only where rows survive.
+//!
+//! Owns [`BlockSource`], the evaluator's window on encoded columns, and [`Scratch`], its buffers.
+//! Invariant: what it loads is compacted: value `k` belongs to the `k`-th selected row of the block.
+
+use heliostat_segment::{Chunk, Selection};
+use hidb::{BLOCK_ROWS, Error, ErrorCode, Lane, Result};
+
+use crate::eval::machine::ColumnSource;
+use crate::vector::{Bits, NO_BITS, Vector};
+
+/// Buffers for decoding, one set per core and request.
+#[derive(Debug)]
+pub(crate) struct Scratch {
+    pub indices: Box<[u16; BLOCK_ROWS]>,
+    pub codes: Box<[u32; BLOCK_ROWS]>,
+    wide: Vec<i128>,
+    floats: Box<[f64; BLOCK_ROWS]>,
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Scratch {
+            indices: Box::new([0; BLOCK_ROWS]),
+            codes: Box::new([0; BLOCK_ROWS]),
+            wide: Vec::new(),
+            floats: Box::new([0.0; BLOCK_ROWS]),
+        }
+    }
+}
+
+/// One block of the row group at hand, and which of its rows are wanted.
+pub(crate) struct BlockSource<'a> {
+    /// By table column; `None`: not supplied.
+    pub chunks: &'a [Option<Chunk>],
+    pub block: usize,
+    pub selection: &'a Selection,
+    /// Rows wanted.
+    pub rows: usize,
+    /// Whether these are all the block's rows.
+    pub all: bool,
+    pub scratch: &'a mut Scratch,
+    /// Whether `scratch.indices` holds the selected positions.
+    indexed: bool,
+}
+
+pub(crate) fn chunk_of(chunks: &[Option<Chunk>], column: usize) -> Result<&Chunk> {
+    chunks.get(column).and_then(Option::as_ref).ok_or_else(|| {
+        Error::new(ErrorCode::Internal, format!("the chunk of column {column} was not supplied before it was needed"))
+    })
+}
+
+impl<'a> BlockSource<'a> {
+    pub fn new(
+        chunks: &'a [Option<Chunk>],
+        block: usize,
+        block_rows: usize,
+        selection: &'a Selection,
+        scratch: &'a mut Scratch,
+    ) -> Self {
+        let rows = selection.count();
+        BlockSource { chunks, block, selection, rows, all: rows == block_rows, scratch, indexed: false }
+    }
+
+    fn index(&mut self) {
+        if !self.indexed {
+            self.selection.indices(&mut self.scratch.indices);
+            self.indexed = true;
+        }
+    }
+
+    /// The selected rows that are not NULL, compacted; `None` when none is NULL.
+    pub fn validity(&self, column: usize) -> Result<Option<Bits>> {
+        let chunk = chunk_of(self.chunks, column)?;
+        if chunk.null_count() == 0 {
+            return Ok(None);
+        }
+        let mut valid = NO_BITS;
+        if chunk.validity(self.block, &mut valid)? {
+            return Ok(None);
+        }
+        Ok(Some(if self.all { valid } else { self.selection.compress(&valid).0 }))
+    }
+
+    /// The dictionary codes of the selected rows, compacted into the front of `out`.
+    pub fn codes(&mut self, column: usize, out: &mut [u32; BLOCK_ROWS]) -> Result<()> {
+        let chunk = chunk_of(self.chunks, column)?;
+        if self.all {
+            chunk.codes(self.block, out)?;
+            return Ok(());
+        }
+        chunk.codes(self.block, &mut self.scratch.codes)?;
+        self.index();
+        for (out, index) in out.iter_mut().zip(&self.scratch.indices[..self.rows]) {
+            *out = self.scratch.codes[usize::from(*index) & (BLOCK_ROWS - 1)];
+        }
+        Ok(())
+    }
+}
+
+impl ColumnSource for BlockSource<'_> {
+    fn load(&mut self, column: usize, out: &mut Vector) -> Result<()> {
+        let chunk = chunk_of(self.chunks, column)?;
+        let lane = chunk.data_type().lane();
+        out.reset(lane, BLOCK_ROWS);
+        match lane {
+            Lane::I64 => {
+                if let Some(values) = out.i64s.first_chunk_mut::<BLOCK_ROWS>() {
+                    if self.all {
+                        chunk.decode_i64(self.block, values)?;
+                    } else {
+                        chunk.gather_i64(self.block, self.selection, values)?;
+                    }
+                }
+            }
+            Lane::Bool => {
+                let mut bits = NO_BITS;
+                chunk.decode_bool(self.block, &mut bits)?;
+                out.bits = if self.all { bits } else { self.selection.compress(&bits).0 };
+            }
+            Lane::Bytes => {
+                let bytes = &mut out.bytes;
+                chunk.gather_bytes(self.block, self.selection, &mut bytes.offsets, &mut bytes.data)?;
+            }
+            Lane::F64 | Lane::I128 => self.load_wide(column, lane, out)?,
+        }
+        if let Some(valid) = self.validity(column)? {
+            out.has_nulls = true;
+            out.valid = valid;
+        }
+        Ok(())
+    }
+}
+
+impl BlockSource<'_> {
+    fn load_wide(&mut self, column: usize, lane: Lane, out: &mut Vector) -> Result<()> {
+        if !self.all {
+            self.index();
+        }
+        let chunk = chunk_of(self.chunks, column)?;
+        let indices = &self.scratch.indices[..self.rows];
+        if lane == Lane::F64 {
+            if let (true, Some(values)) = (self.all, out.f64s.first_chunk_mut::<BLOCK_ROWS>()) {
+                chunk.decode_f64(self.block, values)?;
+                return Ok(());
+            }
+            chunk.decode_f64(self.block, &mut self.scratch.floats)?;
+            for (out, index) in out.f64s.iter_mut().zip(indices) {
+                *out = self.scratch.floats[usize::from(*index) & (BLOCK_ROWS - 1)];
+            }
+            return Ok(());
+        }
+        if let (true, Some(values)) = (self.all, out.i128s.first_chunk_mut::<BLOCK_ROWS>()) {
+            chunk.decode_i128(self.block, values)?;
+            return Ok(());
+        }
+        self.scratch.wide.resize(BLOCK_ROWS, 0);
+        if let Some(values) = self.scratch.wide.first_chunk_mut::<BLOCK_ROWS>() {
+            chunk.decode_i128(self.block, values)?;
+            for (out, index) in out.i128s.iter_mut().zip(indices) {
+                *out = values[usize::from(*index) & (BLOCK_ROWS - 1)];
+            }
+        }
+        Ok(())
+    }
+}
