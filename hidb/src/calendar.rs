@@ -108,7 +108,8 @@ pub fn add_to_timestamp(microseconds: i64, interval: Interval) -> Option<i64> {
     let (days, of_day) = (microseconds.div_euclid(DAY_MICROSECONDS), microseconds.rem_euclid(DAY_MICROSECONDS));
     let moved = add_months(days, interval.months).checked_add(i64::from(interval.days))?;
     // In i128, so that an interval whose days overflow and whose microseconds come back still works.
-    let total = i128::from(moved) * i128::from(DAY_MICROSECONDS) + i128::from(of_day) + i128::from(interval.microseconds);
+    let total =
+        i128::from(moved) * i128::from(DAY_MICROSECONDS) + i128::from(of_day) + i128::from(interval.microseconds);
     i64::try_from(total).ok()
 }
 

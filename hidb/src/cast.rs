@@ -183,9 +183,7 @@ pub fn parse_text(text: &str, to: &DataType) -> Option<Scalar> {
         DataType::Float32 => Some(Scalar::F64(f64::from(trimmed.parse::<f32>().ok()?))),
         DataType::Date => Some(Scalar::I64(calendar::parse_date(trimmed)?)),
         DataType::Timestamp { .. } => Some(Scalar::I64(calendar::parse_timestamp(trimmed)?)),
-        DataType::Varchar(n) => {
-            (text.chars().count() <= *n as usize).then(|| Scalar::Bytes(text.as_bytes().to_vec()))
-        }
+        DataType::Varchar(n) => (text.chars().count() <= *n as usize).then(|| Scalar::Bytes(text.as_bytes().to_vec())),
         DataType::Text | DataType::Bytea => Some(Scalar::Bytes(text.as_bytes().to_vec())),
         DataType::Vector { .. } => None,
     }
@@ -309,7 +307,10 @@ mod tests {
             cast(&text("abc"), &DataType::Text, &DataType::Int64).unwrap_err().to_string(),
             "text \"abc\" can't be cast to int64 (InvalidCast)"
         );
-        assert_eq!(cast(&text("abc"), &DataType::Text, &DataType::Varchar(2)).unwrap_err().code, ErrorCode::InvalidCast);
+        assert_eq!(
+            cast(&text("abc"), &DataType::Text, &DataType::Varchar(2)).unwrap_err().code,
+            ErrorCode::InvalidCast
+        );
         assert_eq!(
             cast(&Scalar::Bytes(vec![0xff]), &DataType::Bytea, &DataType::Text).unwrap_err().code,
             ErrorCode::InvalidCast

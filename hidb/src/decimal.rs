@@ -230,9 +230,15 @@ mod tests {
 
     #[test]
     fn rounding_is_half_away_from_zero() {
-        for (value, from, to, expected) in
-            [(25, 1, 0, 3), (-25, 1, 0, -3), (24, 1, 0, 2), (-24, 1, 0, -2), (5, 2, 0, 0), (50, 2, 0, 1), (7, 0, 2, 700)]
-        {
+        for (value, from, to, expected) in [
+            (25, 1, 0, 3),
+            (-25, 1, 0, -3),
+            (24, 1, 0, 2),
+            (-24, 1, 0, -2),
+            (5, 2, 0, 0),
+            (50, 2, 0, 1),
+            (7, 0, 2, 700),
+        ] {
             assert_eq!(rescale(value, from, to), Some(expected), "{value} {from} {to}");
         }
         assert_eq!(divide_rounded(7, -2), Some(-4));

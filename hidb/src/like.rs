@@ -370,7 +370,8 @@ mod tests {
 
     #[test]
     fn ilike_lower_cases_both_sides_character_by_character() {
-        let ilike = |value: &str, pattern| LikeMatcher::new(pattern, Some('\\'), true).unwrap().matches(value.as_bytes());
+        let ilike =
+            |value: &str, pattern| LikeMatcher::new(pattern, Some('\\'), true).unwrap().matches(value.as_bytes());
         assert!(ilike("STRASSE", "str%"));
         assert!(ilike("ÄPFEL", "ä%"));
         assert!(ilike("İ", "_"));
@@ -385,9 +386,8 @@ mod tests {
 
     #[test]
     fn required_prefix_is_for_zone_maps() {
-        let prefix = |pattern, fold| {
-            LikeMatcher::new(pattern, Some('\\'), fold).unwrap().required_prefix().map(<[u8]>::to_vec)
-        };
+        let prefix =
+            |pattern, fold| LikeMatcher::new(pattern, Some('\\'), fold).unwrap().required_prefix().map(<[u8]>::to_vec);
         assert_eq!(prefix("ab_c%", false), Some(b"ab".to_vec()));
         assert_eq!(prefix("ab%c", false), Some(b"ab".to_vec()));
         assert_eq!(prefix("%ab", false), None);

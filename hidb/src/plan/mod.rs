@@ -9,8 +9,12 @@
 //! - A plan that was built has valid column indexes, at most [`EXPRESSION_NODES_MAX`] nodes and at
 //!   most [`EXPRESSION_DEPTH_MAX`] levels.
 
+pub mod build;
+pub mod explain;
 pub mod expr;
+pub mod fold;
 pub mod scan;
+pub mod sql;
 
 pub use expr::{ArithmeticOp, CompareOp, DateField, Expr, ExprKind};
 pub use scan::{Aggregate, AggregateFunction, Aggregation, Output, Phase, ScanPlan, SortKey};
