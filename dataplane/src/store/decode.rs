@@ -1,0 +1,208 @@
+//! From stored row groups back to Arrow: what merging and tests need. Scans do not come here.
+
+use std::sync::Arc;
+
+use arrow_array::types::{
+    ArrowPrimitiveType, Date32Type, Decimal64Type, Decimal128Type, Float16Type, Float32Type, Float64Type, Int8Type,
+    Int16Type, Int32Type, Int64Type, TimestampMicrosecondType,
+};
+use arrow_array::{
+    ArrayRef, BinaryArray, BooleanArray, FixedSizeListArray, PrimitiveArray, RecordBatch, RecordBatchOptions,
+    StringArray,
+};
+use arrow_buffer::{BooleanBuffer, Buffer, NullBuffer, OffsetBuffer, ScalarBuffer};
+use arrow_schema::DataType as ArrowType;
+use bytes::Bytes;
+use heliostat_segment::{BLOCK_ROWS, Chunk, Selection};
+use hidb::arrow_mapping::{to_arrow_schema, to_arrow_type};
+use hidb::{DataType, VectorElement};
+
+use super::error::Result;
+use super::table::SegmentHandle;
+use crate::device::Device;
+use crate::volume::EXTENT_UNIT_BYTES;
+
+/// The rows of a row group, in canonical arrays, and their row ids.
+#[derive(Clone, Debug)]
+pub struct DecodedRowGroup {
+    /// The table's columns.
+    pub rows: RecordBatch,
+    /// One row id per row.
+    pub rowids: Vec<i64>,
+}
+
+/// Reads, checks and decodes one row group.
+///
+/// # Errors
+/// [`StoreError::Corruption`], or the device's.
+pub async fn read_row_group<D: Device>(
+    device: &D,
+    segment: &SegmentHandle,
+    row_group: usize,
+) -> Result<DecodedRowGroup> {
+    let schema = &segment.footer.schema;
+    let mut columns = Vec::with_capacity(schema.len());
+    for (column, field) in schema.fields().iter().enumerate() {
+        let chunk = read_chunk(device, segment, row_group, column, &field.data_type).await?;
+        columns.push(decode_chunk(&chunk).map_err(|error| segment.corruption(row_group, column, &error.to_string()))?);
+    }
+    let rowid_column = schema.len();
+    let damaged = |reason: String| segment.corruption(row_group, rowid_column, &reason);
+    let chunk = read_chunk(device, segment, row_group, rowid_column, &DataType::Int64).await?;
+    let rows = chunk.rows();
+    let mut rowids = Vec::with_capacity(rows);
+    let mut block = [0i64; BLOCK_ROWS];
+    for b in 0..chunk.blocks() {
+        chunk.decode_i64(b, &mut block).map_err(|error| damaged(error.to_string()))?;
+        rowids.extend_from_slice(&block[..chunk.block_rows(b)]);
+    }
+    let options = RecordBatchOptions::new().with_row_count(Some(rows));
+    let rows = RecordBatch::try_new_with_options(to_arrow_schema(schema, true), columns, &options);
+    Ok(DecodedRowGroup { rows: rows.map_err(|error| damaged(error.to_string()))?, rowids })
+}
+
+/// Reads and checks one chunk.
+///
+/// # Errors
+/// [`StoreError::Corruption`], or the device's.
+pub async fn read_chunk<D: Device>(
+    device: &D,
+    segment: &SegmentHandle,
+    row_group: usize,
+    column: usize,
+    data_type: &DataType,
+) -> Result<Chunk> {
+    let (offset, length) = segment.chunk_extent(row_group, column)?;
+    let bytes = device.read(offset, length.next_multiple_of(EXTENT_UNIT_BYTES as usize)).await?.slice(..length);
+    segment.verify_chunk(row_group, column, &bytes)?;
+    let rows = segment.footer.row_groups.get(row_group).map_or(0, |group| group.rows);
+    Chunk::open(Bytes::clone(&bytes), data_type, rows)
+        .map_err(|error| segment.corruption(row_group, column, &error.to_string()))
+}
+
+/// All values of a chunk as a canonical Arrow array.
+///
+/// # Errors
+/// Bytes that are not what their encoding says.
+pub fn decode_chunk(chunk: &Chunk) -> Result<ArrayRef, hidb::Error> {
+    let rows = chunk.rows();
+    let nulls = validity(chunk)?;
+    let data_type = *chunk.data_type();
+    let fixed = || -> Result<Buffer, hidb::Error> {
+        let width = data_type.fixed_width().unwrap_or(0);
+        let mut values = vec![0u8; rows * width];
+        for b in 0..chunk.blocks() {
+            let n = chunk.block_rows(b);
+            let from = b * BLOCK_ROWS * width;
+            chunk.gather_fixed(b, &Selection::all(n), &mut values[from..from + n * width])?;
+        }
+        Ok(Buffer::from_vec(values))
+    };
+    Ok(match data_type {
+        DataType::Boolean => Arc::new(BooleanArray::new(booleans(chunk)?, nulls)),
+        DataType::Int16 => primitive::<Int16Type>(fixed()?, rows, nulls),
+        DataType::Int32 => primitive::<Int32Type>(fixed()?, rows, nulls),
+        DataType::Int64 => primitive::<Int64Type>(fixed()?, rows, nulls),
+        DataType::Float32 => primitive::<Float32Type>(fixed()?, rows, nulls),
+        DataType::Float64 => primitive::<Float64Type>(fixed()?, rows, nulls),
+        DataType::Date => primitive::<Date32Type>(fixed()?, rows, nulls),
+        DataType::Timestamp { .. } => {
+            retyped::<TimestampMicrosecondType>(fixed()?, rows, nulls, to_arrow_type(&data_type, true))
+        }
+        DataType::Decimal { .. } => {
+            let arrow = to_arrow_type(&data_type, true);
+            match arrow {
+                ArrowType::Decimal64(..) => retyped::<Decimal64Type>(fixed()?, rows, nulls, arrow),
+                _ => retyped::<Decimal128Type>(fixed()?, rows, nulls, arrow),
+            }
+        }
+        DataType::Varchar(_) | DataType::Text => {
+            let (offsets, data) = variable(chunk)?;
+            Arc::new(StringArray::try_new(offsets, data, nulls).map_err(malformed)?)
+        }
+        DataType::Bytea => {
+            let (offsets, data) = variable(chunk)?;
+            Arc::new(BinaryArray::try_new(offsets, data, nulls).map_err(malformed)?)
+        }
+        DataType::Vector { dimension, element } => {
+            let elements = rows * dimension as usize;
+            let values = match element {
+                VectorElement::F32 => primitive::<Float32Type>(fixed()?, elements, None),
+                VectorElement::F16 => primitive::<Float16Type>(fixed()?, elements, None),
+                VectorElement::I8 => primitive::<Int8Type>(fixed()?, elements, None),
+            };
+            let ArrowType::FixedSizeList(field, length) = to_arrow_type(&data_type, true) else {
+                return Err(malformed("vectors are fixed-size lists"));
+            };
+            Arc::new(FixedSizeListArray::try_new(field, length, values, nulls).map_err(malformed)?)
+        }
+    })
+}
+
+fn malformed(error: impl std::fmt::Display) -> hidb::Error {
+    hidb::Error::new(hidb::ErrorCode::Corruption, error.to_string())
+}
+
+fn primitive<T: ArrowPrimitiveType>(values: Buffer, rows: usize, nulls: Option<NullBuffer>) -> ArrayRef {
+    Arc::new(PrimitiveArray::<T>::new(ScalarBuffer::new(aligned(values), 0, rows), nulls))
+}
+
+fn retyped<T: ArrowPrimitiveType>(
+    values: Buffer,
+    rows: usize,
+    nulls: Option<NullBuffer>,
+    arrow: ArrowType,
+) -> ArrayRef {
+    let array = PrimitiveArray::<T>::new(ScalarBuffer::new(aligned(values), 0, rows), nulls);
+    Arc::new(array.with_data_type(arrow))
+}
+
+/// A byte vector may be aligned to one byte only; Arrow's own buffers are aligned to 64.
+fn aligned(buffer: Buffer) -> Buffer {
+    if buffer.as_ptr().align_offset(16) == 0 { buffer } else { Buffer::from_slice_ref(buffer.as_slice()) }
+}
+
+fn pack(words: &[u64; 16], rows: usize, bits: &mut Vec<bool>) {
+    bits.extend((0..rows).map(|row| words[row / 64] >> (row % 64) & 1 == 1));
+}
+
+fn validity(chunk: &Chunk) -> Result<Option<NullBuffer>, hidb::Error> {
+    if chunk.null_count() == 0 {
+        return Ok(None);
+    }
+    let mut bits = Vec::with_capacity(chunk.rows());
+    let mut words = [0u64; 16];
+    for b in 0..chunk.blocks() {
+        chunk.validity(b, &mut words)?;
+        pack(&words, chunk.block_rows(b), &mut bits);
+    }
+    Ok(Some(NullBuffer::from(bits)))
+}
+
+fn booleans(chunk: &Chunk) -> Result<BooleanBuffer, hidb::Error> {
+    let mut bits = Vec::with_capacity(chunk.rows());
+    let mut words = [0u64; 16];
+    for b in 0..chunk.blocks() {
+        chunk.decode_bool(b, &mut words)?;
+        pack(&words, chunk.block_rows(b), &mut bits);
+    }
+    Ok(BooleanBuffer::from(bits))
+}
+
+fn variable(chunk: &Chunk) -> Result<(OffsetBuffer<i32>, Buffer), hidb::Error> {
+    let mut ends = Vec::with_capacity(chunk.rows());
+    let mut data = Vec::new();
+    for b in 0..chunk.blocks() {
+        chunk.gather_bytes(b, &Selection::all(chunk.block_rows(b)), &mut ends, &mut data)?;
+    }
+    let mut offsets = Vec::with_capacity(ends.len() + 1);
+    offsets.push(0i32);
+    for end in ends {
+        offsets.push(i32::try_from(end).map_err(|_| malformed("text of a row group of more than 2 GiB"))?);
+    }
+    if offsets.is_sorted() {
+        Ok((OffsetBuffer::new(offsets.into()), Buffer::from_vec(data)))
+    } else {
+        Err(malformed("text offsets go back"))
+    }
+}

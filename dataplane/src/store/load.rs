@@ -1,0 +1,516 @@
+//! Loads: numbered batches in, durable segments out, in order and resumable.
+//!
+//! Owns [`LoadWriter`], what one connection writes a load through, and the requests that need no writer. Committing
+//! and aborting are in `commit`.
+//!
+//! Invariants
+//! - A batch counts as durable only after the segment with its last row is flushed and in the manifest, and then all
+//!   batches before it are durable too.
+//! - A row group holds whole batches. Row groups enter segments in the order of their batches, whatever the order
+//!   in which their encoding ends.
+//! - One connection writes a load: the last that began it. Writers of earlier ones fail with `LoadConflict`.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use arrow_array::{Array, RecordBatch};
+use futures::StreamExt;
+use futures::stream::FuturesOrdered;
+use heliostat_segment::{EncodedRowGroup, RowIds, SegmentIdentity, encode_row_group};
+use hidb::{ErrorCode, ROW_GROUP_RAW_BYTES_MAX, ROW_GROUP_ROWS, Schema};
+
+use super::error::{Result, StoreError};
+use super::{LoadMode, LoadState, SEGMENT_ROW_GROUPS_MAX, Store, unix_seconds};
+use crate::device::Device;
+use crate::manifest::records::load_text;
+use crate::manifest::{Batch, LoadRecord, ObjectState};
+use crate::volume::ObjectKind;
+
+/// A load to begin.
+#[derive(Clone, Debug)]
+pub struct LoadRequest {
+    /// Chosen by the client.
+    pub load_id: [u8; 16],
+    /// The table's name.
+    pub table: String,
+    /// The schema of the batches (and of the table, when it is made).
+    pub schema: Schema,
+    /// How it treats the table.
+    pub mode: LoadMode,
+    /// Shards of a table that is made; 0: the default.
+    pub shards: u32,
+}
+
+/// Where a load stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoadStatus {
+    /// Open, committed or aborted.
+    pub state: LoadState,
+    /// Batches `0..n` are durable.
+    pub durable_batches: u64,
+    /// Rows in them.
+    pub durable_rows: u64,
+    /// Bytes they take on the volume.
+    pub stored_bytes: u64,
+}
+
+impl LoadStatus {
+    pub(super) fn of(record: &LoadRecord) -> Self {
+        LoadStatus {
+            state: record.state(),
+            durable_batches: record.durable_batches,
+            durable_rows: record.durable_rows,
+            stored_bytes: record.stored_bytes,
+        }
+    }
+}
+
+/// One row group to encode; can be sent to another core.
+#[derive(Clone, Debug)]
+pub struct EncodeJob {
+    /// The table's columns.
+    pub schema: Arc<Schema>,
+    /// The rows, canonical arrays of the schema.
+    pub batches: Vec<RecordBatch>,
+    /// The row id of the first row; the others follow.
+    pub first_rowid: i64,
+}
+
+impl EncodeJob {
+    /// Encodes it here and now: a few milliseconds of work.
+    ///
+    /// # Errors
+    /// As [`encode_row_group`].
+    pub fn run(self) -> Result<EncodedRowGroup, hidb::Error> {
+        Ok(encode_row_group(&self.schema, &self.batches, RowIds::From(self.first_rowid))?)
+    }
+}
+
+/// A row group being encoded.
+pub type Encoding = Pin<Box<dyn Future<Output = Result<EncodedRowGroup, hidb::Error>>>>;
+
+/// Who encodes row groups: the server spreads them over its cores.
+pub trait RowGroupEncoder {
+    /// Starts encoding. The future is polled once right away, then awaited when its turn comes.
+    fn encode(&self, job: EncodeJob) -> Encoding;
+}
+
+impl<F: Fn(EncodeJob) -> Encoding> RowGroupEncoder for F {
+    fn encode(&self, job: EncodeJob) -> Encoding {
+        self(job)
+    }
+}
+
+/// An encoder that works where it is polled, for tools and tests.
+pub fn encode_here(job: EncodeJob) -> Encoding {
+    Box::pin(async move { job.run() })
+}
+
+/// A row group and where it ends in the load.
+struct Group {
+    encoded: EncodedRowGroup,
+    batches_end: u64,
+}
+
+type GroupFuture = Pin<Box<dyn Future<Output = Result<Group, hidb::Error>>>>;
+
+/// What one connection writes a load through. Not `Send`: it belongs to the session's core.
+pub struct LoadWriter {
+    store: Arc<Store>,
+    load_id: [u8; 16],
+    epoch: u64,
+    schema: Arc<Schema>,
+    table_id: u64,
+    shards: u32,
+    encoder: Rc<dyn RowGroupEncoder>,
+    /// The number the next batch must have.
+    next_batch: u64,
+    buffered: Vec<RecordBatch>,
+    buffered_rows: usize,
+    buffered_bytes: usize,
+    encoding: FuturesOrdered<GroupFuture>,
+    ready: VecDeque<Group>,
+    /// Why the writer takes no more.
+    failed: Option<StoreError>,
+}
+
+impl std::fmt::Debug for LoadWriter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "LoadWriter({}, next batch {})", load_text(&self.load_id), self.next_batch)
+    }
+}
+
+impl Store {
+    /// Begins a load, or takes over one that another connection began: then the status says from which batch on to
+    /// send. A load that is finished gives its status and no writer.
+    ///
+    /// # Errors
+    /// [`StoreError::TableExists`], [`StoreError::UnknownTable`], [`StoreError::StaleSchema`],
+    /// [`StoreError::LoadConflict`] when the load was begun otherwise, or the manifest's.
+    pub async fn load_begin(
+        self: &Arc<Self>,
+        request: LoadRequest,
+        encoder: Rc<dyn RowGroupEncoder>,
+    ) -> Result<(LoadStatus, Option<LoadWriter>)> {
+        let changes = self.change().await?;
+        let existing = self.state().manifest.loads.get(&request.load_id).cloned();
+        let schema_message = hidb::convert::schema_to_proto(&request.schema);
+        let record = match existing {
+            Some(record) => {
+                let same = record.table_name == request.table
+                    && record.mode() == request.mode
+                    && record.schema.as_ref() == Some(&schema_message);
+                if !same {
+                    return Err(conflict(&request.load_id, "it was begun with another table, mode or schema"));
+                }
+                if record.state() != LoadState::Open {
+                    return Ok((LoadStatus::of(&record), None));
+                }
+                record
+            }
+            None => {
+                let (table_id, shards) = self.load_target(&request)?;
+                let record = LoadRecord {
+                    state: LoadState::Open as i32,
+                    mode: request.mode as i32,
+                    table_name: request.table.clone(),
+                    table_id: table_id.unwrap_or_else(|| changes.take_id()),
+                    schema: Some(schema_message),
+                    shards,
+                    changed_unix_s: unix_seconds(),
+                    ..Default::default()
+                };
+                let mut batch = Batch::new();
+                batch.put_load(&request.load_id, &record);
+                changes.write(batch).await?;
+                record
+            }
+        };
+        let epoch = {
+            let mut state = self.state();
+            let epoch = state.load_epochs.entry(request.load_id).or_insert(0);
+            *epoch += 1;
+            *epoch
+        };
+        let writer = LoadWriter {
+            store: Arc::clone(self),
+            load_id: request.load_id,
+            epoch,
+            schema: Arc::new(request.schema),
+            table_id: record.table_id,
+            shards: record.shards,
+            encoder,
+            next_batch: record.durable_batches,
+            buffered: Vec::new(),
+            buffered_rows: 0,
+            buffered_bytes: 0,
+            encoding: FuturesOrdered::new(),
+            ready: VecDeque::new(),
+            failed: None,
+        };
+        Ok((LoadStatus::of(&record), Some(writer)))
+    }
+
+    /// The table a new load goes to: its id, unless it is to be made, and its shards.
+    fn load_target(&self, request: &LoadRequest) -> Result<(Option<u64>, u32)> {
+        let table = self.state().table_named(&request.table).cloned();
+        match (request.mode, table) {
+            (LoadMode::Create, Some(_)) => Err(StoreError::TableExists { name: request.table.clone() }),
+            (LoadMode::Append, None) => Err(StoreError::UnknownTable { name: request.table.clone() }),
+            (LoadMode::Append, Some(table)) => {
+                let expected = self.read_schema(table.schema.as_ref(), &table.name)?.hash();
+                let found = request.schema.hash();
+                if expected != found {
+                    return Err(StoreError::StaleSchema { name: table.name, expected, found });
+                }
+                Ok((Some(table.id), table.shards))
+            }
+            (LoadMode::Replace, Some(table)) if request.shards == 0 => Ok((None, table.shards)),
+            (LoadMode::Create | LoadMode::Replace, _) => Ok((None, self.shards(request.shards)?)),
+        }
+    }
+
+    /// Where a load stands.
+    ///
+    /// # Errors
+    /// [`StoreError::UnknownLoad`].
+    pub fn load_status(&self, load_id: &[u8; 16]) -> Result<LoadStatus> {
+        self.load_record(load_id).map(|record| LoadStatus::of(&record))
+    }
+
+    pub(super) fn load_record(&self, load_id: &[u8; 16]) -> Result<LoadRecord> {
+        let record = self.state().manifest.loads.get(load_id).cloned();
+        record.ok_or_else(|| StoreError::UnknownLoad { load: load_text(load_id) })
+    }
+}
+
+pub(super) fn conflict(load_id: &[u8; 16], reason: impl Into<String>) -> StoreError {
+    StoreError::LoadConflict { load: load_text(load_id), reason: reason.into() }
+}
+
+impl LoadWriter {
+    /// Which load it writes.
+    pub fn load_id(&self) -> &[u8; 16] {
+        &self.load_id
+    }
+
+    /// The schema of its batches.
+    pub fn schema(&self) -> &Arc<Schema> {
+        &self.schema
+    }
+
+    /// The number the next batch must have.
+    pub fn next_batch(&self) -> u64 {
+        self.next_batch
+    }
+
+    /// Whether batches were taken that are not durable yet.
+    pub fn has_unflushed(&self) -> bool {
+        self.store.load_status(&self.load_id).is_ok_and(|status| status.durable_batches < self.next_batch)
+    }
+
+    /// Raw bytes in batches that wait for their row group to be full.
+    pub fn buffered_bytes(&self) -> usize {
+        self.buffered_bytes
+    }
+
+    /// Where the load stands.
+    ///
+    /// # Errors
+    /// [`StoreError::UnknownLoad`].
+    pub fn status(&self) -> Result<LoadStatus> {
+        self.store.load_status(&self.load_id)
+    }
+
+    /// Takes one batch of canonical arrays of the schema. A number below [`LoadWriter::next_batch`] is a repetition
+    /// and ignored. Returns when there is room for the next: batches become durable later.
+    ///
+    /// # Errors
+    /// [`StoreError::LoadConflict`] for a gap or after a take-over, [`StoreError::VolumeFull`] (the load is then
+    /// aborted), encoding errors, the device's or the manifest's. After an error the writer takes no more.
+    pub async fn push<D: Device>(&mut self, device: &D, number: u64, batch: RecordBatch) -> Result<LoadStatus> {
+        self.check()?;
+        if number < self.next_batch {
+            return self.status();
+        }
+        if number > self.next_batch {
+            let reason = format!("batch {number} came where batch {} was due: send it first", self.next_batch);
+            return Err(conflict(&self.load_id, reason));
+        }
+        if batch.num_columns() != self.schema.len() {
+            let reason =
+                format!("batch {number} has {} columns, the schema {}", batch.num_columns(), self.schema.len());
+            return Err(StoreError::Data(hidb::Error::new(ErrorCode::TypeMismatch, reason)));
+        }
+        let rows = batch.num_rows();
+        if rows > ROW_GROUP_ROWS {
+            let reason = format!("batch {number} has {rows} rows: at most {ROW_GROUP_ROWS}");
+            return Err(StoreError::Data(hidb::Error::new(ErrorCode::LimitExceeded, reason)));
+        }
+        let bytes: usize = batch.columns().iter().map(|a| a.to_data().get_slice_memory_size().unwrap_or(0)).sum();
+        let overflows = self.buffered_rows + rows > ROW_GROUP_ROWS
+            || self.buffered_bytes.saturating_add(bytes) > ROW_GROUP_RAW_BYTES_MAX;
+        if overflows {
+            self.cut();
+        }
+        self.next_batch += 1;
+        if rows > 0 {
+            self.buffered.push(batch);
+            self.buffered_rows += rows;
+            self.buffered_bytes += bytes;
+        }
+        if self.buffered_rows == ROW_GROUP_ROWS || self.buffered_bytes >= ROW_GROUP_RAW_BYTES_MAX {
+            self.cut();
+        }
+        let in_flight_max = self.store.options.row_groups_in_flight_max.max(1);
+        let advanced = self.advance(device, in_flight_max).await;
+        self.settle(device, advanced).await?;
+        self.status()
+    }
+
+    /// Makes everything taken so far durable, in a short segment if need be. The server calls it when a connection
+    /// was idle for 200 ms.
+    ///
+    /// # Errors
+    /// As [`LoadWriter::push`].
+    pub async fn flush_idle<D: Device>(&mut self, device: &D) -> Result<LoadStatus> {
+        self.check()?;
+        let flushed = self.flush_all(device).await;
+        self.settle(device, flushed).await?;
+        self.status()
+    }
+
+    /// Commits: everything taken becomes durable, then part of the table. `batches` is how many the client sent.
+    ///
+    /// # Errors
+    /// [`StoreError::LoadConflict`] when not all have arrived; as [`LoadWriter::push`] and [`Store::load_commit`].
+    pub async fn commit<D: Device>(&mut self, device: &D, batches: u64) -> Result<LoadStatus> {
+        if self.load_is_open() {
+            self.flush_idle(device).await?;
+        }
+        self.store.load_commit(device, &self.load_id, batches).await
+    }
+
+    /// Aborts the load and frees its space.
+    ///
+    /// # Errors
+    /// As [`Store::load_abort`].
+    pub async fn abort<D: Device>(&mut self, device: &D) -> Result<LoadStatus> {
+        self.discard();
+        self.store.load_abort(device, &self.load_id).await
+    }
+
+    fn load_is_open(&self) -> bool {
+        self.status().is_ok_and(|status| status.state == LoadState::Open)
+    }
+
+    fn check(&self) -> Result<()> {
+        if let Some(failed) = &self.failed {
+            return Err(failed.clone());
+        }
+        let record = self.store.load_record(&self.load_id)?;
+        if record.state() != LoadState::Open {
+            return Err(conflict(&self.load_id, format!("it is {:?} already", record.state())));
+        }
+        self.check_epoch()
+    }
+
+    fn check_epoch(&self) -> Result<()> {
+        if self.store.state().load_epochs.get(&self.load_id) != Some(&self.epoch) {
+            return Err(conflict(&self.load_id, "another connection has taken it over"));
+        }
+        Ok(())
+    }
+
+    fn discard(&mut self) {
+        self.buffered.clear();
+        (self.buffered_rows, self.buffered_bytes) = (0, 0);
+        self.encoding = FuturesOrdered::new();
+        self.ready.clear();
+    }
+
+    /// After an error: nothing more is taken; a load that does not fit is taken away.
+    async fn settle<D: Device>(&mut self, device: &D, outcome: Result<()>) -> Result<()> {
+        let Err(error) = outcome else { return Ok(()) };
+        self.discard();
+        self.failed = Some(error.clone());
+        if matches!(error, StoreError::VolumeFull { .. }) {
+            self.store.load_abort(device, &self.load_id).await?;
+        }
+        Err(error)
+    }
+
+    /// Closes the row group in the making and starts its encoding.
+    fn cut(&mut self) {
+        if self.buffered.is_empty() {
+            return;
+        }
+        let first_rowid = {
+            let mut state = self.store.state();
+            let counter = state.counter(self.table_id);
+            let first = counter.next_rowid;
+            counter.next_rowid += self.buffered_rows as i64;
+            first
+        };
+        let batches_end = self.next_batch;
+        let batches = std::mem::take(&mut self.buffered);
+        (self.buffered_rows, self.buffered_bytes) = (0, 0);
+        let encoding = self.encoder.encode(EncodeJob { schema: Arc::clone(&self.schema), batches, first_rowid });
+        self.encoding.push_back(Box::pin(async move { Ok(Group { encoded: encoding.await?, batches_end }) }));
+    }
+
+    /// Lets encoding go on, waits until at most `in_flight_max` row groups are in it, writes full segments.
+    async fn advance<D: Device>(&mut self, device: &D, in_flight_max: usize) -> Result<()> {
+        while let Some(Some(group)) = futures_lite::future::poll_once(self.encoding.next()).await {
+            self.ready.push_back(group?);
+        }
+        while self.encoding.len() > in_flight_max {
+            if let Some(group) = self.encoding.next().await {
+                self.ready.push_back(group?);
+            }
+        }
+        while self.ready.len() >= SEGMENT_ROW_GROUPS_MAX {
+            self.write_ready(device).await?;
+        }
+        Ok(())
+    }
+
+    async fn flush_all<D: Device>(&mut self, device: &D) -> Result<()> {
+        self.cut();
+        self.advance(device, 0).await?;
+        while !self.ready.is_empty() {
+            self.write_ready(device).await?;
+        }
+        // Batches without rows at the end make no segment, but they have arrived.
+        if self.has_unflushed() {
+            let changes = self.store.change().await?;
+            self.check_epoch()?;
+            let mut record = self.store.load_record(&self.load_id)?;
+            record.durable_batches = self.next_batch;
+            record.changed_unix_s = unix_seconds();
+            let mut batch = Batch::new();
+            batch.put_load(&self.load_id, &record);
+            changes.write(batch).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes the next segment and makes its batches durable.
+    async fn write_ready<D: Device>(&mut self, device: &D) -> Result<()> {
+        let count = self.ready.len().min(SEGMENT_ROW_GROUPS_MAX);
+        let groups: Vec<Group> = self.ready.drain(..count).collect();
+        let Some(batches_end) = groups.last().map(|group| group.batches_end) else { return Ok(()) };
+        let identity = {
+            let changes = self.store.change().await?;
+            let segment_id = changes.take_id();
+            let mut state = self.store.state();
+            let counter = state.counter(self.table_id);
+            let shard = (counter.next_ordinal % u64::from(self.shards.max(1))) as u32;
+            counter.next_ordinal += 1;
+            SegmentIdentity {
+                volume_uuid: self.store.superblock.volume_uuid,
+                table_id: self.table_id,
+                segment_id,
+                shard,
+                load_id: self.load_id.to_vec(),
+            }
+        };
+        let row_groups = groups.into_iter().map(|group| group.encoded).collect();
+        let segment = self.store.write_segment(device, identity, &self.schema, row_groups).await?;
+
+        let changes = self.store.change().await?;
+        let record = self.store.load_record(&self.load_id).and_then(|record| {
+            self.check_epoch()?;
+            match record.state() {
+                LoadState::Open => Ok(record),
+                state => Err(conflict(&self.load_id, format!("it is {state:?} already"))),
+            }
+        });
+        let mut record = match record {
+            Ok(record) => record,
+            Err(error) => {
+                self.store.state().free(segment.extent)?;
+                return Err(error);
+            }
+        };
+        record.durable_batches = batches_end;
+        record.durable_rows += segment.handle.footer.rows();
+        record.stored_bytes += segment.extent.length();
+        record.segments.push(segment.id);
+        record.changed_unix_s = unix_seconds();
+        let mut batch = Batch::new();
+        batch.put_object(segment.id, &segment.record(ObjectState::Live, &self.load_id));
+        batch.put_load(&self.load_id, &record);
+        batch.put_counter(self.table_id, &*self.store.state().counter(self.table_id));
+        if let Err(error) = changes.write(batch).await {
+            self.store.state().free(segment.extent)?;
+            return Err(error);
+        }
+        debug_assert!(segment.record(ObjectState::Live, &[]).is(ObjectKind::Segment));
+        self.store.state().handles.insert(segment.id, segment.handle);
+        Ok(())
+    }
+}

@@ -1,0 +1,120 @@
+//! What readers see of tables: immutable snapshots of their segments.
+//!
+//! Invariants
+//! - A [`TableSnapshot`] never changes; a scan that holds one reads the table as it was.
+//! - The extent of a segment is not reused while any [`SegmentHandle`] of it is alive.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use heliostat_segment::{ChunkMeta, SegmentFooter, verify_chunk};
+use hidb::Schema;
+
+use super::error::{Result, StoreError};
+
+/// A segment on the volume and its footer.
+#[derive(Debug)]
+pub struct SegmentHandle {
+    /// Which segment.
+    pub id: u64,
+    /// The table it belongs to.
+    pub table_id: u64,
+    /// The shard it belongs to.
+    pub shard: u32,
+    /// Byte offset on the volume.
+    pub offset: u64,
+    /// Bytes on the volume.
+    pub length: u64,
+    /// What it holds.
+    pub footer: Arc<SegmentFooter>,
+    /// The volume's UUID, for errors.
+    pub volume: Arc<str>,
+}
+
+impl SegmentHandle {
+    /// The description of a chunk; `column` counts the table's columns, then `_rowid`.
+    ///
+    /// # Errors
+    /// [`StoreError::Internal`] when there is no such row group or column.
+    pub fn chunk(&self, row_group: usize, column: usize) -> Result<&ChunkMeta> {
+        let group = self.footer.row_groups.get(row_group);
+        group.and_then(|group| group.columns.get(column)).ok_or_else(|| {
+            StoreError::Internal(format!("segment {} has no row group {row_group} with column {column}", self.id))
+        })
+    }
+
+    /// Where a chunk is: byte offset on the volume (4 KiB aligned) and length in bytes (without padding).
+    ///
+    /// # Errors
+    /// As [`SegmentHandle::chunk`].
+    pub fn chunk_extent(&self, row_group: usize, column: usize) -> Result<(u64, usize)> {
+        let chunk = self.chunk(row_group, column)?;
+        Ok((self.offset + chunk.offset, chunk.length as usize))
+    }
+
+    /// Checks a chunk's bytes, as read from the device.
+    ///
+    /// # Errors
+    /// [`StoreError::Corruption`], naming volume, segment, column and offset.
+    pub fn verify_chunk(&self, row_group: usize, column: usize, bytes: &[u8]) -> Result<()> {
+        let chunk = self.chunk(row_group, column)?;
+        verify_chunk(chunk, bytes).map_err(|error| self.corruption(row_group, column, &error.to_string()))
+    }
+
+    /// The error for a chunk that can't be what was written.
+    pub fn corruption(&self, row_group: usize, column: usize, reason: &str) -> StoreError {
+        let offset = self.chunk(row_group, column).map_or(self.offset, |chunk| self.offset + chunk.offset);
+        StoreError::Corruption {
+            volume: self.volume.to_string(),
+            what: format!("segment {}, row group {row_group}, column {:?}", self.id, self.column_name(column)),
+            offset,
+            reason: reason.to_string(),
+        }
+    }
+
+    fn column_name(&self, column: usize) -> &str {
+        self.footer.schema.fields().get(column).map_or(hidb::ROWID_COLUMN, |field| field.name.as_str())
+    }
+}
+
+/// A table at one instant.
+#[derive(Debug)]
+pub struct TableSnapshot {
+    /// The table's id, never used again.
+    pub id: u64,
+    /// Its name.
+    pub name: String,
+    /// Its columns.
+    pub schema: Arc<Schema>,
+    /// [`Schema::hash`] of them.
+    pub schema_hash: u64,
+    /// Counts changes of its data.
+    pub generation: u64,
+    /// How many shards it has.
+    pub shards: u32,
+    /// Its segments, by id.
+    pub segments: Vec<Arc<SegmentHandle>>,
+    /// Rows of all segments.
+    pub rows: u64,
+    /// Bytes of all segments on the volume.
+    pub stored_bytes: u64,
+}
+
+/// All tables at one instant.
+#[derive(Debug, Default)]
+pub struct Catalog {
+    /// Tables by name.
+    pub tables: BTreeMap<String, Arc<TableSnapshot>>,
+    /// Counts changes of the catalog since the store was opened.
+    pub generation: u64,
+}
+
+impl Catalog {
+    /// The table of this name.
+    ///
+    /// # Errors
+    /// [`StoreError::UnknownTable`].
+    pub fn table(&self, name: &str) -> Result<&Arc<TableSnapshot>> {
+        self.tables.get(name).ok_or_else(|| StoreError::UnknownTable { name: name.to_string() })
+    }
+}
