@@ -56,7 +56,6 @@ pub struct ScanStatistics {
 /// What one core hands to the home core at the end.
 struct CoreOutcome {
     partial: CorePartial,
-    stats: ScanStats,
     bytes_read_device: u64,
 }
 
@@ -102,7 +101,6 @@ pub async fn scan_table(
     let mut turn = Turn::default();
     let mut merge = Merge::new(request.compiled.clone(), request.shared.clone());
     for outcome in outcomes {
-        statistics.engine.add(&outcome.stats);
         statistics.bytes_read_device += outcome.bytes_read_device;
         merge.push(outcome.partial)?;
         turn.yield_if_due().await;
@@ -111,7 +109,6 @@ pub async fn scan_table(
         check(&request)?;
         match merge.step()? {
             MergeStep::Image(image) => {
-                statistics.engine.rows += u64::from(image.rows);
                 hand_over(image, &mut statistics, &mut sink).await?;
                 turn.restart();
             }
@@ -120,6 +117,7 @@ pub async fn scan_table(
         }
         turn.yield_if_due().await;
     }
+    statistics.engine = merge.stats();
     guard.0 = None;
     Ok(statistics)
 }
@@ -211,6 +209,5 @@ async fn scan_core(request: ScanRequest, images: flume::Sender<ResultImage>) -> 
         }
         turn.yield_if_due().await;
     }
-    let stats = *scan.stats();
-    Ok(CoreOutcome { partial: scan.finish()?, stats, bytes_read_device: read_ahead.bytes_read_device })
+    Ok(CoreOutcome { partial: scan.finish()?, bytes_read_device: read_ahead.bytes_read_device })
 }

@@ -23,6 +23,10 @@ use std::{
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd},
     pin::Pin,
     rc::{Rc, Weak},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     task::{Context, Poll, Waker},
 };
 
@@ -56,6 +60,8 @@ struct Inner {
     registration_refused: Cell<bool>,
     files_in_use: RefCell<Vec<bool>>,
     submit_is_scheduled: Cell<bool>,
+    /// Operations in the kernel, for the watch thread of the cores.
+    in_flight: Arc<AtomicU32>,
 }
 
 #[derive(Default)]
@@ -151,6 +157,7 @@ impl Ring {
             registration_refused: Cell::new(refused),
             files_in_use: RefCell::new(vec![false; FILES_MAX as usize]),
             submit_is_scheduled: Cell::new(false),
+            in_flight: Arc::default(),
         });
         let wakeups = inner.eventfd.try_clone()?;
         glommio::spawn_local(reap_until_dropped(Rc::downgrade(&inner), wakeups)).detach();
@@ -160,6 +167,11 @@ impl Ring {
     /// The arena that reads go into.
     pub fn arena(&self) -> &Arena {
         &self.0.arena
+    }
+
+    /// How many operations the kernel has; may be read on any thread.
+    pub(crate) fn in_flight_counter(&self) -> Arc<AtomicU32> {
+        self.0.in_flight.clone()
     }
 
     /// Puts a file into the ring's file table; the slot is for [`Ring::start`].
@@ -308,6 +320,7 @@ impl Inner {
                 }
                 state.in_kernel += 1;
             }
+            self.in_flight.store(state.in_kernel, Ordering::Relaxed);
             let is_empty = submissions.is_empty();
             drop(submissions);
             if !is_empty && let Err(error) = uring.submit() {
@@ -336,6 +349,7 @@ impl Inner {
             for completion in uring.completion() {
                 state.complete(completion.user_data() as u32, completion.result(), &mut woken);
             }
+            self.in_flight.store(state.in_kernel, Ordering::Relaxed);
             !state.urgent.is_empty() || !state.bulk.is_empty()
         };
         woken.into_iter().for_each(Waker::wake);
