@@ -10,8 +10,6 @@
 
 mod filter;
 pub(crate) mod header;
-#[cfg(test)]
-mod tests;
 
 use bytes::Bytes;
 use hidb::types::{DataType, Lane, Scalar};
@@ -72,7 +70,7 @@ impl Chunk {
         let header = Header::parse(&bytes, data_type, rows)?;
         let sections = header.sections(bytes.len())?;
         let chunk = Chunk { bytes, data_type: *data_type, header, sections };
-        if header.layout == Layout::TextFsst && SymbolTable::new(chunk.section(&sections.auxiliary)).is_none() {
+        if header.layout == Layout::TextFsst && chunk.text().table.is_none() {
             return Err(SegmentError::corrupt("chunk", "symbol table"));
         }
         Ok(chunk)
@@ -223,7 +221,8 @@ impl Chunk {
                     Lane::I64 => Scalar::I64(self.mapping().value(stored) as i64),
                     _ => Scalar::I128(self.mapping().value(stored)),
                 };
-                (zone.min, zone.max, zone.exact) = (scalar(record.min), scalar(record.max()), true);
+                // A NULL slot may hold the last value of the block before.
+                (zone.min, zone.max, zone.exact) = (scalar(record.min), scalar(record.max()), nulls == 0);
             }
             Layout::DictionaryI64 | Layout::DictionaryBytes => {
                 let record = self.integers().record(b)?;
@@ -231,14 +230,14 @@ impl Chunk {
                     Layout::DictionaryI64 => Ok(Scalar::I64(self.entry_i64(code)?)),
                     _ => Ok(Scalar::Bytes(self.entry_bytes(code)?.to_vec())),
                 };
-                (zone.min, zone.max, zone.exact) = (entry(record.min)?, entry(record.max())?, true);
+                (zone.min, zone.max, zone.exact) = (entry(record.min)?, entry(record.max())?, nulls == 0);
             }
             Layout::Plain if self.data_type.is_float() => {
                 let (low, high) = plain::float_keys(self.section(&self.sections.directory), b);
                 let float = |key: i64| f64::from_bits((key ^ ((key >> 63) as u64 >> 1) as i64) as u64);
                 zone.has_nan = high == i64::MAX;
                 zone.min = Scalar::F64(float(low));
-                zone.exact = !zone.has_nan;
+                zone.exact = !zone.has_nan && nulls == 0;
                 zone.max = if low == i64::MAX {
                     zone.min.clone()
                 } else if zone.has_nan {
@@ -568,7 +567,7 @@ impl Chunk {
             }
             Layout::DictionaryBytes => self.gather_entries(b, selection, rows, ends, data),
             _ => {
-                let width = (self.header.value_width as usize);
+                let width = self.header.value_width as usize;
                 if data.len() < count * width {
                     return Err(SegmentError::BufferTooSmall { needed: count * width, given: data.len() });
                 }
