@@ -15,14 +15,10 @@
 use std::sync::Arc;
 
 use arrow_array::cast::AsArray;
-use arrow_array::types::{
-    Date64Type, Decimal64Type, Decimal128Type, DecimalType, Int64Type, TimestampNanosecondType,
-};
+use arrow_array::types::{Date64Type, Decimal64Type, Decimal128Type, DecimalType, Int64Type, TimestampNanosecondType};
 use arrow_array::{Array, ArrayRef, Date32Array, FixedSizeListArray, PrimitiveArray, RecordBatch, RecordBatchOptions};
 use arrow_cast::{CastOptions, cast_with_options};
-use arrow_schema::{
-    DataType as ArrowType, Field as ArrowField, FieldRef, Schema as ArrowSchema, SchemaRef, TimeUnit,
-};
+use arrow_schema::{DataType as ArrowType, Field as ArrowField, FieldRef, Schema as ArrowSchema, SchemaRef, TimeUnit};
 
 use crate::VALUE_BYTES_MAX;
 use crate::error::{Error, ErrorCode, Result};
@@ -156,10 +152,10 @@ pub fn adapt_batch(batch: &RecordBatch, schema: &Schema) -> Result<RecordBatch> 
         let names = |missing: &mut dyn Iterator<Item = &str>| {
             missing.take(5).map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", ")
         };
-        let extra = names(&mut incoming.fields().iter().map(|f| f.name().as_str()).filter(|n| schema.find(n).is_none()));
-        let missing = names(
-            &mut schema.fields().iter().map(|f| f.name.as_str()).filter(|n| position(incoming, n).is_none()),
-        );
+        let extra =
+            names(&mut incoming.fields().iter().map(|f| f.name().as_str()).filter(|n| schema.find(n).is_none()));
+        let missing =
+            names(&mut schema.fields().iter().map(|f| f.name.as_str()).filter(|n| position(incoming, n).is_none()));
         return Err(Error::new(
             ErrorCode::UnknownColumn,
             format!(
@@ -173,9 +169,8 @@ pub fn adapt_batch(batch: &RecordBatch, schema: &Schema) -> Result<RecordBatch> 
     for (index, field) in schema.fields().iter().enumerate() {
         let same_place = incoming.field(index).name() == &field.name;
         let source = if same_place { Some(index) } else { position(incoming, &field.name) };
-        let source = source.ok_or_else(|| {
-            Error::new(ErrorCode::UnknownColumn, format!("the batch has no column {:?}", field.name))
-        })?;
+        let source = source
+            .ok_or_else(|| Error::new(ErrorCode::UnknownColumn, format!("the batch has no column {:?}", field.name)))?;
         columns.push(adapt_column(batch.column(source), field, arrow.field(index).data_type())?);
     }
     let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
@@ -310,8 +305,9 @@ fn widens(from: &DataType, to: &DataType) -> bool {
         _ if from == to => true,
         (DataType::Int16, DataType::Int32 | DataType::Int64) | (DataType::Int32, DataType::Int64) => true,
         (DataType::Float32, DataType::Float64) | (DataType::Text, DataType::Varchar(_)) => true,
-        (_, DataType::Decimal { precision, scale }) => digits(from)
-            .is_some_and(|(digits, after)| after <= *scale && digits - after <= precision - scale),
+        (_, DataType::Decimal { precision, scale }) => {
+            digits(from).is_some_and(|(digits, after)| after <= *scale && digits - after <= precision - scale)
+        }
         _ => false,
     }
 }

@@ -88,9 +88,10 @@ pub fn schema_from_proto(message: &proto::TableSchema) -> Result<Schema> {
         ));
     }
     let field = |column: &proto::Column| {
-        let message = column.r#type.as_ref().ok_or_else(|| {
-            Error::new(ErrorCode::InvalidSchema, format!("column {:?} has no type", column.name))
-        })?;
+        let message = column
+            .r#type
+            .as_ref()
+            .ok_or_else(|| Error::new(ErrorCode::InvalidSchema, format!("column {:?} has no type", column.name)))?;
         Ok(Field::new(column.name.clone(), type_from_proto(message)?, column.nullable))
     };
     Schema::new(message.columns.iter().map(field).collect::<Result<_>>()?)
@@ -165,14 +166,10 @@ pub fn scalar_belongs_to(scalar: &Scalar, data_type: &DataType) -> bool {
             DataType::Decimal { precision, .. } => v.unsigned_abs() < 10u128.pow(u32::from(*precision)),
             _ => false,
         },
-        (Scalar::F64(v), Lane::F64) => {
-            *data_type == DataType::Float64 || v.is_nan() || f64::from(*v as f32) == *v
-        }
+        (Scalar::F64(v), Lane::F64) => *data_type == DataType::Float64 || v.is_nan() || f64::from(*v as f32) == *v,
         (Scalar::Bytes(bytes), Lane::Bytes) => match data_type {
             DataType::Text => std::str::from_utf8(bytes).is_ok(),
-            DataType::Varchar(n) => {
-                std::str::from_utf8(bytes).is_ok_and(|text| text.chars().count() <= *n as usize)
-            }
+            DataType::Varchar(n) => std::str::from_utf8(bytes).is_ok_and(|text| text.chars().count() <= *n as usize),
             DataType::Vector { .. } => data_type.fixed_width() == Some(bytes.len()),
             _ => true,
         },
@@ -188,8 +185,22 @@ mod tests {
 
     fn every_type() -> Vec<DataType> {
         let mut types: Vec<DataType> = [
-            "boolean", "int16", "int32", "int64", "float32", "float64", "decimal(15,2)", "decimal(38,0)",
-            "varchar(7)", "text", "bytea", "timestamp", "timestamptz", "date", "vector(3,f32)", "vector(4,f16)",
+            "boolean",
+            "int16",
+            "int32",
+            "int64",
+            "float32",
+            "float64",
+            "decimal(15,2)",
+            "decimal(38,0)",
+            "varchar(7)",
+            "text",
+            "bytea",
+            "timestamp",
+            "timestamptz",
+            "date",
+            "vector(3,f32)",
+            "vector(4,f16)",
         ]
         .iter()
         .map(|text| text.parse().unwrap())

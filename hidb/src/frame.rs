@@ -266,8 +266,7 @@ pub fn encode_head(
 
 /// A whole frame. Fails with `LimitExceeded` when it would be longer than [`FRAME_BYTES_MAX`].
 pub fn encode_frame(kind: FrameKind, request_id: u64, body: &impl Message, payload: &[u8]) -> Result<Vec<u8>> {
-    let mut frame =
-        encode_with_room(kind, request_id, body, payload.len(), crc32c::crc32c(payload), payload.len())?;
+    let mut frame = encode_with_room(kind, request_id, body, payload.len(), crc32c::crc32c(payload), payload.len())?;
     frame.extend_from_slice(payload);
     Ok(frame)
 }

@@ -123,7 +123,9 @@ pub fn read_image(image: Bytes, schema: &SchemaRef) -> Result<RecordBatch> {
             };
             Ok(make_array(build(data)?))
         })();
-        columns.push(column.map_err(|error| Error::new(error.code, format!("column {:?}: {}", field.name(), error.message)))?);
+        columns.push(
+            column.map_err(|error| Error::new(error.code, format!("column {:?}: {}", field.name(), error.message)))?,
+        );
     }
     let options = RecordBatchOptions::new().with_row_count(Some(rows));
     RecordBatch::try_new_with_options(schema.clone(), columns, &options).map_err(|error| malformed(error.to_string()))

@@ -32,8 +32,23 @@ fn independent_read(schema: &Schema, images: &[&[u8]]) -> Vec<RecordBatch> {
 
 fn all_types() -> Schema {
     let types = [
-        "boolean", "int16", "int32", "int64", "float32", "float64", "decimal(12,2)", "decimal(30,4)", "text",
-        "varchar(9)", "bytea", "timestamp", "timestamptz", "date", "vector(3,f32)", "vector(2,f16)", "vector(5,i8)",
+        "boolean",
+        "int16",
+        "int32",
+        "int64",
+        "float32",
+        "float64",
+        "decimal(12,2)",
+        "decimal(30,4)",
+        "text",
+        "varchar(9)",
+        "bytea",
+        "timestamp",
+        "timestamptz",
+        "date",
+        "vector(3,f32)",
+        "vector(2,f16)",
+        "vector(5,i8)",
     ];
     let fields = types.iter().enumerate().flat_map(|(index, name)| {
         let data_type: DataType = name.parse().unwrap();
@@ -170,7 +185,8 @@ fn reading_an_aligned_image_borrows_it() {
 
 #[test]
 fn a_full_image_is_close_to_its_limit_and_never_over_it() {
-    for types in [&["int64"][..], &["int32", "text"], &["boolean"], &["decimal(30,2)", "text", "text", "vector(7,f32)"]] {
+    for types in [&["int64"][..], &["int32", "text"], &["boolean"], &["decimal(30,2)", "text", "text", "vector(7,f32)"]]
+    {
         let fields = types.iter().enumerate();
         let fields = fields.map(|(i, t)| Field::new(format!("c{i}"), t.parse().unwrap(), i % 2 == 1));
         let schema = Schema::new(fields.collect()).unwrap();

@@ -15,6 +15,7 @@ pub mod expr;
 pub mod fold;
 pub mod scan;
 pub mod sql;
+pub mod substrait;
 
 pub use expr::{ArithmeticOp, CompareOp, DateField, Expr, ExprKind};
 pub use scan::{Aggregate, AggregateFunction, Aggregation, Output, Phase, ScanPlan, SortKey};

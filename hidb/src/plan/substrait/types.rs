@@ -1,4 +1,5 @@
 //! Types and literals, between Substrait's and ours.
+#![allow(deprecated)] // the deprecated timestamp kinds are what older producers send
 
 use std::collections::HashMap;
 
