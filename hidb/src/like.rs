@@ -41,7 +41,7 @@ pub struct LikeMatcher {
 
 #[derive(Clone, Debug)]
 enum Segment {
-    Literal(Finder<'static>),
+    Literal(Box<Finder<'static>>),
     /// With at least one `_`. Counted in characters.
     Wild {
         elements: Vec<Element>,
@@ -206,7 +206,7 @@ fn push_literal(raw: &mut [Vec<Element>], character: char) {
 
 fn segment(elements: Vec<Element>) -> Segment {
     match elements.as_slice() {
-        [Element::Bytes(bytes)] => Segment::Literal(Finder::new(bytes).into_owned()),
+        [Element::Bytes(bytes)] => Segment::Literal(Box::new(Finder::new(bytes).into_owned())),
         _ => {
             let characters = elements
                 .iter()

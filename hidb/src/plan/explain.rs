@@ -5,7 +5,8 @@
 //!
 //! Invariants
 //! - The text names columns; an index without a name prints as `#index`.
-//! - What prints is what runs: casts, rescaled constants and rewritten comparisons are shown as they are.
+//! - What prints is what runs: casts, rescaled constants and rewritten comparisons are shown as they are
+//!   (but for casts that only widen a decimal's precision).
 
 use super::expr::{CompareOp, DateField, Expr, ExprKind};
 use super::fold::symbol;
@@ -140,7 +141,22 @@ fn binding(expr: &Expr) -> u8 {
     }
 }
 
+/// A cast that only moves a decimal to the 128-bit lane: left out of the text.
+fn is_widening(value: &Expr, cast: &Expr) -> bool {
+    match (value.data_type, cast.data_type) {
+        (DataType::Decimal { precision: p1, scale: s1 }, DataType::Decimal { precision: p2, scale: s2 }) => {
+            s1 == s2 && p1 <= p2
+        }
+        _ => false,
+    }
+}
+
 fn write_expr(out: &mut String, expr: &Expr, names: &[String], outer: u8) {
+    if let ExprKind::Cast(value) = &expr.kind
+        && is_widening(value, expr)
+    {
+        return write_expr(out, value, names, outer);
+    }
     let own = binding(expr);
     if own < outer {
         out.push('(');
