@@ -5,11 +5,13 @@
 
 use std::sync::Arc;
 
-use heliostat_segment::ZoneMap;
+use heliostat_segment::{RowGroupMeta, ZoneMap};
+use hidb::image::ImageLayout;
 use hidb::plan::{Output, Phase, ScanPlan};
 use hidb::{DataType, Error, ErrorCode, Result, Schema};
 
 use crate::aggregate::AggregatePlan;
+use crate::emit::Emitter;
 use crate::eval::Program;
 use crate::eval::facts::{self, Fact};
 use crate::filter::FilterPlan;
@@ -59,6 +61,7 @@ pub struct CompiledScan {
     pub(crate) limit: Option<u64>,
     columns: Vec<usize>,
     result_schema: Schema,
+    layout: ImageLayout,
 }
 
 impl CompiledScan {
@@ -94,7 +97,10 @@ impl CompiledScan {
                 format!("column {column} of a table with {}", schema.len()),
             ));
         }
+        let result_schema = plan.result_schema();
+        let layout = ImageLayout::new(&result_schema, options.decimal64, options.image_bytes_max)?;
         Ok(Arc::new(CompiledScan {
+            layout,
             schema: schema.clone(),
             options,
             filter: FilterPlan::compile(plan.filter.as_ref(), schema)?,
@@ -104,7 +110,7 @@ impl CompiledScan {
             offset: plan.offset,
             limit: plan.limit,
             columns,
-            result_schema: plan.result_schema(),
+            result_schema,
         }))
     }
 
@@ -133,9 +139,22 @@ impl CompiledScan {
     /// Whether rows of a segment or row group with these zone maps (one per table column, then `_rowid`; missing
     /// ones count as unknown) can qualify.
     pub fn may_match(&self, zones: &[ZoneMap]) -> bool {
+        self.zones_may_match(&|column| zones.get(column))
+    }
+
+    /// The same for one row group.
+    pub fn row_group_may_match(&self, meta: &RowGroupMeta) -> bool {
+        self.zones_may_match(&|column| meta.columns.get(column).map(|chunk| &chunk.zone))
+    }
+
+    fn zones_may_match<'a>(&self, zone: &dyn Fn(usize) -> Option<&'a ZoneMap>) -> bool {
         let mut known = Vec::new();
-        facts::analyse(&self.filter.program, &|column| self.column_fact(column, zones.get(column)), &mut known);
+        facts::analyse(&self.filter.program, &|column| self.column_fact(column, zone(column)), &mut known);
         self.filter.conjuncts.iter().all(|conjunct| known[conjunct.root].may_be_true())
+    }
+
+    pub(crate) fn emitter(&self) -> Emitter {
+        Emitter::new(&self.result_schema, &self.options, &self.layout)
     }
 
     pub(crate) fn column_fact(&self, column: usize, zone: Option<&ZoneMap>) -> Fact {

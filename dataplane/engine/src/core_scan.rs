@@ -116,7 +116,7 @@ pub struct CoreScan {
 
 impl CoreScan {
     /// A scan of no row group yet.
-    pub fn new(compiled: Arc<CompiledScan>, shared: Arc<SharedScan>) -> Result<Self> {
+    pub fn new(compiled: Arc<CompiledScan>, shared: Arc<SharedScan>) -> Self {
         let body = match &compiled.aggregate {
             Some(plan) => Body::Groups {
                 plan: Arc::clone(plan),
@@ -127,19 +127,17 @@ impl CoreScan {
                 Body::Rows { machine: Box::default(), sorted: compiled.sort.as_ref().map(|_| SortedRows::default()) }
             }
         };
-        let options = &compiled.options;
-        let emitter = Emitter::new(compiled.result_schema().clone(), options.decimal64, options.image_bytes_max)?;
-        Ok(CoreScan {
+        CoreScan {
             filter: FilterRun::default(),
             body,
-            emitter,
+            emitter: compiled.emitter(),
             scratch: Scratch::default(),
             group: None,
             stats: ScanStats::default(),
             budget: Budget::new(Arc::clone(&shared)),
             compiled,
             shared,
-        })
+        }
     }
 
     /// Starts a row group. `ordinal` numbers the row groups of the request, the same whatever core scans it.
@@ -362,9 +360,9 @@ impl CoreScan {
     }
 
     fn take_image(&mut self) -> Option<ResultImage> {
-        let image = self.emitter.take();
-        self.stats.rows = self.emitter.rows_emitted;
-        image
+        let image = self.emitter.take()?;
+        self.stats.rows += u64::from(image.rows);
+        Some(image)
     }
 
     /// Closes the image being filled, so that rows found so far can be sent (for latency).
@@ -373,11 +371,9 @@ impl CoreScan {
         Ok(self.take_image())
     }
 
-    /// What was counted so far.
-    pub fn stats(&self) -> ScanStats {
-        let mut stats = self.stats;
-        stats.rows = self.emitter.rows_emitted;
-        stats
+    /// What was counted so far; `rows` are those of the images that steps gave out.
+    pub fn stats(&self) -> &ScanStats {
+        &self.stats
     }
 
     /// Ends this core's part.
@@ -385,7 +381,7 @@ impl CoreScan {
         while self.flush_groups()? {}
         self.emitter.flush()?;
         let mut images = Vec::new();
-        while let Some(image) = self.take_image() {
+        while let Some(image) = self.emitter.take() {
             images.push(image);
         }
         let (sorted, groups) = match self.body {

@@ -16,6 +16,7 @@ use heliostat_segment::Selection;
 use hidb::image::{ImageLayout, ImageWriter, ResultImage};
 use hidb::{DataType, Lane, Result, Schema};
 
+use crate::options::EngineOptions;
 use crate::source::{BlockSource, Scratch, chunk_of};
 use crate::vector::{Bits, Vector, bit};
 
@@ -48,25 +49,20 @@ pub(crate) struct Emitter {
     /// Rows in `writer`.
     rows: usize,
     ready: VecDeque<ResultImage>,
-    /// Rows handed out or ready.
-    pub rows_emitted: u64,
 }
 
 impl Emitter {
-    pub fn new(schema: Schema, decimal64: bool, image_bytes_max: usize) -> Result<Self> {
-        let layout = ImageLayout::new(&schema, decimal64, image_bytes_max)?;
-        let types = schema.fields().iter().map(|field| field.data_type).collect();
-        Ok(Emitter {
-            schema,
-            types,
-            decimal64,
-            image_bytes_max,
-            layout,
+    pub fn new(schema: &Schema, options: &EngineOptions, layout: &ImageLayout) -> Self {
+        Emitter {
+            schema: schema.clone(),
+            types: schema.fields().iter().map(|field| field.data_type).collect(),
+            decimal64: options.decimal64,
+            image_bytes_max: options.image_bytes_max,
+            layout: layout.clone(),
             writer: None,
             rows: 0,
             ready: VecDeque::new(),
-            rows_emitted: 0,
-        })
+        }
     }
 
     /// A finished image, if there is one.
@@ -168,7 +164,6 @@ impl Emitter {
                 }
             }
             self.rows += take;
-            self.rows_emitted += take as u64;
             start += take;
             let full = self.writer.as_ref().is_some_and(|writer| self.rows >= writer.rows_capacity());
             if full {

@@ -8,26 +8,32 @@ use heliostat_segment::SegmentFooter;
 
 use crate::compile::CompiledScan;
 use crate::eval::facts;
+use crate::options::ScanStats;
 
 impl CompiledScan {
     /// Predicates in their first order and where they run, what zone maps rule out in these segments, and what
-    /// would be read of which column (an upper bound: blocks are not looked at).
-    pub fn explain<'a>(&self, segments: impl Iterator<Item = &'a SegmentFooter>) -> String {
+    /// would be read of which column (an upper bound: blocks are not looked at); the same as counters, with
+    /// `bytes_decoded` the bytes that would be read.
+    pub fn explain<'a>(&self, segments: impl Iterator<Item = &'a SegmentFooter>) -> (String, ScanStats) {
         let mut always = vec![0u64; self.filter.conjuncts.len()];
         let (mut groups, mut pruned, mut rows, mut rows_left) = (0u64, 0u64, 0u64, 0u64);
         let mut filter_bytes = vec![0u64; self.schema.len() + 1];
         let mut body_bytes = vec![0u64; self.schema.len() + 1];
+        let mut stats = ScanStats::default();
         let mut known = Vec::new();
         let mut segment_count = 0u64;
         for footer in segments {
             segment_count += 1;
             for meta in &footer.row_groups {
                 groups += 1;
+                let blocks = meta.blocks() as u64;
+                stats.blocks_total += blocks;
                 rows += u64::from(meta.rows);
                 let fact = |column: usize| self.column_fact(column, meta.columns.get(column).map(|chunk| &chunk.zone));
                 facts::analyse(&self.filter.program, &fact, &mut known);
                 if self.filter.conjuncts.iter().any(|conjunct| !known[conjunct.root].may_be_true()) {
                     pruned += 1;
+                    stats.blocks_pruned += blocks;
                     continue;
                 }
                 rows_left += u64::from(meta.rows);
@@ -50,6 +56,9 @@ impl CompiledScan {
             }
         }
         let mut text = String::new();
+        stats.row_groups_total = groups;
+        stats.row_groups_pruned = pruned;
+        stats.bytes_decoded = filter_bytes.iter().chain(&body_bytes).sum();
         // Writing to a String can't fail.
         let _ = writeln!(
             text,
@@ -91,6 +100,6 @@ impl CompiledScan {
             let limit = sort.limit.map_or("all rows".to_string(), |limit| format!("best {} rows", limit + sort.offset));
             let _ = writeln!(text, "sort by {} keys, {limit}", sort.keys.len());
         }
-        text
+        (text, stats)
     }
 }

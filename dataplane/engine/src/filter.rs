@@ -9,7 +9,8 @@
 //! - A row group in which a conjunct can't be true is never read; a conjunct that zone maps prove always true
 //!   is not evaluated there.
 //! - Conjuncts run cheapest and most selective first; the order is reconsidered at every row group from what
-//!   was measured so far. It never changes the answer, only which errors are not reached.
+//!   was measured so far. Those that can raise errors come last and in the order written, so that no row
+//!   raises an error that evaluating from left to right would not.
 
 use heliostat_segment::{BlockMatch, Chunk, ChunkPredicate, CompiledPredicate, Selection};
 use hidb::plan::{Expr, ExprKind};
@@ -39,6 +40,8 @@ pub(crate) struct Conjunct {
     pub dictionary_column: Option<usize>,
     /// Rough cost per row, in units of a range predicate on packed integers.
     pub cost: f64,
+    /// Whether it can raise an error: then it runs after all that can't, and in the order written.
+    pub fallible: bool,
 }
 
 /// A compiled filter.
@@ -78,7 +81,11 @@ impl FilterPlan {
                 _ => None,
             };
             let mut nodes = 0;
-            expr.walk(&mut |_| nodes += 1);
+            let mut fallible = false;
+            expr.walk(&mut |node| {
+                nodes += 1;
+                fallible |= can_fail(node);
+            });
             let cost = match &encoded {
                 Some((_, ChunkPredicate::BytesContains { .. } | ChunkPredicate::Bytes(_))) => 100.0,
                 Some((_, ChunkPredicate::BytesRange { .. } | ChunkPredicate::BytesSet { .. })) => 4.0,
@@ -86,7 +93,15 @@ impl FilterPlan {
                 None if dictionary_column.is_some() => 20.0,
                 None => 5.0 * f64::from(nodes),
             };
-            plan.conjuncts.push(Conjunct { root: usize::MAX, expr, columns, encoded, dictionary_column, cost });
+            plan.conjuncts.push(Conjunct {
+                root: usize::MAX,
+                expr,
+                columns,
+                encoded,
+                dictionary_column,
+                cost,
+                fallible,
+            });
         }
         for conjunct in &mut plan.conjuncts {
             conjunct.root = plan.program.add(&conjunct.expr)?;
@@ -95,6 +110,15 @@ impl FilterPlan {
         plan.columns.sort_unstable();
         plan.columns.dedup();
         Ok(plan)
+    }
+}
+
+/// Whether a node by itself can raise an error.
+fn can_fail(node: &Expr) -> bool {
+    match &node.kind {
+        ExprKind::Arithmetic { .. } | ExprKind::Negate(_) => node.data_type.lane() != Lane::F64,
+        ExprKind::Cast(_) | ExprKind::AddInterval { .. } | ExprKind::Substring { .. } => true,
+        _ => false,
     }
 }
 
@@ -158,7 +182,12 @@ impl FilterRun {
             let passed = (measured.passed as f64 + 256.0) / (measured.tested as f64 + 1024.0);
             plan.conjuncts[*index].cost / (1.001 - passed.min(1.0))
         };
-        self.order.sort_by(|a, b| rank(a).total_cmp(&rank(b)));
+        let fallible = |index: &usize| plan.conjuncts[*index].fallible;
+        self.order.sort_by(|a, b| match (fallible(a), fallible(b)) {
+            (false, false) => rank(a).total_cmp(&rank(b)),
+            (true, true) => a.cmp(b),
+            (a, b) => a.cmp(&b),
+        });
         Some(needed)
     }
 

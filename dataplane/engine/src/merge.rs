@@ -12,13 +12,13 @@ use std::sync::Arc;
 
 use hidb::image::ResultImage;
 use hidb::plan::Phase;
-use hidb::{BLOCK_ROWS, Result};
+use hidb::{BLOCK_ROWS, Error, ErrorCode, Result};
 
 use crate::aggregate::{AggregatePlan, Groups};
 use crate::compile::CompiledScan;
 use crate::core_scan::CorePartial;
 use crate::emit::{Emitter, Input};
-use crate::options::{Budget, ScanStats};
+use crate::options::{Budget, ScanStats, SharedScan};
 use crate::output::{GroupOutput, read_payload};
 use crate::sort::{RunMerge, SortedRows};
 use crate::vector::Vector;
@@ -66,6 +66,7 @@ struct Absorbing {
 /// Merges the parts of all cores and gives out the images that remain.
 #[derive(Debug)]
 pub struct Merge {
+    shared: Arc<SharedScan>,
     compiled: Arc<CompiledScan>,
     emitter: Emitter,
     images: VecDeque<ResultImage>,
@@ -80,11 +81,11 @@ pub struct Merge {
 
 impl Merge {
     /// A merge of no part yet.
-    pub fn new(compiled: Arc<CompiledScan>) -> Result<Self> {
-        let options = &compiled.options;
-        let emitter = Emitter::new(compiled.result_schema().clone(), options.decimal64, options.image_bytes_max)?;
+    pub fn new(compiled: Arc<CompiledScan>, shared: Arc<SharedScan>) -> Self {
+        let emitter = compiled.emitter();
         let limits = (compiled.offset, compiled.limit.unwrap_or(u64::MAX));
-        Ok(Merge {
+        Merge {
+            shared,
             compiled,
             emitter,
             images: VecDeque::new(),
@@ -94,11 +95,14 @@ impl Merge {
             state: State::Collecting,
             limits,
             stats: ScanStats::default(),
-        })
+        }
     }
 
     /// Takes a core's part. All parts must be in before the first step.
-    pub fn push(&mut self, partial: CorePartial) {
+    pub fn push(&mut self, partial: CorePartial) -> Result<()> {
+        if !matches!(self.state, State::Collecting) {
+            return Err(Error::new(ErrorCode::Internal, "a core's part came after the merge had begun"));
+        }
         self.stats.add(&partial.stats);
         self.images.extend(partial.images);
         match (partial.groups, partial.sorted) {
@@ -109,13 +113,12 @@ impl Merge {
             }
             (None, None) => {}
         }
+        Ok(())
     }
 
-    /// The counters of all parts and of what the merge itself returned.
+    /// The counters of all parts; `rows` includes the images that the merge gave out.
     pub fn stats(&self) -> ScanStats {
-        let mut stats = self.stats;
-        stats.rows += self.emitter.rows_emitted;
-        stats
+        self.stats
     }
 
     /// Steps until there is an image; `None` when everything has been sent. Unbounded work: for tests and
@@ -132,8 +135,11 @@ impl Merge {
 
     /// Works for at most about 100 us.
     pub fn step(&mut self) -> Result<MergeStep> {
+        if self.shared.is_cancelled() {
+            return Err(Error::new(ErrorCode::Cancelled, "the request was cancelled"));
+        }
         if let Some(image) = self.images.pop_front().or_else(|| self.emitter.take()) {
-            return Ok(MergeStep::Image(image));
+            return Ok(self.hand_out(image));
         }
         let state = std::mem::replace(&mut self.state, State::Finished);
         let plan = self.compiled.aggregate.clone();
@@ -172,10 +178,15 @@ impl Merge {
             self.emitter.flush()?;
         }
         Ok(match self.emitter.take() {
-            Some(image) => MergeStep::Image(image),
+            Some(image) => self.hand_out(image),
             None if matches!(self.state, State::Finished) => MergeStep::Finished,
             None => MergeStep::Progress,
         })
+    }
+
+    fn hand_out(&mut self, image: ResultImage) -> MergeStep {
+        self.stats.rows += u64::from(image.rows);
+        MergeStep::Image(image)
     }
 
     fn start_rows(&mut self) -> State {

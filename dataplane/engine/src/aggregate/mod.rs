@@ -111,6 +111,7 @@ impl Groups {
         if plan.keys.is_empty() {
             // The one group of an aggregation without keys exists even without rows.
             groups.find(&[]);
+            groups.grow();
         }
         groups
     }
