@@ -1,0 +1,205 @@
+//! `heliostat dev`: the one-machine appliance.
+//!
+//! Starts the `heliostat-cell` beside this executable, says what to type next, and takes it down again.
+//!
+//! Invariants
+//! - The cell does not outlive this process, however this process ends (parent-death signal).
+//! - A first Ctrl-C or SIGTERM drains the cell; a second one kills it.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+
+use clap::Args;
+use hidb::{Error, ErrorCode};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::{Failure, quantity};
+
+const CELL: &str = "heliostat-cell";
+
+#[derive(Args)]
+pub struct Arguments {
+    /// The folder for the volume and its metadata; $XDG_DATA_HOME/heliostat/dev when left out.
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Cores the cell runs on; all of them when left out.
+    #[arg(long, value_name = "N")]
+    cores: Option<usize>,
+    /// The port the cell listens on, on loopback; 0: any free one.
+    #[arg(long, default_value_t = heliostat_client::DEFAULT_PORT)]
+    port: u16,
+    /// Size of a new volume. Its file is sparse: it takes what is loaded.
+    #[arg(long, default_value = "64GiB", value_parser = quantity::parse_size, value_name = "SIZE")]
+    size: u64,
+    /// Memory for the block cache.
+    #[arg(long, default_value = "4GiB", value_parser = quantity::parse_size, value_name = "SIZE")]
+    cache: u64,
+}
+
+fn failed(code: ErrorCode, message: String) -> Failure {
+    Failure::Request(Error::new(code, message))
+}
+
+fn default_folder() -> Result<PathBuf, Failure> {
+    let from_home =
+        || std::env::var_os("HOME").filter(|home| !home.is_empty()).map(|home| Path::new(&home).join(".local/share"));
+    let base = std::env::var_os("XDG_DATA_HOME").filter(|path| Path::new(path).is_absolute()).map(PathBuf::from);
+    base.or_else(from_home)
+        .map(|base| base.join("heliostat/dev"))
+        .ok_or_else(|| Failure::Usage("there is no home folder to keep data in: say where with --data DIR".into()))
+}
+
+fn cell_executable() -> Result<PathBuf, Failure> {
+    let own = std::env::current_exe()
+        .map_err(|error| failed(ErrorCode::Io, format!("the path of this executable is unknown: {error}")))?;
+    let cell = own.with_file_name(CELL);
+    if cell.is_file() {
+        Ok(cell)
+    } else {
+        Err(failed(
+            ErrorCode::Io,
+            format!("{} is missing: install or build it beside {}", cell.display(), own.display()),
+        ))
+    }
+}
+
+pub async fn run(arguments: Arguments) -> Result<(), Failure> {
+    let executable = cell_executable()?;
+    let folder = match arguments.data {
+        Some(folder) => folder,
+        None => default_folder()?,
+    };
+    std::fs::create_dir_all(&folder).map_err(|error| {
+        failed(ErrorCode::Io, format!("{} can't be made: {error}: choose another --data DIR", folder.display()))
+    })?;
+    let mut interrupts = signal(SignalKind::interrupt())?;
+    let mut terminations = signal(SignalKind::terminate())?;
+
+    let mut command = Command::new(&executable);
+    let metrics_port = if arguments.port == 0 { 0 } else { arguments.port.wrapping_add(1) };
+    command
+        .arg("--auto-format=true")
+        .arg("--auto-format-size")
+        .arg(arguments.size.to_string())
+        .arg("--volume")
+        .arg(folder.join("volume"))
+        .arg("--metadata")
+        .arg(folder.join("manifest"))
+        .arg("--listen")
+        .arg(format!("127.0.0.1:{}", arguments.port))
+        .arg("--metrics-listen")
+        .arg(format!("127.0.0.1:{metrics_port}"))
+        .arg("--cache")
+        .arg(arguments.cache.to_string());
+    if let Some(cores) = arguments.cores {
+        command.arg("--cores").arg(cores.to_string());
+    }
+    // A group of its own: Ctrl-C reaches the cell through us, once.
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).process_group(0).kill_on_drop(true);
+    die_with_parent(&mut command);
+    let mut cell = command
+        .spawn()
+        .map_err(|error| failed(ErrorCode::Io, format!("{} can't be started: {error}", executable.display())))?;
+
+    let mut lines = match cell.stdout.take() {
+        Some(stdout) => BufReader::new(stdout).lines(),
+        None => return Err(failed(ErrorCode::Internal, "the cell's output is not connected".into())),
+    };
+    // Ends when the cell is ready, has ended, or is not wanted any more.
+    let ready = async {
+        while let Ok(Some(line)) = lines.next_line().await {
+            if let Some(address) = line.strip_prefix("ready ") {
+                return Some(address.trim().to_string());
+            }
+        }
+        None
+    };
+    let address = tokio::select! {
+        address = ready => address,
+        _ = interrupts.recv() => return drain(cell, &mut interrupts, &mut terminations).await,
+        _ = terminations.recv() => return drain(cell, &mut interrupts, &mut terminations).await,
+    };
+    match address {
+        Some(address) => greet(&address, &folder)?,
+        None => return ended(cell.wait().await?, false),
+    }
+    tokio::select! {
+        status = cell.wait() => ended(status?, true),
+        _ = interrupts.recv() => drain(cell, &mut interrupts, &mut terminations).await,
+        _ = terminations.recv() => drain(cell, &mut interrupts, &mut terminations).await,
+    }
+}
+
+fn greet(address: &str, folder: &Path) -> Result<(), Failure> {
+    let mut output = std::io::stdout().lock();
+    writeln!(output, "Heliostat is ready at {address}; its data is in {}", folder.display())?;
+    writeln!(output, "\nIn another terminal:")?;
+    if address != format!("hidb://127.0.0.1:{}", heliostat_client::DEFAULT_PORT) {
+        writeln!(output, "  export HELIOSTAT_CONNECT={address}")?;
+    }
+    writeln!(output, "  heliostat load lineitem --tpch lineitem --scale 1")?;
+    writeln!(output, "  heliostat scan lineitem --where \"l_quantity < 5\" --select l_orderkey,l_quantity --limit 5")?;
+    writeln!(output, "  heliostat table show lineitem")?;
+    writeln!(output, "\nCtrl-C stops it; the data stays.")?;
+    output.flush()?;
+    Ok(())
+}
+
+/// Asks the cell to finish what it does, and waits; a second signal kills it.
+async fn drain(mut cell: Child, interrupts: &mut Signal, terminations: &mut Signal) -> Result<(), Failure> {
+    if let Some(id) = cell.id() {
+        send_signal(id, libc::SIGTERM);
+    }
+    tokio::select! {
+        status = cell.wait() => {
+            let status = status?;
+            if status.success() { Ok(()) } else { ended(status, true) }
+        }
+        _ = interrupts.recv() => kill(cell).await,
+        _ = terminations.recv() => kill(cell).await,
+    }
+}
+
+async fn kill(mut cell: Child) -> Result<(), Failure> {
+    cell.kill().await?;
+    Err(failed(ErrorCode::Cancelled, "the cell was killed before it had drained; what was committed is safe".into()))
+}
+
+fn ended(status: ExitStatus, was_ready: bool) -> Result<(), Failure> {
+    let when = if was_ready { "ended by itself" } else { "did not start" };
+    Err(failed(ErrorCode::Unavailable, format!("the cell {when} ({status}): its last lines above say why")))
+}
+
+/// Has the kernel end the child when this thread ends. Called from the main thread, which lives as long as the
+/// process.
+fn die_with_parent(command: &mut Command) {
+    let parent = std::process::id();
+    let prepare = move || {
+        // SAFETY: prctl and getppid are async-signal-safe system calls without pointers.
+        let (set, current) = unsafe { (libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM), libc::getppid()) };
+        if set != 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+        // The parent may have ended before the signal was set.
+        if u32::try_from(current) != Ok(parent) {
+            return Err(std::io::ErrorKind::BrokenPipe.into());
+        }
+        Ok(())
+    };
+    // SAFETY: the closure only makes system calls; it neither allocates nor takes locks.
+    unsafe {
+        command.pre_exec(prepare);
+    }
+}
+
+fn send_signal(process: u32, number: i32) {
+    if let Ok(process) = libc::pid_t::try_from(process) {
+        // SAFETY: kill takes no pointers; the child has not been waited for, so its id is still its own.
+        unsafe {
+            libc::kill(process, number);
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! `heliostat load`: files or generated tables into the cell.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use heliostat_client::input::{Input, InputBatch, InputOptions, TpchTable, parse_schema};
+use heliostat_client::{Client, LoadMode, LoadProgress, LoadWriter};
+use hidb::{Error, ErrorCode, Schema};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use super::{Failure, Global, quantity};
+
+const EXAMPLES: &str = "Examples:
+  heliostat load lineitem lineitem.parquet
+  heliostat load events day1.csv day2.csv --schema 'id int64 not null, at timestamp, note text'
+  heliostat load events day3.arrow --append
+  heliostat load lineitem --tpch lineitem --scale 1
+
+What a file contains decides how it is read: Parquet, Arrow IPC (file or stream) or CSV with a header line.
+Nothing is visible before everything is loaded; Ctrl-C leaves the table as it was.";
+
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Arguments {
+    /// The table.
+    table: String,
+    /// Parquet, CSV or Arrow IPC files that have the same columns.
+    #[arg(value_name = "FILE", required_unless_present = "tpch", conflicts_with = "tpch")]
+    files: Vec<PathBuf>,
+    /// Add the rows to the table, which may exist.
+    #[arg(long, conflicts_with = "replace")]
+    append: bool,
+    /// Put the rows in place of those of the table.
+    #[arg(long)]
+    replace: bool,
+    /// The columns: 'a int64, b text not null'. Found out from the first file when left out.
+    #[arg(long, value_parser = parse_schema, value_name = "COLUMNS", conflicts_with = "tpch")]
+    schema: Option<Schema>,
+    /// Generate this TPC-H table instead of reading files.
+    #[arg(long, value_name = "TABLE")]
+    tpch: Option<TpchTable>,
+    /// The scale factor of the TPC-H table; 1 is 6 million rows of lineitem.
+    #[arg(long, default_value_t = 1.0, requires = "tpch")]
+    scale: f64,
+    /// What separates CSV fields (one character, or tab). Found out from the header line when left out.
+    #[arg(long, value_parser = parse_delimiter, value_name = "CHARACTER")]
+    delimiter: Option<u8>,
+    /// The CSV field that means NULL, besides the empty one.
+    #[arg(long, value_name = "TEXT")]
+    null: Option<String>,
+    /// No progress bar.
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+fn parse_delimiter(text: &str) -> Result<u8, String> {
+    match text.as_bytes() {
+        [byte] if byte.is_ascii() && !matches!(byte, b'"' | b'\n' | b'\r') => Ok(*byte),
+        b"\\t" | b"tab" => Ok(b'\t'),
+        _ => Err("expected one ASCII character, or tab".into()),
+    }
+}
+
+pub async fn run(arguments: Arguments, global: &Global) -> Result<(), Failure> {
+    let started = Instant::now();
+    let client = global.connect(global.options()).await?;
+    let mode = match (arguments.append, arguments.replace) {
+        (true, _) => LoadMode::Append,
+        (_, true) => LoadMode::Replace,
+        _ => LoadMode::Create,
+    };
+    let schema = wanted_schema(&client, &arguments, mode).await?;
+    let options = InputOptions {
+        schema,
+        delimiter: arguments.delimiter,
+        null: arguments.null.clone(),
+        ..InputOptions::default()
+    };
+    let (files, tpch, scale) = (arguments.files.clone(), arguments.tpch, arguments.scale);
+    let opened = tokio::task::spawn_blocking(move || match tpch {
+        Some(table) => Input::tpch(table, scale, options),
+        None => Input::open(&files, options),
+    });
+    let input = opened.await.map_err(|error| {
+        Error::new(ErrorCode::MalformedInput, format!("the input can't be opened: its reader gave up: {error}"))
+    })??;
+
+    let schema = input.schema().clone();
+    let bar = progress_bar(&input, arguments.quiet);
+    let mut writer = client.load(&arguments.table, &schema, mode).await?;
+    let outcome = transfer(&mut writer, input, &bar).await;
+    bar.finish_and_clear();
+    match outcome {
+        Ok((rows, progress)) => {
+            let elapsed = started.elapsed();
+            println!(
+                "loaded {} into {} in {} ({} rows/s), {} on the volume",
+                quantity::rows(rows),
+                arguments.table,
+                quantity::duration(elapsed),
+                quantity::count((rows as f64 / elapsed.as_secs_f64().max(1e-6)) as u64),
+                quantity::bytes(progress.stored_bytes),
+            );
+            Ok(())
+        }
+        Err(error) => {
+            // What matters is the first error; a load that can't be aborted now expires in the cell.
+            let _ = tokio::time::timeout(Duration::from_secs(5), writer.abort()).await;
+            Err(error.into())
+        }
+    }
+}
+
+/// The columns that the rows must have: the table's when appending, else those given, else the input's.
+async fn wanted_schema(client: &Client, arguments: &Arguments, mode: LoadMode) -> Result<Option<Schema>, Error> {
+    if mode == LoadMode::Replace {
+        return Ok(arguments.schema.clone());
+    }
+    match client.describe(&arguments.table).await {
+        Ok(found) if mode == LoadMode::Create => Err(Error::new(
+            ErrorCode::TableExists,
+            format!(
+                "the table {:?} exists and has {}: add --append or --replace",
+                arguments.table,
+                quantity::rows(found.summary.rows)
+            ),
+        )),
+        Ok(found) => match &arguments.schema {
+            Some(given) if *given != found.schema => Err(Error::new(
+                ErrorCode::InvalidSchema,
+                format!("--schema is not the schema of the table {:?}: leave it out", arguments.table),
+            )),
+            _ => Ok(Some(found.schema)),
+        },
+        Err(error) if error.code == ErrorCode::UnknownTable => Ok(arguments.schema.clone()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Sends everything and commits.
+async fn transfer(writer: &mut LoadWriter, input: Input, bar: &ProgressBar) -> Result<(u64, LoadProgress), Error> {
+    let signals_failed = |error| Error::new(ErrorCode::Internal, format!("signals can't be waited for: {error}"));
+    let mut interrupts = signal(SignalKind::interrupt()).map_err(signals_failed)?;
+    let mut terminations = signal(SignalKind::terminate()).map_err(signals_failed)?;
+    let interrupted = || Error::new(ErrorCode::Cancelled, "interrupted: the load was aborted and nothing has changed");
+    let (sender, mut receiver) = mpsc::channel::<Result<InputBatch, Error>>(2);
+    let batches = input.batches()?;
+    std::thread::spawn(move || {
+        for batch in batches {
+            let failed = batch.is_err();
+            if sender.blocking_send(batch).is_err() || failed {
+                return;
+            }
+        }
+    });
+    let sending = async {
+        let (mut rows, mut bytes) = (0u64, 0u64);
+        let started = Instant::now();
+        while let Some(batch) = receiver.recv().await {
+            let batch = batch?;
+            writer.write(&batch.rows).await?;
+            rows += batch.rows.num_rows() as u64;
+            bytes += batch.rows.get_array_memory_size() as u64;
+            let rate = rows as f64 / started.elapsed().as_secs_f64().max(1e-3);
+            bar.inc(batch.units);
+            bar.set_message(format!(
+                "{}, {}, {} rows/s",
+                quantity::rows(rows),
+                quantity::bytes(bytes),
+                quantity::count(rate as u64)
+            ));
+        }
+        bar.set_message(format!("{}: committing", quantity::rows(rows)));
+        Ok((rows, writer.commit().await?))
+    };
+    tokio::select! {
+        outcome = sending => outcome,
+        _ = interrupts.recv() => Err(interrupted()),
+        _ = terminations.recv() => Err(interrupted()),
+    }
+}
+
+fn progress_bar(input: &Input, quiet: bool) -> ProgressBar {
+    let target = if quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr_with_hz(10) };
+    let bar = match input.total() {
+        Some(total) => ProgressBar::with_draw_target(Some(total), target),
+        None => ProgressBar::with_draw_target(None, target),
+    };
+    let style = ProgressStyle::with_template("{bar:24} {percent:>3}%  {msg}, {eta} left");
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "));
+    bar
+}

@@ -1,0 +1,171 @@
+//! `heliostat table ls|show|drop`.
+
+use std::io::Write;
+
+use clap::Subcommand;
+use heliostat_client::TableDescription;
+
+use super::text::{TextTable, write_properties};
+use super::{Failure, Global, ListFormat, quantity};
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// List the tables.
+    Ls {
+        /// How the list is printed.
+        #[arg(long, value_enum, default_value_t = ListFormat::Table)]
+        format: ListFormat,
+    },
+    /// Show a table's columns and what they take on the volume.
+    Show {
+        /// The table.
+        table: String,
+        /// How it is printed.
+        #[arg(long, value_enum, default_value_t = ListFormat::Table)]
+        format: ListFormat,
+    },
+    /// Drop tables and their data.
+    Drop {
+        /// The tables.
+        #[arg(required = true)]
+        tables: Vec<String>,
+        /// A table that does not exist is no error.
+        #[arg(long)]
+        if_exists: bool,
+    },
+}
+
+pub async fn run(command: Command, global: &Global) -> Result<(), Failure> {
+    let client = global.connect(global.options()).await?;
+    let mut output = std::io::stdout().lock();
+    match command {
+        Command::Ls { format: ListFormat::Json } => {
+            for table in client.tables().await? {
+                let line = serde_json::json!({
+                    "name": table.name,
+                    "rows": table.rows,
+                    "stored_bytes": table.stored_bytes,
+                    "schema_hash": format!("{:016x}", table.schema_hash),
+                });
+                writeln!(output, "{line}")?;
+            }
+        }
+        Command::Ls { format: ListFormat::Table } => {
+            let tables = client.tables().await?;
+            if tables.is_empty() {
+                writeln!(output, "no tables yet: make one with `heliostat load TABLE FILE`")?;
+                return Ok(());
+            }
+            let mut list = TextTable::new([
+                ("name".to_string(), false),
+                ("rows".to_string(), true),
+                ("on the volume".to_string(), true),
+                ("bytes/row".to_string(), true),
+            ]);
+            for table in tables {
+                let per_row = match table.rows {
+                    0 => String::new(),
+                    rows => format!("{:.1}", table.stored_bytes as f64 / rows as f64),
+                };
+                list.push([table.name, quantity::count(table.rows), quantity::bytes(table.stored_bytes), per_row]);
+            }
+            list.write(&mut output)?;
+        }
+        Command::Show { table, format } => {
+            let found = client.describe(&table).await?;
+            match format {
+                ListFormat::Json => writeln!(output, "{}", as_json(&found))?,
+                ListFormat::Table => write_table(&mut output, &found)?,
+            }
+        }
+        Command::Drop { tables, if_exists } => {
+            for table in tables {
+                client.drop_table(&table, if_exists).await?;
+                writeln!(output, "dropped {table}")?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn write_table(output: &mut dyn Write, table: &TableDescription) -> Result<(), Failure> {
+    let stored = table.summary.stored_bytes;
+    let ratio = match stored {
+        0 => String::new(),
+        stored => format!(" ({:.1} times smaller than Arrow)", table.raw_bytes as f64 / stored as f64),
+    };
+    write_properties(
+        output,
+        &[
+            ("table", table.summary.name.clone()),
+            ("rows", quantity::count(table.summary.rows)),
+            ("on the volume", format!("{}{ratio}", quantity::bytes(stored))),
+            (
+                "made of",
+                format!("{} shards, {} segments, {} row groups", table.shards, table.segments, table.row_groups),
+            ),
+        ],
+    )?;
+    writeln!(output)?;
+    let columns = [
+        ("column", false),
+        ("type", false),
+        ("size", true),
+        ("nulls", true),
+        ("encodings", false),
+        ("min", false),
+        ("max", false),
+    ];
+    let mut list = TextTable::new(columns.map(|(name, right)| (name.to_string(), right)));
+    let cut = |text: &str| {
+        if text.chars().count() > 24 { text.chars().take(21).chain("...".chars()).collect() } else { text.to_string() }
+    };
+    for (index, field) in table.schema.fields().iter().enumerate() {
+        let storage = table.columns.get(index).cloned().unwrap_or_default();
+        let not_null = if field.nullable { "" } else { " not null" };
+        list.push([
+            field.name.clone(),
+            format!("{}{not_null}", field.data_type),
+            quantity::bytes(storage.stored_bytes),
+            quantity::count(storage.null_count),
+            storage.encodings.join(" "),
+            cut(&storage.min),
+            cut(&storage.max),
+        ]);
+    }
+    list.write(output)?;
+    Ok(())
+}
+
+fn as_json(table: &TableDescription) -> serde_json::Value {
+    let columns: Vec<_> = table
+        .schema
+        .fields()
+        .iter()
+        .enumerate()
+        .map(|(index, field)| {
+            let storage = table.columns.get(index).cloned().unwrap_or_default();
+            serde_json::json!({
+                "name": field.name,
+                "type": field.data_type.to_string(),
+                "nullable": field.nullable,
+                "stored_bytes": storage.stored_bytes,
+                "null_count": storage.null_count,
+                "encodings": storage.encodings,
+                "min": storage.min,
+                "max": storage.max,
+            })
+        })
+        .collect();
+    serde_json::json!({
+        "name": table.summary.name,
+        "rows": table.summary.rows,
+        "stored_bytes": table.summary.stored_bytes,
+        "raw_bytes": table.raw_bytes,
+        "shards": table.shards,
+        "segments": table.segments,
+        "row_groups": table.row_groups,
+        "schema_hash": format!("{:016x}", table.summary.schema_hash),
+        "columns": columns,
+    })
+}

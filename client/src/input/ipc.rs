@@ -1,0 +1,76 @@
+//! Arrow IPC files and streams: one part per file.
+
+use std::fs::File;
+use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::path::Path;
+use std::sync::Arc;
+
+use arrow_array::RecordBatch;
+use arrow_ipc::reader::{FileReader, StreamReader};
+use arrow_schema::{ArrowError, SchemaRef};
+use hidb::{Error, ErrorCode, Result, Schema};
+
+use super::columns::ColumnChoice;
+use super::ordered::{InputBatch, Part, PartError};
+use super::{Opened, open_file, read_failed};
+
+type Batches = Box<dyn Iterator<Item = Result<RecordBatch, ArrowError>>>;
+
+fn reader(path: &Path, seekable: bool) -> Result<(SchemaRef, Batches)> {
+    let malformed = |error: ArrowError| {
+        Error::new(ErrorCode::MalformedInput, format!("{} is not a readable Arrow IPC file: {error}", path.display()))
+    };
+    let file = open_file(path)?;
+    if seekable {
+        let reader = FileReader::try_new(BufReader::with_capacity(1 << 20, file), None).map_err(malformed)?;
+        Ok((reader.schema(), Box::new(reader)))
+    } else {
+        let reader = StreamReader::try_new(BufReader::with_capacity(1 << 20, Bounded::new(path, file)?), None)
+            .map_err(malformed)?;
+        Ok((reader.schema(), Box::new(reader)))
+    }
+}
+
+/// A file that ends where it ended when it was opened: a stream's announced lengths beyond that are errors at
+/// once instead of endless waits on a growing file.
+struct Bounded(std::io::Take<File>);
+
+impl Bounded {
+    fn new(path: &Path, mut file: File) -> Result<Self> {
+        let length = file.seek(SeekFrom::End(0)).map_err(|error| read_failed(path, error))?;
+        file.rewind().map_err(|error| read_failed(path, error))?;
+        Ok(Bounded(file.take(length)))
+    }
+}
+
+impl Read for Bounded {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        self.0.read(buffer)
+    }
+}
+
+pub(super) fn open(path: &Path, wanted: Option<&Schema>, seekable: bool) -> Result<Opened> {
+    let (arrow_schema, _) = reader(path, seekable)?;
+    let choice = Arc::new(ColumnChoice::new(path, &arrow_schema, wanted)?);
+    let units = std::fs::metadata(path).map_err(|error| read_failed(path, error))?.len();
+    let schema = choice.schema.clone();
+    let name = path.display().to_string();
+    let path = path.to_path_buf();
+    let decode = move |emit: &mut super::ordered::Emit<'_>| {
+        let (_, batches) = reader(&path, seekable)?;
+        let mut left = units;
+        for (index, batch) in batches.enumerate() {
+            let failed = |code: ErrorCode, what: String| {
+                PartError::Failed(Error::new(code, format!("{}, record batch {index}: {what}", path.display())))
+            };
+            let batch = batch.map_err(|error| failed(ErrorCode::MalformedInput, error.to_string()))?;
+            let rows = choice.adapt(&batch).map_err(|error| failed(error.code, error.message))?;
+            // About what the batch took in the file.
+            let units = left.min(batch.get_array_memory_size() as u64);
+            left -= units;
+            emit(InputBatch { rows, units })?;
+        }
+        Ok(())
+    };
+    Ok(Opened { schema, units, rows: None, parts: vec![Part { name, decode: Box::new(decode) }] })
+}

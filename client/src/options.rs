@@ -1,0 +1,43 @@
+//! What a caller may choose about a connection.
+
+use std::time::Duration;
+
+/// Choices of a [`crate::Client`]; `Default` suits an engine beside the cell.
+#[derive(Clone, Debug)]
+pub struct ConnectOptions {
+    /// Deadline of every call that sets none of its own; `None`: no deadline.
+    pub timeout: Option<Duration>,
+    /// How long one attempt to connect and shake hands may take.
+    pub connect_timeout: Duration,
+    /// How long an idempotent call keeps retrying (with backoff) while the cell can't be reached or is
+    /// overloaded, once it had been reached before.
+    pub retry_for: Duration,
+    /// How long the very first connection keeps retrying; zero: one attempt.
+    pub wait_for_cell: Duration,
+    /// The client's name in the cell's logs.
+    pub name: String,
+    /// Whether decimals of up to 18 digits may come as Arrow `Decimal64`; otherwise all are `Decimal128`.
+    pub decimal64: bool,
+    /// Result frames (of at most 1 MiB) the cell may send ahead of the consumer, per request.
+    pub result_frames_ahead: u32,
+    /// The largest result image taken; 0: the cell's choice.
+    pub result_image_bytes_max: u32,
+    /// The most load bytes kept for sending again because the cell has not yet said they are durable.
+    pub load_unacknowledged_bytes_max: usize,
+}
+
+impl Default for ConnectOptions {
+    fn default() -> Self {
+        ConnectOptions {
+            timeout: None,
+            connect_timeout: Duration::from_secs(5),
+            retry_for: Duration::from_secs(30),
+            wait_for_cell: Duration::ZERO,
+            name: concat!("heliostat-client ", env!("CARGO_PKG_VERSION")).to_string(),
+            decimal64: true,
+            result_frames_ahead: 32,
+            result_image_bytes_max: 0,
+            load_unacknowledged_bytes_max: 512 << 20,
+        }
+    }
+}
