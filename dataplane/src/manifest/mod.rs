@@ -117,10 +117,7 @@ impl Manifest {
             .name("manifest".into())
             .spawn(move || {
                 loop {
-                    let request = flume::Selector::new()
-                        .recv(&inbox, Result::ok)
-                        .recv(&stopped, |_| None)
-                        .wait();
+                    let request = flume::Selector::new().recv(&inbox, Result::ok).recv(&stopped, |_| None).wait();
                     let Some(request) = request else { break };
                     let outcome = database.write(&request.batch);
                     if let (Ok(()), Some(observer)) = (&outcome, &observer) {

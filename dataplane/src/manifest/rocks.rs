@@ -46,7 +46,7 @@ impl Database {
         }
         let mut options = rocksdb::WriteOptions::default();
         options.set_sync(true);
-        self.db.write_opt(&writes, &options).map_err(|error| failed(&self.folder, &error))
+        self.db.write_opt(writes, &options).map_err(|error| failed(&self.folder, &error))
     }
 
     /// Every key and value.

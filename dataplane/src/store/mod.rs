@@ -36,7 +36,7 @@ pub use crate::manifest::records::LoadMode;
 pub use crate::manifest::{LoadState, Observer};
 pub use check::{CheckReport, check};
 pub use error::{Result, StoreError};
-pub use load::{EncodeJob, LoadRequest, LoadStatus, LoadWriter, RowGroupEncoder, encode_here};
+pub use load::{EncodeJob, Encoding, LoadRequest, LoadStatus, LoadWriter, RowGroupEncoder, encode_here};
 pub use merge::{MergeJob, Merged};
 pub use open::format;
 pub use rebuild::{RebuildReport, rebuild};
