@@ -158,9 +158,12 @@ impl<'a> Text<'a> {
         let word = |at: usize| u32_at(record, at) as usize;
         let (raw_width, code_width) = (usize::from(record[36]), usize::from(record[37]));
         let (offset, data_bytes, raw_bytes) = (word(16), word(20), word(24));
-        // A code makes at most eight bytes: bounds what is allocated for a block.
-        let most = if self.table.is_some() { data_bytes.saturating_mul(8) } else { data_bytes };
-        if raw_width > 32 || code_width > 32 || raw_bytes > most {
+        let fits = match self.table {
+            // A code makes at most eight bytes: bounds what is allocated for a block.
+            Some(_) => raw_bytes <= data_bytes.saturating_mul(8),
+            None => raw_bytes == data_bytes,
+        };
+        if raw_width > 32 || code_width > 32 || !fits {
             return Err(corrupt());
         }
         let codes_at = offset + raw_width * 128;
