@@ -52,6 +52,7 @@ pub(crate) use dispatch;
 /// An unsigned word that values are packed into.
 pub(crate) trait Word: Copy + Default + PartialEq + Into<u64> + RangeMask + 'static {
     /// Bits of a word.
+    #[cfg(test)]
     const BITS: usize;
     /// `v` truncated.
     fn truncate(v: u64) -> Self;
@@ -137,6 +138,7 @@ macro_rules! word {
             }
 
             impl super::Word for $word {
+                #[cfg(test)]
                 const BITS: usize = BITS;
                 #[inline(always)]
                 fn truncate(v: u64) -> Self {
