@@ -1,1 +1,135 @@
-fn main() {}
+//! The command line of the cell; everything else is in the library.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use heliostat_dataplane::config::{Config, Overrides, Size};
+use heliostat_dataplane::server::startup;
+
+/// The storage cell of Heliostat: keeps tables on a volume and answers pushed-down queries over HIDB.
+#[derive(Parser)]
+#[command(name = "heliostat-cell", version, args_conflicts_with_subcommands = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    run: Run,
+}
+
+#[derive(clap::Args)]
+struct Run {
+    /// The configuration file (TOML). Flags override it.
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// Port to serve on, in place of the one of `listen`; 0: any free port (the ready line says which).
+    #[arg(long)]
+    port: Option<u16>,
+    /// Prints the configuration in effect as a commented TOML file, and does not run.
+    #[arg(long)]
+    print_config: bool,
+    #[command(flatten)]
+    options: Overrides,
+}
+
+#[derive(clap::Args)]
+struct Where {
+    /// The volume: a block device or a file.
+    #[arg(long)]
+    volume: PathBuf,
+    /// Folder of the manifest; the volume's path with `.meta` appended when left out.
+    #[arg(long)]
+    metadata: Option<PathBuf>,
+}
+
+impl Where {
+    fn config(self) -> Config {
+        Config { volume: self.volume, metadata: self.metadata.unwrap_or_default(), ..Config::default() }
+    }
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs the cell (what it does without a command, too).
+    Run(Box<Run>),
+    /// Formats a volume.
+    Format {
+        #[command(flatten)]
+        place: Where,
+        /// Size of the file when it is made (or made longer). A block device has its own.
+        #[arg(long)]
+        size: Option<Size>,
+        /// Formats it even when it is a volume already: what it holds is lost.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Checks a volume that is not in use: every extent has one owner, every header and footer is right.
+    Check {
+        #[command(flatten)]
+        place: Where,
+        /// Reads every chunk and compares its checksum, too.
+        #[arg(long)]
+        deep: bool,
+        /// Prints the report as one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Makes a lost manifest again from the volume.
+    Rebuild {
+        #[command(flatten)]
+        place: Where,
+        /// Makes it again even when there is a manifest that opens.
+        #[arg(long)]
+        force: bool,
+        /// Leaves out segments that are missing or damaged, instead of failing.
+        #[arg(long)]
+        leave_out_damaged: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let result = match arguments.command {
+        None => run(arguments.run),
+        Some(Command::Run(arguments)) => run(*arguments),
+        Some(Command::Format { place, size, force }) => {
+            startup::format(&place.config(), size.map(Size::bytes), force).map_err(failed)
+        }
+        Some(Command::Check { place, deep, json }) => match startup::check(&place.config(), deep, json) {
+            Ok(true) => Ok(()),
+            Ok(false) => return ExitCode::FAILURE,
+            Err(error) => Err(failed(error)),
+        },
+        Some(Command::Rebuild { place, force, leave_out_damaged }) => {
+            startup::rebuild(&place.config(), force, leave_out_damaged).map_err(failed)
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err((code, message)) => {
+            eprintln!("heliostat-cell: {message}");
+            ExitCode::from(code)
+        }
+    }
+}
+
+/// The request failed: exit code 1.
+fn failed(error: hidb::Error) -> (u8, String) {
+    (1, error.message)
+}
+
+fn run(arguments: Run) -> Result<(), (u8, String)> {
+    let mut options = arguments.options;
+    let mut config =
+        Config::load(arguments.config.as_deref(), &options).map_err(|error| (2, error.to_string()))?;
+    if let Some(port) = arguments.port {
+        config.listen.set_port(port);
+        options.listen = Some(config.listen);
+    }
+    if arguments.print_config {
+        print!("{}", config.to_commented_toml());
+        return Ok(());
+    }
+    startup::start_logging(&config).map_err(|message| (2, message))?;
+    startup::run(config).map_err(failed)
+}

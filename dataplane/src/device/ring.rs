@@ -35,7 +35,7 @@ use io_uring::{IoUring, opcode, squeue, types};
 use super::{AlignedBuf, slots::Slots};
 use crate::arena::{Arena, ArenaBuf};
 
-/// Bytes of arena registered at a time. Registering pins the pages, which takes about 4 ms for this much memory.
+/// Bytes of arena registered at a time. Registering pins the pages, which takes an estimated 4 ms for this much memory.
 const REGION_BYTES: usize = 16 << 20;
 /// The kernel's limit on registered buffers (`IORING_MAX_REG_BUFFERS`).
 const REGIONS_MAX: usize = 1 << 14;
@@ -71,6 +71,36 @@ struct State {
     urgent: VecDeque<u32>,
     bulk: VecDeque<u32>,
     in_kernel: u32,
+    counters: RingCounters,
+}
+
+/// What a ring did since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RingCounters {
+    /// Reads given to the kernel; a long read is several.
+    pub reads: u64,
+    /// Bytes of them.
+    pub read_bytes: u64,
+    /// Writes given to the kernel.
+    pub writes: u64,
+    /// Bytes of them.
+    pub written_bytes: u64,
+}
+
+impl RingCounters {
+    fn count(&mut self, operation: Operation, pieces: u64, bytes: u64) {
+        match operation {
+            Operation::Read => {
+                self.reads += pieces;
+                self.read_bytes += bytes;
+            }
+            Operation::Write => {
+                self.writes += pieces;
+                self.written_bytes += bytes;
+            }
+            Operation::Flush => {}
+        }
+    }
 }
 
 /// What a request does.
@@ -169,6 +199,11 @@ impl Ring {
         &self.0.arena
     }
 
+    /// What it did so far.
+    pub fn counters(&self) -> RingCounters {
+        self.0.state.borrow().counters
+    }
+
     /// How many operations the kernel has; may be read on any thread.
     pub(crate) fn in_flight_counter(&self) -> Arc<AtomicU32> {
         self.0.in_flight.clone()
@@ -250,6 +285,7 @@ impl Ring {
         if let Some(request) = state.requests.get_mut(request) {
             request.pieces_left = pieces;
         }
+        state.counters.count(operation, u64::from(pieces), length as u64);
         drop(state);
         self.0.schedule_submit();
         InFlight { ring: self.0.clone(), request: Some(request) }

@@ -1,0 +1,426 @@
+//! Loads as a session sees them: batches from the socket to the store's load writer.
+//!
+//! Owns [`Loads`] (the loads that one connection feeds) and the task that feeds each. Called by `session` (batches)
+//! and `requests` (begin, commit, abort, query).
+//!
+//! Invariants
+//! - At most `load_window` payload bytes of one load wait here; past that the connection is not read, so that a
+//!   client which ignores its window is slowed by TCP and not by our memory.
+//! - A feed runs in a task of its own that is never dropped in the middle of a change of the store; it ends when its
+//!   connection has.
+//! - Answers to batches (`LoadState`, or one `Error`, after which batches are dropped unread) carry the request id of
+//!   the batch frames.
+
+use std::cell::{Cell as StdCell, RefCell};
+use std::collections::HashMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use arrow_schema::SchemaRef;
+use bytes::Bytes;
+use futures::channel::oneshot;
+use futures_lite::future::or;
+use glommio::channels::local_channel::{self, LocalReceiver, LocalSender};
+use glommio::sync::Semaphore;
+use heliostat_segment::EncodedRowGroup;
+use hidb::aligned::AlignedBytes;
+use hidb::frame::{Frame, FrameKind};
+use hidb::{Error, ErrorCode, Result, arrow_mapping, convert, image, proto};
+
+use super::session::{Request, Session};
+use super::{Cell, Failure, catalog, to_the_end};
+use crate::cores::{self, Core, Cores};
+use crate::store::{EncodeJob, LoadMode, LoadRequest, LoadState, LoadStatus, LoadWriter, RowGroupEncoder, StoreError};
+
+/// A row group being encoded, as [`RowGroupEncoder`] gives it.
+type Encoding = Pin<Box<dyn Future<Output = Result<EncodedRowGroup>>>>;
+
+/// Batches of one load that may wait for their turn.
+const BATCHES_QUEUED_MAX: usize = 64;
+/// The longest batch in bytes: a row group of the largest size and one value more.
+const BATCH_BYTES_MAX: usize = hidb::ROW_GROUP_RAW_BYTES_MAX + 2 * hidb::VALUE_BYTES_MAX;
+
+type LoadId = [u8; 16];
+
+enum Command {
+    Batch { request_id: u64, number: u64, payload: Bytes, held_bytes: u64 },
+    Commit { batches: u64, answer: oneshot::Sender<Result<LoadStatus>> },
+    Abort { answer: oneshot::Sender<Result<LoadStatus>> },
+}
+
+/// One load that this connection feeds.
+struct Feed {
+    commands: LocalSender<Command>,
+    /// Bytes that may still wait.
+    window: Semaphore,
+    window_bytes: u64,
+    /// Frames of a batch whose last frame has not come.
+    parts: RefCell<Vec<Bytes>>,
+    received_bytes: StdCell<u64>,
+}
+
+/// The loads that one connection feeds.
+#[derive(Default)]
+pub struct Loads {
+    feeds: RefCell<HashMap<LoadId, Rc<Feed>>>,
+}
+
+fn load_id(bytes: &[u8]) -> Result<LoadId> {
+    bytes.try_into().map_err(|_| Error::new(ErrorCode::Protocol, format!("a load id has 16 bytes, not {}", bytes.len())))
+}
+
+fn state_message(load_id: &LoadId, status: &LoadStatus, received_bytes: u64) -> proto::LoadState {
+    use proto::load_state::State;
+    let state = match status.state {
+        LoadState::Open => State::Open,
+        LoadState::Committed => State::Committed,
+        LoadState::Aborted => State::Aborted,
+    };
+    proto::LoadState {
+        load_id: load_id.to_vec().into(),
+        state: state as i32,
+        durable_batches: status.durable_batches,
+        durable_rows: status.durable_rows,
+        received_bytes,
+        stored_bytes: status.stored_bytes,
+    }
+}
+
+impl Loads {
+    /// Takes a frame of a batch. Waits while the load's window is full. Errors end the connection.
+    pub async fn take_batch(&self, session: &Rc<Session>, frame: Frame) -> Result<()> {
+        let message: proto::LoadBatch = frame.message()?;
+        let id = load_id(&message.load_id)?;
+        let Some(feed) = self.feeds.borrow().get(&id).cloned() else {
+            let text = "this connection has not begun the load of the batch: send LoadBegin first";
+            let error = Error::new(ErrorCode::UnknownLoad, text);
+            session.outbox.send(FrameKind::Error, frame.request_id, &convert::error_to_proto(&error)).await?;
+            return Ok(());
+        };
+        let length = frame.payload.len() as u64;
+        let held_bytes = length.min(feed.window_bytes);
+        feed.window
+            .acquire(held_bytes)
+            .await
+            .map_err(|_| Error::new(ErrorCode::Unavailable, "the load's window was closed"))?;
+        feed.received_bytes.set(feed.received_bytes.get() + length);
+        let payload = {
+            let mut parts = feed.parts.borrow_mut();
+            let total = parts.iter().map(Bytes::len).sum::<usize>() + frame.payload.len();
+            if total > BATCH_BYTES_MAX {
+                let text = format!("batch {} has {total} bytes and more: at most {BATCH_BYTES_MAX}", message.batch);
+                return Err(Error::new(ErrorCode::LimitExceeded, text));
+            }
+            if message.more {
+                // The bytes stay bounded by BATCH_BYTES_MAX; the window must not wait for the rest of a batch
+                // that is longer than the window.
+                parts.push(frame.payload);
+                feed.window.signal(held_bytes);
+                return Ok(());
+            }
+            if parts.is_empty() {
+                frame.payload
+            } else {
+                parts.push(frame.payload);
+                concatenate(&std::mem::take(&mut *parts))
+            }
+        };
+        let command = Command::Batch { request_id: frame.request_id, number: message.batch, payload, held_bytes };
+        // A feed that ended has said why.
+        let _ = feed.commands.send(command).await;
+        Ok(())
+    }
+
+    /// The connection is gone: feeds end after what they are doing.
+    pub fn connection_ended(&self) {
+        self.feeds.borrow_mut().clear();
+    }
+}
+
+/// One buffer, aligned as batches are read in place.
+fn concatenate(parts: &[Bytes]) -> Bytes {
+    let mut whole = AlignedBytes::zeroed(parts.iter().map(Bytes::len).sum());
+    let mut at = 0;
+    for part in parts {
+        whole[at..at + part.len()].copy_from_slice(part);
+        at += part.len();
+    }
+    whole.into_bytes()
+}
+
+/// Encodes row groups on all cores in turn, with the low shares of background work.
+struct SpreadEncoder {
+    cores: Cores,
+    next: AtomicUsize,
+}
+
+impl RowGroupEncoder for SpreadEncoder {
+    fn encode(&self, job: EncodeJob) -> Encoding {
+        let core = self.next.fetch_add(1, Relaxed);
+        let encoded =
+            self.cores.run_on(core, move || async move { cores::run_in_background(async move { job.run() }).await? });
+        Box::pin(async move { encoded.await? })
+    }
+}
+
+/// Begins or resumes a load and starts its feed.
+pub async fn begin(session: &Rc<Session>, request: &Rc<Request>, message: proto::LoadBegin) -> Result<(), Failure> {
+    use proto::load_begin::Mode;
+    let cell = session.core.cell.clone();
+    let id = load_id(&message.load_id)?;
+    catalog::check_table_name(&message.table)?;
+    let schema = catalog::schema_of(message.schema.as_ref())?;
+    let mode = match message.mode() {
+        Mode::Create => LoadMode::Create,
+        Mode::Append => LoadMode::Append,
+        Mode::Replace => LoadMode::Replace,
+        Mode::Unspecified => {
+            return Err(Error::new(ErrorCode::Protocol, "LoadBegin: mode must be CREATE, APPEND or REPLACE").into());
+        }
+    };
+    let arrow_schema = arrow_mapping::to_arrow_schema(&schema, session.agreed.decimal64);
+    let load = LoadRequest { load_id: id, table: message.table.clone(), schema, mode, shards: message.shards };
+    let encoder = Rc::new(SpreadEncoder { cores: cell.cores.clone(), next: AtomicUsize::new(session.core.index) });
+    let store = cell.store.clone();
+    let begun = to_the_end(async move { Ok(store.load_begin(load, encoder).await) });
+    let (status, writer) = match session.until_stopped(request, begun).await? {
+        Ok(begun) => begun,
+        Err(StoreError::StaleSchema { found, .. }) => {
+            let table = catalog::table(&cell, &message.table)?;
+            return Err(Failure::stale(&table.name, &table.schema, found));
+        }
+        Err(StoreError::UnknownTable { name }) => {
+            catalog::table(&cell, &name)?;
+            return Err(StoreError::UnknownTable { name }.into());
+        }
+        Err(error) => return Err(error.into()),
+    };
+    if let Some(writer) = writer {
+        start_feed(session, id, writer, arrow_schema);
+    }
+    session.outbox.send(FrameKind::LoadState, request.id, &state_message(&id, &status, 0)).await?;
+    Ok(())
+}
+
+fn start_feed(session: &Rc<Session>, id: LoadId, writer: LoadWriter, arrow_schema: SchemaRef) {
+    let (commands, receiver) = local_channel::new_bounded(BATCHES_QUEUED_MAX);
+    let window_bytes = session.core.cell.config.load_window.bytes().max(1);
+    let feed = Rc::new(Feed {
+        commands,
+        window: Semaphore::new(window_bytes),
+        window_bytes,
+        parts: RefCell::default(),
+        received_bytes: StdCell::new(0),
+    });
+    // The task holds the feed weakly: it ends when the connection has let go of it.
+    let held = Rc::downgrade(&feed);
+    session.loads.feeds.borrow_mut().insert(id, feed);
+    let session = session.clone();
+    session.core.cell.metrics.loads_open.fetch_add(1, Relaxed);
+    glommio::spawn_local(async move {
+        let task = FeedTask { id, session: session.clone(), held, arrow_schema };
+        if let Err(error) = cores::catch_panics(task.run(writer, receiver)).await {
+            tracing::error!(%error, "a load's feed failed");
+        }
+        session.core.cell.metrics.loads_open.fetch_sub(1, Relaxed);
+    })
+    .detach();
+}
+
+struct FeedTask {
+    id: LoadId,
+    session: Rc<Session>,
+    held: std::rc::Weak<Feed>,
+    arrow_schema: SchemaRef,
+}
+
+impl FeedTask {
+    async fn run(self, mut writer: LoadWriter, commands: LocalReceiver<Command>) {
+        let Ok(device) = Core::device() else { return };
+        let idle = self.session.core.cell.config.load_idle_flush.0;
+        // What the client was last told, and where to tell it.
+        let (mut told_batches, mut told_bytes, mut request_id) = (writer.next_batch(), 0, 0);
+        let mut failed = false;
+        loop {
+            let command = if !failed && writer.has_unflushed() {
+                let quiet = async {
+                    glommio::timer::sleep(idle).await;
+                    None
+                };
+                match or(async { Some(commands.recv().await) }, quiet).await {
+                    Some(command) => command,
+                    None => {
+                        let flushed = writer.flush_idle(&device).await;
+                        failed |= self.tell(flushed, request_id, &mut told_batches, &mut told_bytes, true).await;
+                        continue;
+                    }
+                }
+            } else {
+                commands.recv().await
+            };
+            match command {
+                None => return,
+                Some(Command::Batch { request_id: id, number, payload, held_bytes }) => {
+                    request_id = id;
+                    if !failed {
+                        let length = payload.len() as u64;
+                        let pushed = match self.read(&writer, payload) {
+                            Ok(batch) => {
+                                let rows = batch.num_rows() as u64;
+                                let pushed = writer.push(&device, number, batch).await;
+                                let counters = &self.session.core.recorder.counters;
+                                counters.rows_loaded_total.fetch_add(rows, Relaxed);
+                                counters.loaded_bytes_total.fetch_add(length, Relaxed);
+                                pushed
+                            }
+                            Err(error) => Err(in_batch(number, error).into()),
+                        };
+                        failed = self.tell(pushed, request_id, &mut told_batches, &mut told_bytes, false).await;
+                    }
+                    if let Some(feed) = self.held.upgrade() {
+                        feed.window.signal(held_bytes);
+                    }
+                }
+                Some(Command::Commit { batches, answer }) => {
+                    let result = writer.commit(&device, batches).await;
+                    let _ = answer.send(result.map_err(Error::from));
+                }
+                Some(Command::Abort { answer }) => {
+                    let result = writer.abort(&device).await;
+                    let _ = answer.send(result.map_err(Error::from));
+                }
+            }
+        }
+    }
+
+    fn read(&self, writer: &LoadWriter, payload: Bytes) -> Result<arrow_array::RecordBatch> {
+        let batch = image::read_image(payload, &self.arrow_schema)?;
+        arrow_mapping::adapt_batch(&batch, writer.schema())
+    }
+
+    /// Tells the client how far the load is, when that is news. True when the load has failed.
+    async fn tell(
+        &self,
+        result: crate::store::Result<LoadStatus>,
+        request_id: u64,
+        told_batches: &mut u64,
+        told_bytes: &mut u64,
+        always: bool,
+    ) -> bool {
+        let outbox = &self.session.outbox;
+        match result {
+            Ok(status) => {
+                let Some((received, window)) =
+                    self.held.upgrade().map(|feed| (feed.received_bytes.get(), feed.window_bytes))
+                else {
+                    return false;
+                };
+                let moved = received - *told_bytes >= window / 8;
+                if always || moved || status.durable_batches > *told_batches {
+                    (*told_batches, *told_bytes) = (status.durable_batches, received);
+                    let _ =
+                        outbox.send(FrameKind::LoadState, request_id, &state_message(&self.id, &status, received)).await;
+                }
+                false
+            }
+            Err(error) => {
+                let error = convert::error_to_proto(&error.into());
+                let _ = outbox.send(FrameKind::Error, request_id, &error).await;
+                true
+            }
+        }
+    }
+}
+
+fn in_batch(number: u64, error: Error) -> Error {
+    Error::new(error.code, format!("batch {number}: {}", error.message))
+}
+
+/// Commits a load, fed here or not.
+pub async fn commit(session: &Rc<Session>, request: &Rc<Request>, message: proto::LoadCommit) -> Result<(), Failure> {
+    let id = load_id(&message.load_id)?;
+    let batches = message.batches;
+    let cell = session.core.cell.clone();
+    let feed = session.loads.feeds.borrow().get(&id).cloned();
+    let status = match feed {
+        Some(feed) => {
+            let (answer, result) = oneshot::channel();
+            ask(&feed, Command::Commit { batches, answer }).await?;
+            session.until_stopped(request, flatten(result)).await?
+        }
+        None => {
+            let work = async move {
+                let device = Core::device()?;
+                Ok(cell.store.load_commit(&device, &id, batches).await?)
+            };
+            session.until_stopped(request, to_the_end(work)).await?
+        }
+    };
+    finish(session, request, &id, &status).await
+}
+
+/// Aborts a load, fed here or not.
+pub async fn abort(session: &Rc<Session>, request: &Rc<Request>, message: proto::LoadAbort) -> Result<(), Failure> {
+    let id = load_id(&message.load_id)?;
+    let cell = session.core.cell.clone();
+    let feed = session.loads.feeds.borrow().get(&id).cloned();
+    let status = match feed {
+        Some(feed) => {
+            let (answer, result) = oneshot::channel();
+            ask(&feed, Command::Abort { answer }).await?;
+            session.until_stopped(request, flatten(result)).await?
+        }
+        None => {
+            let work = async move {
+                let device = Core::device()?;
+                Ok(cell.store.load_abort(&device, &id).await?)
+            };
+            session.until_stopped(request, to_the_end(work)).await?
+        }
+    };
+    finish(session, request, &id, &status).await
+}
+
+async fn ask(feed: &Feed, command: Command) -> Result<()> {
+    feed.commands
+        .send(command)
+        .await
+        .map_err(|_| Error::new(ErrorCode::Unavailable, "the load's feed has ended: begin the load again to resume it"))
+}
+
+async fn flatten(result: oneshot::Receiver<Result<LoadStatus>>) -> Result<LoadStatus> {
+    result.await.map_err(|_| Error::new(ErrorCode::Internal, "the load's feed ended without an answer"))?
+}
+
+async fn finish(
+    session: &Rc<Session>,
+    request: &Rc<Request>,
+    id: &LoadId,
+    status: &LoadStatus,
+) -> Result<(), Failure> {
+    let feed = session.loads.feeds.borrow_mut().remove(id);
+    let received = feed.map_or(0, |feed| feed.received_bytes.get());
+    session.outbox.send(FrameKind::LoadState, request.id, &state_message(id, status, received)).await?;
+    Ok(())
+}
+
+/// Where a load stands.
+pub async fn query(session: &Rc<Session>, request: &Rc<Request>, message: &proto::LoadQuery) -> Result<(), Failure> {
+    let id = load_id(&message.load_id)?;
+    let status = session.core.cell.store.load_status(&id)?;
+    let received = session.loads.feeds.borrow().get(&id).map_or(0, |feed| feed.received_bytes.get());
+    session.outbox.send(FrameKind::LoadState, request.id, &state_message(&id, &status, received)).await?;
+    Ok(())
+}
+
+/// Aborts open loads that nobody has fed for long, and forgets finished ones.
+pub async fn sweep(cell: &Arc<Cell>) -> Result<usize> {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let store = cell.store.clone();
+    cell.cores
+        .run_on(0, move || async move { Ok::<_, Error>(store.sweep_loads(&Core::device()?, now).await?) })
+        .await?
+}

@@ -1,0 +1,288 @@
+//! Questions: pushdowns, prepared statements, and the way of an answer to the client.
+//!
+//! Called by `requests`. Plans come from `hidb::plan::substrait`, are compiled by the engine and run on all cores by
+//! `cores::scan`; this module sends the images, under the client's credits.
+//!
+//! Invariants
+//! - A request reads the snapshot of the table at its start.
+//! - A result frame leaves only against a credit; without credits the scan comes to rest (its images are bounded).
+//! - A schema hash that is not the table's is answered with the current schema, never with other columns.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_lite::future::or;
+use heliostat_engine::{CompiledScan, EngineOptions};
+use hidb::frame::{FrameKind, PAYLOAD_BYTES_MAX};
+use hidb::image::{ResultImage, schema_message};
+use hidb::plan::{ScanPlan, substrait};
+use hidb::{Error, ErrorCode, Result, convert, proto};
+
+use super::session::{Request, Session};
+use super::statements::Statement;
+use super::{Failure, catalog};
+use crate::cores::scan::{ScanRequest, scan_table};
+use crate::store::TableSnapshot;
+
+/// What a request says about how it wants to be run.
+struct Wishes {
+    timeout_ms: u64,
+    initial_credits: u32,
+    memory_bytes_max: u64,
+    bypass_cache: bool,
+    explain: bool,
+}
+
+fn snapshot(session: &Session, name: &str, schema_hash: u64) -> Result<Arc<TableSnapshot>, Failure> {
+    let table = catalog::table(&session.core.cell, name)?;
+    if schema_hash != 0 && schema_hash != table.schema_hash {
+        return Err(Failure::stale(name, &table.schema, schema_hash));
+    }
+    Ok(table)
+}
+
+/// Decodes a plan and checks that it is about the table the request names.
+fn decode_plan(bytes: &[u8], table: &TableSnapshot) -> Result<ScanPlan> {
+    if bytes.is_empty() {
+        return Err(Error::new(ErrorCode::Protocol, "the request brings no Substrait plan"));
+    }
+    let plan = substrait::from_substrait(bytes, &|name| {
+        if name.eq_ignore_ascii_case(&table.name) {
+            return Ok((*table.schema).clone());
+        }
+        let message = format!("the plan reads table {name:?}, the request is about {:?}", table.name);
+        Err(Error::new(ErrorCode::UnsupportedPlan, message))
+    })?;
+    Ok(plan)
+}
+
+/// Answers `PredicatePushdownRequest`.
+pub async fn pushdown(
+    session: &Rc<Session>,
+    request: &Rc<Request>,
+    message: proto::PredicatePushdownRequest,
+) -> Result<(), Failure> {
+    let started = Instant::now();
+    let name = match message.table.as_str() {
+        "" => substrait::table_name(&message.substrait_plan)?,
+        name => name.to_string(),
+    };
+    let table = snapshot(session, &name, message.schema_hash)?;
+    let plan = decode_plan(&message.substrait_plan, &table)?;
+    let wishes = Wishes {
+        timeout_ms: message.timeout_ms,
+        initial_credits: message.initial_credits,
+        memory_bytes_max: message.memory_bytes_max,
+        bypass_cache: message.bypass_cache,
+        explain: message.explain,
+    };
+    answer(session, request, table, plan, wishes, started).await
+}
+
+/// Answers `Prepare`.
+pub async fn prepare(session: &Rc<Session>, request: &Rc<Request>, message: &proto::Prepare) -> Result<(), Failure> {
+    let name = match message.table.as_str() {
+        "" => substrait::table_name(&message.substrait_plan)?,
+        name => name.to_string(),
+    };
+    let table = snapshot(session, &name, message.schema_hash)?;
+    let plan = decode_plan(&message.substrait_plan, &table)?;
+    let parameters = substrait::parameter_types(&plan)?;
+    let prepared_parameters = parameters.iter().map(convert::type_to_proto).collect();
+    let result_schema_ipc = schema_message(&plan.result_schema(), session.agreed.decimal64).into();
+    let statement = Statement { plan, schema_hash: table.schema_hash, parameters };
+    let statement_id = session.statements.borrow_mut().insert(statement);
+    let prepared = proto::Prepared { statement_id, parameters: prepared_parameters, result_schema_ipc };
+    session.outbox.send(FrameKind::Prepared, request.id, &prepared).await?;
+    Ok(())
+}
+
+/// Answers `Execute`.
+pub async fn execute(session: &Rc<Session>, request: &Rc<Request>, message: &proto::Execute) -> Result<(), Failure> {
+    let started = Instant::now();
+    let statement = session.statements.borrow_mut().get(message.statement_id)?;
+    let table = snapshot(session, &statement.plan.table, statement.schema_hash)?;
+    let (given, wanted) = (message.parameters.len(), statement.parameters.len());
+    if given != wanted {
+        let text = format!("statement {} has {wanted} parameters, {given} were given", message.statement_id);
+        return Err(Error::new(ErrorCode::InvalidParameter, text).into());
+    }
+    let values = message.parameters.iter().zip(&statement.parameters).enumerate();
+    let values = values.map(|(index, (value, data_type))| {
+        convert::scalar_from_proto(value, data_type).map_err(|error| {
+            Error::new(ErrorCode::InvalidParameter, format!("parameter {index} ({data_type}): {}", error.message))
+        })
+    });
+    let values = values.collect::<Result<Vec<_>>>()?;
+    let plan = substrait::bind_parameters(&statement.plan, &values)?;
+    let wishes = Wishes {
+        timeout_ms: message.timeout_ms,
+        initial_credits: message.initial_credits,
+        memory_bytes_max: 0,
+        bypass_cache: false,
+        explain: false,
+    };
+    answer(session, request, table, plan, wishes, started).await
+}
+
+async fn answer(
+    session: &Rc<Session>,
+    request: &Rc<Request>,
+    table: Arc<TableSnapshot>,
+    plan: ScanPlan,
+    wishes: Wishes,
+    started: Instant,
+) -> Result<(), Failure> {
+    let config = &session.core.cell.config;
+    let memory_limit = config.request_memory.bytes();
+    let memory_bytes_max = match wishes.memory_bytes_max {
+        0 => memory_limit,
+        wanted => wanted.min(memory_limit),
+    };
+    let options = EngineOptions {
+        memory_bytes_max: memory_bytes_max as usize,
+        image_bytes_max: session.agreed.image_bytes_max,
+        decimal64: session.agreed.decimal64,
+    };
+    let compiled = CompiledScan::compile(&plan, &table.schema, options)?;
+    request.grant(match wishes.initial_credits {
+        0 => config.initial_credits,
+        wanted => wanted,
+    });
+    let timeout = match wishes.timeout_ms {
+        0 => config.request_timeout.0,
+        milliseconds => Duration::from_millis(milliseconds),
+    };
+    let work = async {
+        if wishes.explain {
+            return explain(session, request, &table, &compiled, started).await;
+        }
+        run(session, request, &table, compiled, wishes.bypass_cache, started).await
+    };
+    let deadline = async {
+        if timeout.is_zero() {
+            std::future::pending::<()>().await;
+        }
+        glommio::timer::sleep(timeout.saturating_sub(started.elapsed())).await;
+        let text = format!("the request's deadline of {} ms passed", timeout.as_millis());
+        Err(Error::new(ErrorCode::DeadlineExceeded, text))
+    };
+    Ok(session.until_stopped(request, or(work, deadline)).await?)
+}
+
+/// Result frames of one request.
+struct Results<'a> {
+    session: &'a Session,
+    request: &'a Request,
+    sequence: u64,
+    rows: u64,
+    bytes: u64,
+}
+
+impl Results<'_> {
+    async fn send(&mut self, mut message: proto::FilteredResultSet, payload: Bytes) -> Result<()> {
+        self.request
+            .credits
+            .acquire(1)
+            .await
+            .map_err(|_| Error::new(ErrorCode::Cancelled, "the request's credits were closed"))?;
+        message.sequence = self.sequence;
+        self.sequence += 1;
+        self.bytes += payload.len() as u64;
+        let counters = &self.session.core.recorder.counters;
+        counters.returned_bytes_total.fetch_add(payload.len() as u64, Relaxed);
+        self.session.outbox.send_with_payload(FrameKind::FilteredResultSet, self.request.id, &message, payload).await
+    }
+
+    async fn send_image(&mut self, image: ResultImage) -> Result<()> {
+        let rows = u64::from(image.rows);
+        self.rows += rows;
+        self.session.core.recorder.counters.rows_returned_total.fetch_add(rows, Relaxed);
+        let mut payload = image.bytes.into_bytes();
+        // Only a single row that is longer than a frame takes several.
+        while payload.len() > PAYLOAD_BYTES_MAX {
+            let part = payload.split_to(PAYLOAD_BYTES_MAX);
+            self.send(proto::FilteredResultSet { more: true, ..Default::default() }, part).await?;
+        }
+        self.send(proto::FilteredResultSet { rows, ..Default::default() }, payload).await
+    }
+}
+
+async fn run(
+    session: &Session,
+    request: &Request,
+    table: &Arc<TableSnapshot>,
+    compiled: Arc<CompiledScan>,
+    bypass_cache: bool,
+    started: Instant,
+) -> Result<()> {
+    let mut results = Results { session, request, sequence: 0, rows: 0, bytes: 0 };
+    let schema = schema_message(compiled.result_schema(), session.agreed.decimal64);
+    let cores = &session.core.cell.cores;
+    let stored_bytes = stored_bytes(table, compiled.columns());
+    let scan = ScanRequest {
+        snapshot: table.clone(),
+        shared: compiled.shared(),
+        compiled,
+        deadline: None,
+        bypass_cache,
+    };
+    results.send(proto::FilteredResultSet::default(), schema.into()).await?;
+    let stats = scan_table(cores, scan, async |image| results.send_image(image).await).await?;
+    let last = proto::FilteredResultSet {
+        last: true,
+        statistics: Some(proto::ScanStatistics {
+            rows: results.rows,
+            bytes_returned: results.bytes,
+            bytes_read_device: stats.bytes_read_device,
+            bytes_decoded: stats.engine.bytes_decoded,
+            row_groups_total: stats.engine.row_groups_total,
+            row_groups_pruned: stats.engine.row_groups_pruned,
+            blocks_total: stats.engine.blocks_total,
+            blocks_pruned: stats.engine.blocks_pruned,
+            cell_us: started.elapsed().as_micros() as u64,
+            stored_bytes,
+        }),
+        ..Default::default()
+    };
+    results.send(last, Bytes::new()).await
+}
+
+/// Bytes that the columns of a plan take on the volume.
+fn stored_bytes(table: &TableSnapshot, columns: &[usize]) -> u64 {
+    let groups = table.segments.iter().flat_map(|segment| &segment.footer.row_groups);
+    groups
+        .map(|group| {
+            let chunks = columns.iter().filter_map(|column| group.columns.get(*column));
+            chunks.map(|chunk| chunk.padded_length() as u64).sum::<u64>()
+        })
+        .sum()
+}
+
+async fn explain(
+    session: &Session,
+    request: &Request,
+    table: &Arc<TableSnapshot>,
+    compiled: &Arc<CompiledScan>,
+    started: Instant,
+) -> Result<()> {
+    let footers = table.segments.iter().map(|segment| segment.footer.as_ref());
+    let (text, would) = compiled.explain(footers);
+    let mut results = Results { session, request, sequence: 0, rows: 0, bytes: 0 };
+    let last = proto::FilteredResultSet {
+        last: true,
+        explain: text,
+        statistics: Some(proto::ScanStatistics {
+            cell_us: started.elapsed().as_micros() as u64,
+            stored_bytes: stored_bytes(table, compiled.columns()),
+            row_groups_total: would.row_groups_total,
+            row_groups_pruned: would.row_groups_pruned,
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    results.send(last, Bytes::new()).await
+}

@@ -1,0 +1,77 @@
+//! From a frame to its answer: which kind of request is answered where.
+//!
+//! Called by `session` in a task of its own per request; calls `catalog`, `questions` and `loads`.
+
+use std::rc::Rc;
+
+use hidb::frame::{Frame, FrameKind};
+use hidb::{Error, ErrorCode, proto};
+
+use super::session::{Request, Session};
+use super::{Failure, catalog, loads, questions};
+
+/// Answers a request. An error becomes the `Error` frame that ends it.
+pub async fn answer(session: &Rc<Session>, request: &Rc<Request>, frame: Frame) -> Result<(), Failure> {
+    let cell = &session.core.cell;
+    let id = request.id;
+    let outbox = &session.outbox;
+    match frame.kind {
+        FrameKind::ListTables => {
+            let tables = catalog::summaries(cell);
+            outbox.send(FrameKind::TableList, id, &proto::TableList { tables }).await?;
+        }
+        FrameKind::DescribeTable => {
+            let description = catalog::describe(cell, &frame.message()?)?;
+            outbox.send(FrameKind::TableDescription, id, &description).await?;
+        }
+        FrameKind::CreateTable => {
+            let create = frame.message()?;
+            session.until_stopped(request, catalog::create(cell, create)).await?;
+            outbox.send(FrameKind::Done, id, &proto::Done {}).await?;
+        }
+        FrameKind::DropTable => {
+            let drop = frame.message()?;
+            session.until_stopped(request, catalog::drop(cell, drop)).await?;
+            outbox.send(FrameKind::Done, id, &proto::Done {}).await?;
+        }
+        FrameKind::DescribeCell => outbox.send(FrameKind::CellStatus, id, &catalog::status(cell)).await?,
+        FrameKind::PredicatePushdownRequest => questions::pushdown(session, request, frame.message()?).await?,
+        FrameKind::Prepare => questions::prepare(session, request, &frame.message()?).await?,
+        FrameKind::Execute => questions::execute(session, request, &frame.message()?).await?,
+        FrameKind::CloseStatement => {
+            let close: proto::CloseStatement = frame.message()?;
+            session.statements.borrow_mut().remove(close.statement_id);
+            outbox.send(FrameKind::Done, id, &proto::Done {}).await?;
+        }
+        FrameKind::LoadBegin => loads::begin(session, request, frame.message()?).await?,
+        FrameKind::LoadCommit => loads::commit(session, request, frame.message()?).await?,
+        FrameKind::LoadAbort => loads::abort(session, request, frame.message()?).await?,
+        FrameKind::LoadQuery => loads::query(session, request, &frame.message()?).await?,
+        FrameKind::VectorSearchRequest => {
+            return Err(Error::new(
+                ErrorCode::UnsupportedPlan,
+                "VectorSearchRequest: this version of the cell does not search vectors; it answers PredicatePushdownRequest, Prepare and Execute",
+            )
+            .into());
+        }
+        FrameKind::KeyValueRequest => {
+            return Err(Error::new(
+                ErrorCode::UnsupportedPlan,
+                "KeyValueRequest: this version of the cell does not answer key-value requests; it answers PredicatePushdownRequest, Prepare and Execute",
+            )
+            .into());
+        }
+        FrameKind::ReplicationDataStream => {
+            return Err(Error::new(
+                ErrorCode::UnsupportedPlan,
+                "ReplicationDataStream: this version of the cell does not replicate",
+            )
+            .into());
+        }
+        kind => {
+            let message = format!("{} is not something a client sends", kind.name());
+            return Err(Error::new(ErrorCode::Protocol, message).into());
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,380 @@
+//! One client's connection on its core: reading frames, starting requests, heartbeats, the end.
+//!
+//! Owns [`Session`] and [`Request`]. Called by the control thread's accept (which moves the descriptor here) and by
+//! the requests; calls `requests::start` for everything that is not session housekeeping.
+//!
+//! Invariants
+//! - Bytes that are not HIDB end the connection, after an `Error` frame that says why.
+//! - At most `requests_in_flight_max` requests run; a request is in `requests` from its frame to its answer.
+//! - When the connection ends, for whatever reason, every request is stopped; none outlives it.
+//! - A peer that neither reads nor sends for `dead_peer_timeout` is disconnected.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::os::fd::{FromRawFd, IntoRawFd};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Poll, Waker};
+use std::time::{Duration, Instant};
+
+use futures_lite::{AsyncRead, AsyncWrite};
+use futures_lite::future::or;
+use glommio::net::TcpStream;
+use glommio::sync::Semaphore;
+use glommio::timer::sleep;
+use hidb::frame::{Frame, FrameDecoder, FrameKind};
+use hidb::{Error, ErrorCode, Result, convert, proto};
+
+use super::Failure;
+use super::core::CoreServer;
+use super::loads::Loads;
+use super::outbox::{Outbox, write_frames};
+use super::requests;
+use super::statements::Statements;
+use crate::cores::catch_panics;
+
+/// The socket, shared by the reading and the writing task of one core.
+pub type SharedStream = Rc<RefCell<TcpStream>>;
+
+/// Bytes read at a time when no payload is under way.
+const READ_BYTES: usize = 8 << 10;
+/// The most credits one request can hold.
+const CREDITS_MAX: u64 = 1 << 20;
+
+/// What the handshake settled.
+#[derive(Clone, Debug)]
+pub struct Agreed {
+    /// The session's number.
+    pub session_id: u64,
+    /// What the client calls itself.
+    pub client_name: String,
+    /// Whether decimals of up to 18 digits travel as Decimal64.
+    pub decimal64: bool,
+    /// The largest result image.
+    pub image_bytes_max: usize,
+}
+
+/// One client's connection.
+pub struct Session {
+    /// The core it lives on.
+    pub core: Rc<CoreServer>,
+    /// What the handshake settled.
+    pub agreed: Agreed,
+    /// Where answers go.
+    pub outbox: Outbox,
+    /// Prepared statements.
+    pub statements: RefCell<Statements>,
+    /// Loads that this connection feeds.
+    pub loads: Loads,
+    requests: RefCell<HashMap<u64, Rc<Request>>>,
+    last_heard: Cell<Instant>,
+    reader_waits: Cell<bool>,
+    notices: Cell<u64>,
+}
+
+/// A request under way.
+pub struct Request {
+    /// Its id, chosen by the client.
+    pub id: u64,
+    /// The right to send result frames.
+    pub credits: Semaphore,
+    began: Instant,
+    stop: RefCell<Option<Error>>,
+    ended: Cell<bool>,
+    wakers: RefCell<Vec<Waker>>,
+}
+
+impl Request {
+    fn new(id: u64) -> Rc<Self> {
+        Rc::new(Request {
+            id,
+            credits: Semaphore::new(0),
+            began: Instant::now(),
+            stop: RefCell::new(None),
+            ended: Cell::new(false),
+            wakers: RefCell::default(),
+        })
+    }
+
+    /// Asks the request to stop, for this reason.
+    pub fn stop(&self, reason: Error) {
+        self.stop.borrow_mut().get_or_insert(reason);
+        self.wake();
+    }
+
+    /// Why the request was asked to stop, if it was.
+    pub fn stop_reason(&self) -> Option<Error> {
+        self.stop.borrow().clone()
+    }
+
+    /// Ready with the reason once the request is asked to stop.
+    pub async fn stopped(&self) -> Error {
+        self.wait_for(|request| request.stop_reason()).await
+    }
+
+    /// Ready once its work has stopped.
+    async fn ended(&self) {
+        self.wait_for(|request| request.ended.get().then_some(())).await
+    }
+
+    async fn wait_for<T>(&self, state: impl Fn(&Self) -> Option<T>) -> T {
+        poll_fn(|context| match state(self) {
+            Some(value) => Poll::Ready(value),
+            None => {
+                let mut wakers = self.wakers.borrow_mut();
+                if !wakers.iter().any(|waker| waker.will_wake(context.waker())) {
+                    wakers.push(context.waker().clone());
+                }
+                Poll::Pending
+            }
+        })
+        .await
+    }
+
+    fn wake(&self) {
+        self.wakers.take().into_iter().for_each(Waker::wake);
+    }
+
+    /// Sets the credits the request begins with.
+    pub fn grant(&self, count: u32) {
+        let room = CREDITS_MAX.saturating_sub(self.credits.available());
+        self.credits.signal(u64::from(count).min(room));
+    }
+}
+
+/// Runs a session until it ends. `stream` is connected, non-blocking and past its handshake.
+pub async fn run(core: Rc<CoreServer>, stream: std::net::TcpStream, agreed: Agreed) {
+    core.recorder.counters.sessions.fetch_add(1, Relaxed);
+    let stream: SharedStream = Rc::new(RefCell::new(adopt(stream)));
+    let (outbox, outgoings) = Outbox::new();
+    let progress = outbox.progress().clone();
+    let config = &core.cell.config;
+    let session = Rc::new(Session {
+        statements: RefCell::new(Statements::new(config.statements_max)),
+        loads: Loads::default(),
+        outbox,
+        agreed,
+        requests: RefCell::default(),
+        last_heard: Cell::new(Instant::now()),
+        reader_waits: Cell::new(false),
+        notices: Cell::new(0),
+        core: core.clone(),
+    });
+    core.sessions.borrow_mut().insert(session.agreed.session_id, Rc::downgrade(&session));
+
+    let reading = async {
+        if let Err(error) = read_frames(&session, &stream).await {
+            session.core.cell.metrics.protocol_errors.fetch_add(1, Relaxed);
+            tracing::info!(session = session.agreed.session_id, %error, "session closed: protocol error");
+            let body = convert::error_to_proto(&error);
+            let _ = session.outbox.send(FrameKind::Error, 0, &body).await;
+            session.outbox.close().await;
+            // The writer ends the session once the error is out.
+            std::future::pending::<()>().await;
+        }
+    };
+    let writing = async {
+        match write_frames(stream.clone(), outgoings, progress).await {
+            // An error frame went out last: half-close, and let the peer read it before the reset that
+            // closing with unread input would cause.
+            Ok(()) => {
+                let _ = poll_fn(|context| Pin::new(&mut *stream.borrow_mut()).poll_close(context)).await;
+                or(discard(&stream), sleep(Duration::from_secs(1))).await;
+            }
+            Err(error) => tracing::debug!(session = session.agreed.session_id, %error, "session closed: write failed"),
+        }
+    };
+    or(or(reading, writing), watch_peer(&session)).await;
+
+    let requests: Vec<_> = session.requests.borrow().values().cloned().collect();
+    for request in requests {
+        request.stop(Error::new(ErrorCode::Cancelled, "the connection ended"));
+    }
+    session.loads.connection_ended();
+    core.sessions.borrow_mut().remove(&session.agreed.session_id);
+    core.recorder.counters.sessions.fetch_sub(1, Relaxed);
+}
+
+/// Gives the socket to this core's glommio executor.
+fn adopt(stream: std::net::TcpStream) -> TcpStream {
+    // SAFETY: `into_raw_fd` gives up ownership of a valid, open socket, and `TcpStream` takes it over; nobody else
+    // has this descriptor.
+    unsafe { TcpStream::from_raw_fd(stream.into_raw_fd()) }
+}
+
+async fn read(stream: &SharedStream, buffer: &mut [u8]) -> io::Result<usize> {
+    poll_fn(|context| Pin::new(&mut *stream.borrow_mut()).poll_read(context, buffer)).await
+}
+
+async fn discard(stream: &SharedStream) {
+    let mut buffer = vec![0; READ_BYTES];
+    while matches!(read(stream, &mut buffer).await, Ok(1..)) {}
+}
+
+/// Reads frames until the peer closes (Ok), or breaks the protocol (Err).
+async fn read_frames(session: &Rc<Session>, stream: &SharedStream) -> Result<()> {
+    let mut decoder = FrameDecoder::new();
+    let mut buffer = vec![0; READ_BYTES];
+    loop {
+        // A payload under way goes straight into its frame; everything else through the small buffer, so that a
+        // small frame costs one system call.
+        if decoder.payload_missing() >= READ_BYTES {
+            let count = match read(stream, decoder.space()).await {
+                Ok(count) => count,
+                Err(_) => return Ok(()),
+            };
+            if count == 0 {
+                return Ok(());
+            }
+            session.last_heard.set(Instant::now());
+            if let Some(frame) = decoder.advance(count)? {
+                take_frame(session, frame).await?;
+            }
+            continue;
+        }
+        let count = match read(stream, &mut buffer).await {
+            Ok(0) | Err(_) => return Ok(()),
+            Ok(count) => count,
+        };
+        session.last_heard.set(Instant::now());
+        let mut input = &buffer[..count];
+        while let Some(frame) = decoder.push(&mut input)? {
+            take_frame(session, frame).await?;
+        }
+    }
+}
+
+/// Housekeeping at once; everything else becomes a request. Errors end the connection.
+async fn take_frame(session: &Rc<Session>, frame: Frame) -> Result<()> {
+    match frame.kind {
+        FrameKind::Heartbeat => {
+            let heartbeat: proto::Heartbeat = frame.message()?;
+            if !heartbeat.reply {
+                let reply = proto::Heartbeat { nonce: heartbeat.nonce, reply: true };
+                session.outbox.try_send(FrameKind::Heartbeat, frame.request_id, &reply);
+            }
+        }
+        FrameKind::Credit => {
+            let credit: proto::Credit = frame.message()?;
+            if let Some(request) = session.requests.borrow().get(&credit.request_id) {
+                request.grant(credit.count);
+            }
+        }
+        FrameKind::Cancel => {
+            let cancel: proto::Cancel = frame.message()?;
+            let request = session.requests.borrow().get(&cancel.request_id).cloned();
+            let session = session.clone();
+            glommio::spawn_local(async move {
+                if let Some(request) = request {
+                    request.stop(Error::new(ErrorCode::Cancelled, "the client cancelled the request"));
+                    request.ended().await;
+                }
+                let _ = session.outbox.send(FrameKind::Done, frame.request_id, &proto::Done {}).await;
+            })
+            .detach();
+        }
+        FrameKind::LoadBatch => {
+            session.reader_waits.set(true);
+            let result = session.loads.take_batch(session, frame).await;
+            session.reader_waits.set(false);
+            session.last_heard.set(Instant::now());
+            result?;
+        }
+        FrameKind::Hello => {
+            return Err(Error::new(ErrorCode::Protocol, "a second Hello: the handshake is over"));
+        }
+        _ => return start_request(session, frame),
+    }
+    Ok(())
+}
+
+fn start_request(session: &Rc<Session>, frame: Frame) -> Result<()> {
+    let id = frame.request_id;
+    let in_flight = session.requests.borrow().len();
+    let limit = session.core.cell.config.requests_in_flight_max as usize;
+    let refusal = if session.core.cell.is_draining() {
+        Some(Error::new(ErrorCode::Draining, "the cell is draining: connect to it again later, or to another cell"))
+    } else if in_flight >= limit {
+        let message = format!("{in_flight} requests in flight on this session: requests_in_flight_max is {limit}");
+        Some(Error::new(ErrorCode::Overloaded, message))
+    } else {
+        None
+    };
+    if let Some(error) = refusal {
+        // Behind a full queue this answer would wait on the reader; a task waits instead, and there are at most
+        // as many as frames fit the socket's receive buffer while the reader goes on.
+        let session = session.clone();
+        glommio::spawn_local(async move {
+            let _ = session.outbox.send(FrameKind::Error, id, &convert::error_to_proto(&error)).await;
+        })
+        .detach();
+        return Ok(());
+    }
+    if session.requests.borrow().contains_key(&id) {
+        return Err(Error::new(ErrorCode::Protocol, format!("request id {id} is in use by a request under way")));
+    }
+    let request = Request::new(id);
+    session.requests.borrow_mut().insert(id, request.clone());
+    let session = session.clone();
+    let counters = session.core.recorder.counters.clone();
+    counters.requests_in_flight.fetch_add(1, Relaxed);
+    glommio::spawn_local(async move {
+        let answered = catch_panics(requests::answer(&session, &request, frame)).await;
+        let result = answered.map_err(Failure::from).and_then(|result| result);
+        let failed = result.is_err();
+        if let Err(failure) = result {
+            let _ = session.outbox.send(FrameKind::Error, id, &failure.to_proto()).await;
+        }
+        session.requests.borrow_mut().remove(&id);
+        request.ended.set(true);
+        request.wake();
+        counters.requests_in_flight.fetch_sub(1, Relaxed);
+        session.core.recorder.request_ended(request.began.elapsed(), failed);
+    })
+    .detach();
+    Ok(())
+}
+
+/// Ready once the peer is dead. Sends heartbeats while it is quiet.
+async fn watch_peer(session: &Rc<Session>) {
+    let config = &session.core.cell.config;
+    let (interval, dead_after) = (config.heartbeat_interval.0, config.dead_peer_timeout.0);
+    let mut nonce = 0;
+    loop {
+        sleep(interval.min(dead_after / 2).max(Duration::from_millis(10))).await;
+        let progress = session.outbox.progress();
+        if progress.waiting.get() && progress.last.get().elapsed() > dead_after {
+            tracing::info!(session = session.agreed.session_id, "session closed: the client does not read");
+            return;
+        }
+        if session.reader_waits.get() {
+            continue;
+        }
+        let quiet = session.last_heard.get().elapsed();
+        if quiet > dead_after {
+            tracing::info!(session = session.agreed.session_id, "session closed: the client is silent");
+            return;
+        }
+        if quiet >= interval {
+            nonce += 1;
+            session.outbox.try_send(FrameKind::Heartbeat, 0, &proto::Heartbeat { nonce, reply: false });
+        }
+    }
+}
+
+impl Session {
+    /// Sends a notice; they are numbered from 1 without gaps.
+    pub async fn notify(&self, mut notice: proto::CacheInvalidationNotice) {
+        self.notices.set(self.notices.get() + 1);
+        notice.sequence = self.notices.get();
+        let _ = self.outbox.send(FrameKind::CacheInvalidationNotice, 0, &notice).await;
+    }
+
+    /// Runs work until it is done or the request is asked to stop (cancelled, deadline, end of the connection).
+    pub async fn until_stopped<T>(&self, request: &Request, work: impl Future<Output = Result<T>>) -> Result<T> {
+        or(work, async { Err(request.stopped().await) }).await
+    }
+}
