@@ -222,8 +222,13 @@ impl Merge {
         from: Option<Absorbing>,
     ) -> Result<State> {
         let Some(mut from) = from else {
+            // Parts that might outgrow the budget while they merge go out one by one: a group may come twice.
+            let budget_bytes = self.compiled.options.memory_bytes_max;
             let unmerged = plan.phase == Phase::Intermediate
-                && self.groups.front().is_some_and(|(next, _)| into.len() + next.len() > INTERMEDIATE_MERGE_MAX);
+                && self.groups.front().is_some_and(|(next, _)| {
+                    into.len() + next.len() > INTERMEDIATE_MERGE_MAX
+                        || (into.memory_bytes() + next.memory_bytes()).saturating_mul(4) > budget_bytes
+                });
             return Ok(match self.groups.pop_front() {
                 Some(next) if unmerged => {
                     self.groups.push_front(next);

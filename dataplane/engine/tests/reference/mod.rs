@@ -154,6 +154,9 @@ impl Table {
             // The last core goes first, so that parts do not come in the order of row groups.
             let core = cores - 1 - core;
             'groups: for (ordinal, (footer, chunks)) in self.segments.iter().enumerate().skip(core).step_by(cores) {
+                if shared.is_satisfied() {
+                    break;
+                }
                 scan.start_row_group(ordinal as u64, footer.clone(), 0)?;
                 loop {
                     match scan.step()? {

@@ -1,0 +1,274 @@
+//! Memory budgets, cancellation, LIMIT, intermediate aggregates, pruning and explain.
+
+mod reference;
+
+use std::sync::Arc;
+
+use heliostat_engine::{
+    CompiledScan, CoreScan, EngineOptions, Step, aggregate::state::STATE_VERSION, merge_intermediate,
+};
+use hidb::plan::sql::{ScanText, parse_scan};
+use hidb::plan::{Phase, ScanPlan};
+use hidb::{DataType, ErrorCode, Scalar, Schema};
+use reference::{Row, Table, field, reference, rows_of, sorted_text};
+
+/// `n` counts up from 0 over all row groups; `k` has 5,000 values; `f` is a float; `t` one of three texts or NULL.
+fn table(groups: usize, rows: usize) -> Table {
+    let schema = Schema::new(vec![
+        field("n", DataType::Int64),
+        field("k", DataType::Int64),
+        field("f", DataType::Float64),
+        field("t", DataType::Text),
+    ])
+    .unwrap();
+    let row = |n: i64| -> Row {
+        vec![
+            Scalar::I64(n),
+            Scalar::I64(n * 7919 % 5000 * 100_003),
+            Scalar::F64((n % 1000) as f64 * 0.1),
+            match n % 4 {
+                0 => Scalar::Null,
+                other => Scalar::Bytes(format!("text {other}").into_bytes()),
+            },
+        ]
+    };
+    let groups = (0..groups).map(|group| (0..rows).map(|at| row((group * rows + at) as i64)).collect()).collect();
+    Table::new(schema, groups)
+}
+
+fn plan(table: &Table, filter: &str, select: &str, group_by: &str) -> ScanPlan {
+    let list = |text: &str| if text.is_empty() { Vec::new() } else { vec![text.to_string()] };
+    let scan = ScanText {
+        table: "t".into(),
+        filter: (!filter.is_empty()).then(|| filter.to_string()),
+        select: list(select),
+        group_by: list(group_by),
+        ..ScanText::default()
+    };
+    parse_scan(&scan, &table.schema).unwrap()
+}
+
+#[test]
+fn grouping_beyond_the_budget_is_an_error_that_names_operator_bytes_and_setting() {
+    let table = table(3, 5000);
+    let options = EngineOptions { memory_bytes_max: 100_000, ..EngineOptions::default() };
+    for (select, group_by) in [("n, count(*)", "n"), ("count(distinct n)", "")] {
+        let error = table.run(&plan(&table, "", select, group_by), 2, &options).unwrap_err();
+        assert_eq!(error.code, ErrorCode::MemoryExceeded);
+        for part in ["grouping", "100000 bytes", "request_memory"] {
+            assert!(error.message.contains(part), "{}", error.message);
+        }
+    }
+    let mut sorting = plan(&table, "", "n, t", "");
+    sorting.sort = vec![hidb::plan::SortKey { output: 1, descending: false, nulls_first: false }];
+    let error = table.run(&sorting, 1, &options).unwrap_err();
+    assert!(error.code == ErrorCode::MemoryExceeded && error.message.contains("sorting"));
+    // With a small LIMIT the same sort needs little, however many rows there are.
+    sorting.limit = Some(10);
+    let options = EngineOptions { memory_bytes_max: 400_000, ..EngineOptions::default() };
+    let (batches, _) = table.run(&sorting, 1, &options).unwrap();
+    assert_eq!(rows_of(&batches), reference(&sorting, &table).unwrap());
+}
+
+#[test]
+fn memory_is_given_back_when_a_request_ends() {
+    let table = table(2, 3000);
+    let compiled =
+        CompiledScan::compile(&plan(&table, "", "k, sum(n)", "k"), &table.schema, EngineOptions::default()).unwrap();
+    let shared = compiled.shared();
+    table.run_compiled(&compiled, &shared, 2).unwrap();
+    assert_eq!(shared.memory_bytes(), 0);
+}
+
+fn intermediate(mut plan: ScanPlan) -> ScanPlan {
+    let aggregation = plan.aggregation.as_mut().unwrap();
+    aggregation.phase = Phase::Intermediate;
+    let fields = aggregation.output_fields();
+    plan.outputs = fields
+        .iter()
+        .enumerate()
+        .map(|(index, (data_type, nullable))| hidb::plan::Output {
+            name: format!("c{index}"),
+            expr: hidb::plan::Expr::column(index, *data_type, *nullable),
+        })
+        .collect();
+    plan.visible = plan.outputs.len();
+    plan
+}
+
+#[test]
+fn partial_groups_merge_to_the_answer_even_when_the_budget_made_them_come_in_pieces() {
+    let table = table(2, 3000);
+    let select =
+        "k, t, count(*), count(t), count(distinct n % 10), sum(n), avg(n), sum(f), avg(f), min(t), max(f), min(n)";
+    let single = plan(&table, "n % 3 <> 1", select, "k, t");
+    let expected = sorted_text(&reference(&single, &table).unwrap());
+    let partial = intermediate(single.clone());
+    for memory_bytes_max in [256 << 20, 300_000] {
+        for cores in [1, 2] {
+            let options = EngineOptions { memory_bytes_max, image_bytes_max: 1 << 16, ..EngineOptions::default() };
+            let (batches, stats) = table.run(&partial, cores, &options).unwrap();
+            assert_eq!(stats.rows > expected.len() as u64, memory_bytes_max < 1 << 20, "{} rows", stats.rows);
+            let merged = merge_intermediate(single.aggregation.as_ref().unwrap(), &batches).unwrap();
+            assert_eq!(sorted_text(&rows_of(&[merged])), expected);
+        }
+    }
+}
+
+#[test]
+fn intermediate_states_without_keys_or_rows_merge_to_one_group() {
+    let table = table(1, 10);
+    let single = plan(&table, "n < 0", "count(*), sum(n), min(t), avg(f)", "");
+    let (batches, _) = table.run(&intermediate(single.clone()), 1, &EngineOptions::default()).unwrap();
+    let merged = merge_intermediate(single.aggregation.as_ref().unwrap(), &batches).unwrap();
+    assert_eq!(rows_of(&[merged]), vec![vec![Scalar::I64(0), Scalar::Null, Scalar::Null, Scalar::Null]]);
+}
+
+#[test]
+fn malformed_states_are_refused() {
+    let table = table(1, 10);
+    let aggregation = plan(&table, "", "sum(n), min(t), sum(f), count(distinct t)", "").aggregation.unwrap();
+    let good: [&[u8]; 4] = [
+        &[STATE_VERSION, 2, 1, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+        &[STATE_VERSION, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+        &[STATE_VERSION, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+        &[STATE_VERSION, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+    ];
+    let merge = |states: [Vec<u8>; 4]| {
+        let columns = states.iter().map(|state| {
+            let values = vec![Some(state.as_slice())];
+            let array: arrow_array::ArrayRef = Arc::new(arrow_array::BinaryArray::from(values));
+            array
+        });
+        let names = (0..4).map(|i| format!("c{i}"));
+        merge_intermediate(&aggregation, &[arrow_array::RecordBatch::try_from_iter(names.zip(columns)).unwrap()])
+    };
+    let states = || good.map(<[u8]>::to_vec);
+    assert_eq!(rows_of(&[merge(states()).unwrap()])[0][0], Scalar::I64(5));
+    for column in 0..4 {
+        for length in 0..good[column].len() {
+            let mut states = states();
+            states[column].truncate(length);
+            assert!(merge(states).is_err(), "column {column} cut to {length} bytes");
+        }
+        for (position, value) in [(0, 9u8), (1, 77), (9, 0x80), (10, 0xff)] {
+            let mut states = states();
+            if let Some(byte) = states[column].get_mut(position) {
+                *byte = value;
+                // Whatever comes out, nothing panics; version, kind and count are checked.
+                let merged = merge(states);
+                assert!(position == 10 || merged.is_err());
+            }
+        }
+        let mut states = states();
+        states[column].push(0);
+        assert!(merge(states).is_err());
+    }
+}
+
+#[test]
+fn shapes_over_intermediate_states_are_refused_by_name() {
+    let table = table(1, 10);
+    let mut partial = intermediate(plan(&table, "", "k, count(*)", "k"));
+    partial.limit = Some(1);
+    let error = CompiledScan::compile(&partial, &table.schema, EngineOptions::default()).unwrap_err();
+    assert!(error.code == ErrorCode::UnsupportedPlan && error.message.contains("LIMIT"));
+}
+
+#[test]
+fn a_cancelled_scan_stops_at_its_next_step() {
+    let table = table(1, 5000);
+    let compiled =
+        CompiledScan::compile(&plan(&table, "f > 1", "n", ""), &table.schema, EngineOptions::default()).unwrap();
+    let shared = compiled.shared();
+    let mut scan = CoreScan::new(compiled, shared.clone());
+    scan.start_row_group(0, table.segments[0].0.clone(), 0).unwrap();
+    assert!(matches!(scan.step(), Ok(Step::Need(columns)) if columns == [2]));
+    shared.cancel();
+    assert_eq!(scan.step().unwrap_err().code, ErrorCode::Cancelled);
+}
+
+#[test]
+fn a_plain_limit_returns_that_many_rows_and_reads_no_further() {
+    let table = table(4, 3000);
+    let mut limited = plan(&table, "n >= 1000", "n", "");
+    (limited.limit, limited.offset) = (Some(2500), 700);
+    let (batches, stats) = table.run(&limited, 1, &EngineOptions::default()).unwrap();
+    let rows = rows_of(&batches);
+    let expected: Vec<Row> = (1700..4200).map(|n| vec![Scalar::I64(n)]).collect();
+    assert_eq!(rows, expected);
+    assert_eq!(stats.row_groups_total, 2);
+}
+
+#[test]
+fn zone_maps_skip_row_groups_and_blocks_and_drop_predicates_that_always_hold() {
+    let table = table(4, 3000);
+    let options = EngineOptions::default();
+    let (batches, stats) = table.run(&plan(&table, "n between 3500 and 3510", "n, f", ""), 1, &options).unwrap();
+    assert_eq!(rows_of(&batches).len(), 11);
+    assert_eq!((stats.row_groups_total, stats.row_groups_pruned), (4, 3));
+    assert_eq!((stats.blocks_total, stats.blocks_pruned), (12, 11));
+    // Nothing is read to decide what zone maps know: no column at all for a count.
+    let (batches, stats) = table.run(&plan(&table, "n >= 0 and n + 1 < 1000000", "count(*)", ""), 1, &options).unwrap();
+    assert_eq!(rows_of(&batches), vec![vec![Scalar::I64(12_000)]]);
+    assert_eq!(stats.bytes_decoded, 0);
+    // Through OR and arithmetic.
+    let pruned = plan(&table, "(n < 0 or n * 2 > 100000) and f >= 0", "n", "");
+    let compiled = CompiledScan::compile(&pruned, &table.schema, options).unwrap();
+    for (footer, _) in &table.segments {
+        assert!(!compiled.may_match(&footer.zones) && !compiled.row_group_may_match(&footer.row_groups[0]));
+    }
+    assert!(compiled.may_match(&[]), "without zone maps everything is possible");
+}
+
+#[test]
+fn only_columns_of_surviving_rows_are_asked_for() {
+    let table = table(1, 3000);
+    let compiled =
+        CompiledScan::compile(&plan(&table, "f = 0.05", "n, t", ""), &table.schema, EngineOptions::default()).unwrap();
+    let mut scan = CoreScan::new(compiled.clone(), compiled.shared());
+    let (footer, chunks) = &table.segments[0];
+    scan.start_row_group(0, footer.clone(), 0).unwrap();
+    let Step::Need(columns) = scan.step().unwrap() else { panic!("the filter's column was not asked for") };
+    assert_eq!(columns, [2]);
+    scan.supply(2, chunks[2].clone()).unwrap();
+    loop {
+        match scan.step().unwrap() {
+            Step::Progress => {}
+            Step::RowGroupDone => break,
+            other => panic!("no row has f = 0.05, but {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn explain_names_predicates_places_and_bytes() {
+    let table = table(4, 3000);
+    let question = plan(&table, "n >= 9500 and t like 'text%' and n % 7 = 3", "k, sum(f)", "k");
+    let compiled = CompiledScan::compile(&question, &table.schema, EngineOptions::default()).unwrap();
+    let (text, stats) = compiled.explain(table.segments.iter().map(|(footer, _)| footer.as_ref()));
+    for part in [
+        "row groups 4, pruned by zone maps 3",
+        "on encoded data",
+        "evaluated on surviving rows",
+        "read to filter: n",
+        "read where rows survive: f",
+    ] {
+        assert!(text.contains(part), "{part} is not in\n{text}");
+    }
+    assert_eq!((stats.row_groups_total, stats.row_groups_pruned), (4, 3));
+    assert!(stats.bytes_decoded > 0);
+}
+
+#[test]
+fn corrupt_chunks_are_errors_that_name_segment_and_column() {
+    let table = table(1, 3000);
+    let question = plan(&table, "f > 1", "n", "");
+    let compiled = CompiledScan::compile(&question, &table.schema, EngineOptions::default()).unwrap();
+    let mut scan = CoreScan::new(compiled.clone(), compiled.shared());
+    scan.start_row_group(0, table.segments[0].0.clone(), 0).unwrap();
+    let error = scan.supply(2, bytes::Bytes::from_static(b"nonsense")).unwrap_err();
+    assert_eq!(error.code, ErrorCode::Corruption);
+    assert!(error.message.contains("segment 0") && error.message.contains("column f"), "{}", error.message);
+    assert!(scan.supply(99, bytes::Bytes::new()).is_err());
+}
