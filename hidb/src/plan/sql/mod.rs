@@ -11,6 +11,7 @@
 //!
 //! Called by the client, the command line and tests.
 
+mod dialect;
 mod expression;
 mod literal;
 mod select;
@@ -20,9 +21,9 @@ use super::scan::ScanPlan;
 use super::{EXPRESSION_DEPTH_MAX, build};
 use crate::error::{Error, ErrorCode, Result};
 use crate::schema::Schema;
+use dialect::BoundedDialect;
 use expression::Scope;
 use sqlparser::ast;
-use sqlparser::dialect::GenericDialect;
 use sqlparser::keywords::Keyword;
 use sqlparser::parser::{Parser, ParserError};
 use sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer, Word};
@@ -142,11 +143,11 @@ impl Source {
                 format!("{} bytes of SQL text: at most {SQL_TEXT_BYTES_MAX} are parsed", text.len()),
             ));
         }
-        let dialect = GenericDialect {};
-        let mut tokens = Tokenizer::new(&dialect, text)
+        let mut tokens = Tokenizer::new(&BoundedDialect::new(0), text)
             .tokenize_with_location()
             .map_err(|error| syntax(text, &error.to_string()))?;
         self.check_tokens(text, &mut tokens)?;
+        let dialect = BoundedDialect::new(tokens.len());
         let mut parser =
             Parser::new(&dialect).with_recursion_limit(SQL_NESTING_MAX + 10).with_tokens_with_locations(tokens);
         let tree = parse(&mut parser).map_err(|error| match error {
@@ -166,17 +167,35 @@ impl Source {
 
     fn check_tokens(&mut self, text: &str, tokens: &mut [TokenWithSpan]) -> Result<()> {
         let (mut operators, mut nesting) = (0usize, 0usize);
+        let mut before = Keyword::NoKeyword;
         for TokenWithSpan { token, .. } in tokens {
+            let keyword = match token {
+                Token::Word(word) if word.quote_style.is_none() => word.keyword,
+                Token::Whitespace(_) => before,
+                _ => Keyword::NoKeyword,
+            };
+            let previous = std::mem::replace(&mut before, keyword);
             match token {
                 Token::Placeholder(name) if name == "?" => {
                     self.parameters += 1;
                     *name = format!("${}", self.parameters);
+                }
+                // The parser backtracks and recurses over these without its own limits; a scan has no use for them.
+                Token::Word(_) if keyword == Keyword::SELECT && nesting > 0 => return Err(nested_query()),
+                Token::LParen if previous == Keyword::FROM && nesting == 0 => return Err(nested_query()),
+                Token::Word(_) if keyword == Keyword::INTERVAL && previous == Keyword::INTERVAL => {
+                    return Err(syntax(text, "INTERVAL after INTERVAL"));
+                }
+                Token::Lt if matches!(previous, Keyword::ARRAY | Keyword::STRUCT | Keyword::MAP) => {
+                    return Err(syntax(text, "nested types are not supported:"));
                 }
                 Token::LParen | Token::LBracket | Token::LBrace => {
                     nesting += 1;
                     if nesting > SQL_NESTING_MAX {
                         return Err(nested());
                     }
+                    // int[][][] nests without nested brackets.
+                    operators += usize::from(*token != Token::LParen);
                 }
                 Token::RParen | Token::RBracket | Token::RBrace => nesting = nesting.saturating_sub(1),
                 Token::Word(word) if !is_operator(word) => {}
@@ -211,19 +230,23 @@ fn is_operator(word: &Word) -> bool {
     word.quote_style.is_none()
         && !matches!(
             word.keyword,
-            Keyword::NoKeyword
-                | Keyword::DATE
-                | Keyword::TIMESTAMP
-                | Keyword::INTERVAL
-                | Keyword::TRUE
-                | Keyword::FALSE
+            Keyword::NoKeyword | Keyword::DATE | Keyword::TIMESTAMP | Keyword::TRUE | Keyword::FALSE
         )
+}
+
+fn nested_query() -> Error {
+    Error::new(
+        ErrorCode::UnsupportedPlan,
+        "nested queries (WITH, UNION, EXISTS, IN (SELECT ...), parentheses after FROM) are not supported: scan one plain table",
+    )
 }
 
 fn nested() -> Error {
     Error::new(
         ErrorCode::LimitExceeded,
-        format!("SQL text nests more than {SQL_NESTING_MAX} parentheses or {EXPRESSION_DEPTH_MAX} operators deep"),
+        format!(
+            "SQL text nests too deeply to be read: at most {SQL_NESTING_MAX} parentheses and {EXPRESSION_DEPTH_MAX} operators"
+        ),
     )
 }
 

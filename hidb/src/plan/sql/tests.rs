@@ -274,6 +274,10 @@ fn deep_and_long_texts_are_refused_and_never_overflow_the_stack() {
     refused(format!("flag{}", " and flag".repeat(200_000)));
     refused(format!("flag{} )", " and flag".repeat(1_990)));
     refused(format!("{}1{}", "case when flag then ".repeat(1_000), " end".repeat(1_000)));
+    refused(format!("{} '1'", "interval ".repeat(10_000)));
+    refused(format!("cast(1 as {}int", "array<".repeat(10_000)));
+    refused(format!("cast(1 as int{}) = 1", "[]".repeat(10_000)));
+    refused(format!("{}'x'", "date ".repeat(10_000)));
     refused("'".repeat(SQL_TEXT_BYTES_MAX + 1));
     let wide = predicate(&format!("flag{}", " and flag".repeat(1_990))).unwrap();
     assert!(wide.len() > 10_000);
