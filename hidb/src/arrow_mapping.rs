@@ -383,3 +383,6 @@ where
         None => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,7 +10,8 @@
 //! - Its payload is in a buffer of its own that begins on a 64-byte boundary, and its bytes were copied
 //!   at most once (not at all by readers that read into [`FrameDecoder::space`]).
 //!
-//! Cost: CRC32C runs at 20 GB/s and more per core (three interleaved `crc32` chains), once on each side.
+//! Cost: CRC32C (three interleaved `crc32` chains) was measured at 18 GB/s on one core, 57 us per MiB, once on
+//! each side.
 //!
 //! Called by the cell's sessions and by clients, which own the sockets.
 

@@ -9,7 +9,7 @@
 //! - Offsets of variable columns ascend: they are written only by this module or by the owner of a
 //!   [`TextTail`], and [`ImageWriter::finish`] refuses rows that were not pushed.
 //!
-//! Cost: allocation of a zeroed buffer (at most 1 MiB) and about 2 us for the metadata, per image.
+//! Cost: a zeroed buffer per image (36 us for 1 MiB, measured), and the metadata, a few hundred bytes.
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -67,7 +67,8 @@ fn holds(expr: &Expr) -> bool {
         }
         ExprKind::Negate(value) => value.data_type == *result && result.is_numeric(),
         ExprKind::In { value, list, .. } => {
-            let lane = |item| !crate::types::Scalar::is_null(item) && crate::plan::fold::has_lane(item, &value.data_type);
+            let lane =
+                |item| !crate::types::Scalar::is_null(item) && crate::plan::fold::has_lane(item, &value.data_type);
             boolean && value.data_type.is_ordered() && list.iter().all(lane)
         }
         ExprKind::Like { value, .. } => boolean && value.data_type.is_text(),

@@ -171,9 +171,7 @@ impl Reader {
                 match (self.typed, value.data_type == to) {
                     // Our writer says so what Substrait's node has no place for.
                     (true, true) => Expr { nullable, ..value },
-                    (true, false) => {
-                        check(Expr { kind: ExprKind::Cast(Box::new(value)), data_type: to, nullable })?
-                    }
+                    (true, false) => check(Expr { kind: ExprKind::Cast(Box::new(value)), data_type: to, nullable })?,
                     (false, _) => build::cast(value, to)?,
                 }
             }

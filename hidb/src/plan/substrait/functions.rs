@@ -14,10 +14,45 @@ use super::unsupported;
 
 /// Every scalar function name that is accepted.
 pub const SCALAR_FUNCTIONS: &[&str] = &[
-    "add", "and", "between", "char_length", "character_length", "coalesce", "contains", "date_part", "divide",
-    "ends_with", "equal", "extract", "gt", "gte", "ilike", "is_distinct_from", "is_false", "is_not_distinct_from",
-    "is_not_null", "is_null", "is_true", "length", "like", "lower", "lt", "lte", "modulus", "multiply", "negate",
-    "not", "not_equal", "nullif", "octet_length", "or", "starts_with", "substr", "substring", "subtract", "upper",
+    "add",
+    "and",
+    "between",
+    "char_length",
+    "character_length",
+    "coalesce",
+    "contains",
+    "date_part",
+    "divide",
+    "ends_with",
+    "equal",
+    "extract",
+    "gt",
+    "gte",
+    "ilike",
+    "is_distinct_from",
+    "is_false",
+    "is_not_distinct_from",
+    "is_not_null",
+    "is_null",
+    "is_true",
+    "length",
+    "like",
+    "lower",
+    "lt",
+    "lte",
+    "modulus",
+    "multiply",
+    "negate",
+    "not",
+    "not_equal",
+    "nullif",
+    "octet_length",
+    "or",
+    "starts_with",
+    "substr",
+    "substring",
+    "subtract",
+    "upper",
 ];
 /// Every aggregate function name that is accepted; `count` also with DISTINCT, and without arguments.
 pub const AGGREGATE_FUNCTIONS: &[&str] = &["avg", "count", "max", "min", "sum"];
@@ -166,7 +201,9 @@ pub(super) fn call(call: Call<'_>) -> Result<Expr> {
         match argument {
             Argument::Value(expr) => values.push(expr),
             Argument::Interval(_) => {
-                return Err(unsupported(format!("an interval as argument of {name:?}: only dates plus or minus intervals")));
+                return Err(unsupported(format!(
+                    "an interval as argument of {name:?}: only dates plus or minus intervals"
+                )));
             }
             Argument::Enum(_) => return Err(wrong_arguments(name)),
         }
@@ -263,9 +300,7 @@ fn coerced_call(name: &str, values: Vec<Expr>, case_insensitive: bool) -> Result
             build::between(*value, *low, *high)
         }
         "is_distinct_from" => two(values).and_then(|(left, right)| build::is_distinct(left, right)),
-        "is_not_distinct_from" => {
-            two(values).and_then(|(left, right)| build::not(build::is_distinct(left, right)?))
-        }
+        "is_not_distinct_from" => two(values).and_then(|(left, right)| build::not(build::is_distinct(left, right)?)),
         "nullif" => two(values).and_then(|(value, other)| build::nullif(value, other)),
         "substring" | "substr" if values.len() == 2 => {
             two(values).and_then(|(value, start)| build::substring(value, start, None))
@@ -286,7 +321,8 @@ fn coerced_call(name: &str, values: Vec<Expr>, case_insensitive: bool) -> Result
         "upper" => build::upper(one(values)?),
         "starts_with" | "ends_with" | "contains" => {
             let (value, part) = two(values)?;
-            let part = constant_text(&part).ok_or_else(|| unsupported(format!("{name} needs a constant to look for")))?;
+            let part =
+                constant_text(&part).ok_or_else(|| unsupported(format!("{name} needs a constant to look for")))?;
             let part = escaped(part);
             let pattern = match name {
                 "starts_with" => format!("{part}%"),
@@ -317,7 +353,8 @@ fn like(name: &str, mut values: Vec<Expr>, case_insensitive: bool, typed: Option
         None => Some('\\'),
         Some(expr) if matches!(expr.kind, ExprKind::Literal(Scalar::Null)) => Some('\\'),
         Some(expr) => {
-            let text = constant_text(expr).ok_or_else(|| unsupported(format!("the escape of {name} must be a constant")))?;
+            let text =
+                constant_text(expr).ok_or_else(|| unsupported(format!("the escape of {name} must be a constant")))?;
             let mut characters = text.chars();
             match (characters.next(), characters.next()) {
                 (escape, None) => escape,
@@ -330,7 +367,8 @@ fn like(name: &str, mut values: Vec<Expr>, case_insensitive: bool, typed: Option
     if matches!(pattern.kind, ExprKind::Literal(Scalar::Null)) {
         return Ok(build::null(DataType::Boolean));
     }
-    let pattern = constant_text(&pattern).ok_or_else(|| unsupported(format!("the pattern of {name} must be a constant")))?;
+    let pattern =
+        constant_text(&pattern).ok_or_else(|| unsupported(format!("the pattern of {name} must be a constant")))?;
     match typed {
         None => build::like(*value, pattern, escape, case_insensitive),
         Some((data_type, nullable)) => {

@@ -176,11 +176,9 @@ pub fn table_name(bytes: &[u8]) -> Result<String> {
 
 fn read_table(read: &substrait::proto::ReadRel) -> Result<&str> {
     match &read.read_type {
-        Some(read_rel::ReadType::NamedTable(table)) => table
-            .names
-            .last()
-            .map(String::as_str)
-            .ok_or_else(|| unsupported("the Read names no table")),
+        Some(read_rel::ReadType::NamedTable(table)) => {
+            table.names.last().map(String::as_str).ok_or_else(|| unsupported("the Read names no table"))
+        }
         _ => Err(unsupported("a Read must be of a named table (not of files, values or an extension)")),
     }
 }
@@ -299,11 +297,9 @@ fn children_mut(expr: &mut Expr) -> Vec<&mut Expr> {
         | ExprKind::Length(value)
         | ExprKind::Lower(value)
         | ExprKind::Upper(value) => vec![value],
-        ExprKind::Case { branches, otherwise } => branches
-            .iter_mut()
-            .flat_map(|(when, then)| [when, then])
-            .chain(otherwise.as_deref_mut())
-            .collect(),
+        ExprKind::Case { branches, otherwise } => {
+            branches.iter_mut().flat_map(|(when, then)| [when, then]).chain(otherwise.as_deref_mut()).collect()
+        }
         ExprKind::Substring { value, start, length } => {
             [value, start].into_iter().chain(length).map(|child| &mut **child).collect()
         }

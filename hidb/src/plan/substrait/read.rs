@@ -16,13 +16,13 @@ use super::expression::Reader;
 use super::functions::{AGGREGATE_FUNCTIONS, Argument};
 use super::types::read_type;
 use super::{read_table, relations, unsupported};
+use crate::ROWID_COLUMN;
 use crate::error::{Error, ErrorCode, Result};
 use crate::plan::build;
 use crate::plan::expr::{Expr, ExprKind};
 use crate::plan::scan::{Aggregate, AggregateFunction, Aggregation, Output, Phase, ScanPlan, SortKey};
 use crate::schema::Schema;
 use crate::types::{DataType, Scalar};
-use crate::ROWID_COLUMN;
 
 /// A sort key whose place among the outputs is not known yet.
 struct PendingSort {
@@ -100,7 +100,10 @@ impl Scan {
                 if declared.is_some_and(|declared| declared != (column.data_type, column.nullable)) {
                     return Err(Error::new(
                         ErrorCode::StaleSchema,
-                        format!("column {name:?} of {:?} is {} now: fetch the schema again", self.table, column.data_type),
+                        format!(
+                            "column {name:?} of {:?} is {} now: fetch the schema again",
+                            self.table, column.data_type
+                        ),
                     ));
                 }
             }
@@ -125,7 +128,8 @@ impl Scan {
     fn relation(&mut self, rel: &RelType) -> Result<()> {
         match rel {
             RelType::Filter(filter) => {
-                let condition = filter.condition.as_deref().ok_or_else(|| unsupported("a Filter without a condition"))?;
+                let condition =
+                    filter.condition.as_deref().ok_or_else(|| unsupported("a Filter without a condition"))?;
                 if self.fetched {
                     return Err(after_fetch("Filter"));
                 }
@@ -151,7 +155,9 @@ impl Scan {
                     .collect();
                 for expr in added {
                     let name = match expr.kind {
-                        ExprKind::Column(_) => known.iter().find(|(known, _)| *known == expr).and_then(|(_, n)| n.clone()),
+                        ExprKind::Column(_) => {
+                            known.iter().find(|(known, _)| *known == expr).and_then(|(_, n)| n.clone())
+                        }
                         _ => None,
                     };
                     self.columns.push(expr);
@@ -424,9 +430,7 @@ fn after_fetch(relation: &str) -> Error {
 fn direction(field: &SortField) -> Result<(bool, bool)> {
     let direction = match field.sort_kind {
         None => SortDirection::AscNullsLast,
-        Some(SortKind::Direction(direction)) => {
-            SortDirection::try_from(direction).unwrap_or(SortDirection::Clustered)
-        }
+        Some(SortKind::Direction(direction)) => SortDirection::try_from(direction).unwrap_or(SortDirection::Clustered),
         Some(SortKind::ComparisonFunctionReference(_)) => {
             return Err(unsupported("sorting by a comparison function can't be pushed down"));
         }

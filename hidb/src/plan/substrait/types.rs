@@ -3,10 +3,10 @@
 
 use std::collections::HashMap;
 
+use substrait::proto::Type;
 use substrait::proto::expression::Literal;
 use substrait::proto::expression::literal::{self, LiteralType};
 use substrait::proto::r#type::{self as st, Kind, Nullability, parameter};
-use substrait::proto::Type;
 
 use super::unsupported;
 use crate::calendar::Interval;
@@ -47,16 +47,12 @@ pub(super) fn write_type(data_type: &DataType, nullable: bool) -> Type {
         }
         DataType::Text => Kind::String(st::String { type_variation_reference, nullability }),
         DataType::Bytea => Kind::Binary(st::Binary { type_variation_reference, nullability }),
-        DataType::Timestamp { utc: false } => Kind::PrecisionTimestamp(st::PrecisionTimestamp {
-            precision: 6,
-            type_variation_reference,
-            nullability,
-        }),
-        DataType::Timestamp { utc: true } => Kind::PrecisionTimestampTz(st::PrecisionTimestampTz {
-            precision: 6,
-            type_variation_reference,
-            nullability,
-        }),
+        DataType::Timestamp { utc: false } => {
+            Kind::PrecisionTimestamp(st::PrecisionTimestamp { precision: 6, type_variation_reference, nullability })
+        }
+        DataType::Timestamp { utc: true } => {
+            Kind::PrecisionTimestampTz(st::PrecisionTimestampTz { precision: 6, type_variation_reference, nullability })
+        }
         DataType::Date => Kind::Date(st::Date { type_variation_reference, nullability }),
         DataType::Vector { dimension, element } => Kind::UserDefined(st::UserDefined {
             type_reference: VECTOR_ANCHOR,
@@ -93,7 +89,11 @@ fn read_vector(reference: u32, parameters: &[st::Parameter], anchors: &HashMap<u
 pub(super) fn read_type(message: &Type, anchors: &HashMap<u32, String>) -> Result<(DataType, bool)> {
     let kind = message.kind.as_ref().ok_or_else(|| unsupported("a type without a kind"))?;
     let precision = |precision: i32| {
-        if (0..=9).contains(&precision) { Ok(()) } else { Err(unsupported(format!("a timestamp of precision {precision}"))) }
+        if (0..=9).contains(&precision) {
+            Ok(())
+        } else {
+            Err(unsupported(format!("a timestamp of precision {precision}")))
+        }
     };
     let (data_type, nullability) = match kind {
         Kind::Bool(t) => (DataType::Boolean, t.nullability),
@@ -256,14 +256,23 @@ pub(super) fn read_literal(message: &Literal, anchors: &HashMap<u32, String>) ->
         other => {
             let text = format!("{other:?}");
             let name = text.split(['(', ' ']).next().unwrap_or_default();
-            return Err(unsupported(format!("a literal of type {name}; supported types: {SUPPORTED_TYPES}, intervals")));
+            return Err(unsupported(format!(
+                "a literal of type {name}; supported types: {SUPPORTED_TYPES}, intervals"
+            )));
         }
     };
     Ok(Constant::Value(Expr::literal(value, data_type)))
 }
 
 fn read_decimal(message: &literal::Decimal) -> Result<(Scalar, DataType)> {
-    let invalid = || unsupported(format!("a decimal literal of {} digits, scale {}, {} bytes", message.precision, message.scale, message.value.len()));
+    let invalid = || {
+        unsupported(format!(
+            "a decimal literal of {} digits, scale {}, {} bytes",
+            message.precision,
+            message.scale,
+            message.value.len()
+        ))
+    };
     let bytes: [u8; 16] = message.value.as_slice().try_into().map_err(|_| invalid())?;
     let value = i128::from_le_bytes(bytes);
     let precision = u8::try_from(message.precision).map_err(|_| invalid())?;
@@ -277,7 +286,11 @@ fn read_decimal(message: &literal::Decimal) -> Result<(Scalar, DataType)> {
 
 /// A count of 10^-precision seconds as microseconds; an error unless exact.
 fn to_micros(value: i64, precision: i32) -> Result<i64> {
-    let inexact = || unsupported(format!("the instant {value} of precision {precision} is not a whole number of microseconds in range"));
+    let inexact = || {
+        unsupported(format!(
+            "the instant {value} of precision {precision} is not a whole number of microseconds in range"
+        ))
+    };
     match precision {
         0..=6 => value.checked_mul(10i64.pow(6 - precision as u32)).ok_or_else(inexact),
         7..=9 => {
@@ -305,6 +318,7 @@ fn days_of(v: &literal::IntervalDayToSecond) -> Result<Interval> {
         None => (v.subseconds, 6),
     };
     let micros = i64::from(v.seconds).checked_mul(1_000_000);
-    let microseconds = micros.and_then(|m| m.checked_add(to_micros(subseconds, precision).ok()?)).ok_or_else(out_of_range)?;
+    let microseconds =
+        micros.and_then(|m| m.checked_add(to_micros(subseconds, precision).ok()?)).ok_or_else(out_of_range)?;
     Ok(Interval { days: v.days, microseconds, ..Interval::default() })
 }

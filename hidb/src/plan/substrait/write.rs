@@ -231,11 +231,8 @@ impl Writer {
                 }
             }
         }
-        let base = r#type::Struct {
-            types,
-            type_variation_reference: 0,
-            nullability: r#type::Nullability::Required.into(),
-        };
+        let base =
+            r#type::Struct { types, type_variation_reference: 0, nullability: r#type::Nullability::Required.into() };
         wrap(RelType::Read(Box::new(ReadRel {
             base_schema: Some(NamedStruct { names, r#struct: Some(base) }),
             read_type: Some(ReadType::NamedTable(NamedTable {
@@ -270,7 +267,8 @@ impl Writer {
     #[allow(deprecated)] // filled both ways, for consumers of either
     fn aggregate(&mut self, input: Rel, aggregation: &crate::plan::Aggregation) -> Rel {
         let keys: Vec<Expression> = aggregation.keys.iter().map(|key| self.expression(key)).collect();
-        let measures = aggregation.aggregates.iter().map(|aggregate| self.measure(aggregate, aggregation.phase)).collect();
+        let measures =
+            aggregation.aggregates.iter().map(|aggregate| self.measure(aggregate, aggregation.phase)).collect();
         let grouping = aggregate_rel::Grouping {
             expression_references: (0..keys.len() as u32).collect(),
             ..aggregate_rel::Grouping::default()
@@ -419,10 +417,8 @@ impl Writer {
             ExprKind::Like { value: inner, pattern, escape, case_insensitive } => {
                 let escape = escape.map(String::from).unwrap_or_default();
                 let arguments = vec![arg(inner), value(text_literal(pattern)), value(text_literal(&escape))];
-                let option = || FunctionOption {
-                    name: "case_sensitivity".into(),
-                    preference: vec!["CASE_INSENSITIVE".into()],
-                };
+                let option =
+                    || FunctionOption { name: "case_sensitivity".into(), preference: vec!["CASE_INSENSITIVE".into()] };
                 let options = case_insensitive.then(option).into_iter().collect();
                 self.call_with("like", arguments, options, expr)
             }

@@ -1,0 +1,179 @@
+//! Every Arrow type, against arrow-rs's own casts and formatting.
+
+use arrow_array::builder::{Decimal256Builder, FixedSizeBinaryBuilder};
+use arrow_array::types::Int32Type;
+use arrow_array::*;
+use arrow_buffer::i256;
+use arrow_schema::{Fields, IntervalUnit};
+
+use super::*;
+
+fn one(name: &str, array: ArrayRef) -> RecordBatch {
+    RecordBatch::try_from_iter_with_nullable([(name, array, true)]).unwrap()
+}
+
+fn load(array: ArrayRef) -> Result<RecordBatch> {
+    let batch = one("c", array);
+    adapt_batch(&batch, &from_arrow_schema(batch.schema_ref())?)
+}
+
+/// Values as arrow-rs prints them, which must survive the mapping.
+fn shown(array: &ArrayRef) -> Vec<String> {
+    let array = match array.data_type() {
+        ArrowType::FixedSizeBinary(_) => arrow_cast::cast(array, &ArrowType::Binary).unwrap(),
+        _ => array.clone(),
+    };
+    let text = arrow_cast::cast(&array, &ArrowType::Utf8).unwrap();
+    text.as_string::<i32>().iter().map(|v| v.unwrap_or("NULL").to_string()).collect()
+}
+
+#[test]
+fn every_supported_type_keeps_its_values() {
+    let decimal256 = {
+        let mut builder = Decimal256Builder::new().with_precision_and_scale(38, 2).unwrap();
+        builder.append_value(i256::from_i128(-12345));
+        builder.append_null();
+        builder.finish()
+    };
+    let mut fixed = FixedSizeBinaryBuilder::new(2);
+    fixed.append_value(b"ab").unwrap();
+    fixed.append_null();
+    let dictionary: DictionaryArray<Int32Type> = [Some("x"), None, Some("x"), Some("y")].into_iter().collect();
+    let cases: Vec<(ArrayRef, &str)> = vec![
+        (Arc::new(BooleanArray::from(vec![Some(true), None])), "boolean"),
+        (Arc::new(Int8Array::from(vec![Some(i8::MIN), None])), "int16"),
+        (Arc::new(UInt8Array::from(vec![Some(u8::MAX), None])), "int16"),
+        (Arc::new(UInt16Array::from(vec![Some(u16::MAX), None])), "int32"),
+        (Arc::new(UInt32Array::from(vec![Some(u32::MAX), None])), "int64"),
+        (Arc::new(UInt64Array::from(vec![Some(u64::MAX), None])), "decimal(20,0)"),
+        (Arc::new(Float32Array::from(vec![Some(1.5), None])), "float32"),
+        (Arc::new(Decimal32Array::from(vec![Some(-12)]).with_precision_and_scale(5, 2).unwrap()), "decimal(5,2)"),
+        (Arc::new(Decimal128Array::from(vec![Some(-12)]).with_precision_and_scale(9, 2).unwrap()), "decimal(9,2)"),
+        (Arc::new(decimal256), "decimal(38,2)"),
+        (Arc::new(StringViewArray::from(vec![Some("a longer text than twelve bytes"), None])), "text"),
+        (Arc::new(LargeStringArray::from(vec![Some("é"), None])), "text"),
+        (Arc::new(BinaryViewArray::from(vec![Some(b"ab".as_slice()), None])), "bytea"),
+        (Arc::new(fixed.finish()), "bytea"),
+        (Arc::new(dictionary), "text"),
+        (Arc::new(Date64Array::from(vec![Some(-86_400_000), None])), "date"),
+        (Arc::new(TimestampSecondArray::from(vec![Some(-5), None])), "timestamp"),
+        (Arc::new(TimestampMillisecondArray::from(vec![Some(1), None])), "timestamp"),
+    ];
+    for (array, expected) in cases {
+        let mapped = from_arrow_type(array.data_type()).unwrap();
+        assert_eq!(mapped.to_string(), expected, "{}", array.data_type());
+        let loaded = load(array.clone()).unwrap();
+        assert_eq!(loaded.column(0).data_type(), &to_arrow_type(&mapped, true));
+        let (before, after) = (shown(&array), shown(loaded.column(0)));
+        let date64 = matches!(array.data_type(), ArrowType::Date64 | ArrowType::Timestamp(..));
+        let same = before
+            .iter()
+            .zip(&after)
+            .all(|(b, a)| b == a || (date64 && (b.starts_with(a.as_str()) || a.starts_with(b.as_str()))));
+        assert!(same, "{}: {before:?} {after:?}", array.data_type());
+    }
+}
+
+#[test]
+fn canonical_arrays_are_not_copied() {
+    let array: ArrayRef = Arc::new(Int64Array::from(vec![1, 2, 3]));
+    let loaded = load(array.clone()).unwrap();
+    assert_eq!(loaded.column(0).to_data().buffers()[0].as_ptr(), array.to_data().buffers()[0].as_ptr());
+}
+
+#[test]
+fn refused_types_are_named_with_their_column() {
+    let child = || Arc::new(ArrowField::new("item", ArrowType::Int32, true));
+    for arrow in [
+        ArrowType::Time64(TimeUnit::Microsecond),
+        ArrowType::Duration(TimeUnit::Second),
+        ArrowType::Interval(IntervalUnit::DayTime),
+        ArrowType::List(child()),
+        ArrowType::Struct(Fields::from(vec![child()])),
+        ArrowType::FixedSizeList(child(), 3),
+        ArrowType::FixedSizeList(Arc::new(ArrowField::new("item", ArrowType::Float64, false)), 3),
+        ArrowType::Decimal128(5, -2),
+        ArrowType::Decimal256(60, 2),
+        ArrowType::Null,
+    ] {
+        let schema = ArrowSchema::new(vec![ArrowField::new("odd", arrow.clone(), true)]);
+        let error = from_arrow_schema(&schema).unwrap_err();
+        assert_eq!(error.code, ErrorCode::UnsupportedType);
+        assert!(error.message.contains("\"odd\"") && error.message.contains(&arrow.to_string()), "{error}");
+    }
+}
+
+#[test]
+fn values_that_would_change_are_refused_with_their_row() {
+    let cases: Vec<ArrayRef> =
+        vec![Arc::new(TimestampNanosecondArray::from(vec![1000, 1001])), Arc::new(Date64Array::from(vec![0, 1]))];
+    for array in cases {
+        let error = load(array).unwrap_err();
+        assert_eq!(error.code, ErrorCode::InvalidValue);
+        assert!(error.message.contains("row 1"), "{error}");
+    }
+    assert!(load(Arc::new(TimestampSecondArray::from(vec![i64::MAX]))).is_err());
+    let zoned = TimestampNanosecondArray::from(vec![5000]).with_timezone("America/New_York");
+    let loaded = load(Arc::new(zoned)).unwrap();
+    assert_eq!(loaded.column(0).data_type(), &to_arrow_type(&DataType::Timestamp { utc: true }, true));
+    assert_eq!(loaded.column(0).as_primitive::<arrow_array::types::TimestampMicrosecondType>().value(0), 5);
+}
+
+#[test]
+fn the_schemas_promises_are_checked() {
+    let schema =
+        |data_type: &str, nullable| Schema::new(vec![Field::new("c", data_type.parse().unwrap(), nullable)]).unwrap();
+    let refused = |array: ArrayRef, schema: &Schema| adapt_batch(&one("c", array), schema).unwrap_err();
+    let nulls: ArrayRef = Arc::new(Int64Array::from(vec![Some(1), None]));
+    let error = refused(nulls, &schema("int64", false));
+    assert!(error.code == ErrorCode::InvalidValue && error.message.contains("row 1"), "{error}");
+    let texts: ArrayRef = Arc::new(StringArray::from(vec!["éé", "abc"]));
+    assert!(adapt_batch(&one("c", texts.clone()), &schema("varchar(3)", true)).is_ok());
+    assert_eq!(refused(texts, &schema("varchar(2)", true)).code, ErrorCode::InvalidValue);
+    let long: ArrayRef = Arc::new(StringArray::from(vec!["x".repeat(VALUE_BYTES_MAX + 1)]));
+    assert_eq!(refused(long, &schema("text", true)).code, ErrorCode::InvalidValue);
+    let wide: ArrayRef = Arc::new(Int64Array::from(vec![1]));
+    assert_eq!(refused(wide.clone(), &schema("int32", true)).code, ErrorCode::TypeMismatch);
+    assert_eq!(refused(wide, &schema("text", true)).code, ErrorCode::TypeMismatch);
+    // Arrow does not check digits when an array is made: we do.
+    let digits = Decimal64Array::from(vec![99_999, 100_000]).with_precision_and_scale(5, 2).unwrap();
+    assert_eq!(refused(Arc::new(digits), &schema("decimal(5,2)", true)).code, ErrorCode::InvalidValue);
+}
+
+#[test]
+fn columns_are_matched_by_name_and_widened() {
+    let schema = Schema::new(vec![
+        Field::new("a", DataType::Int64, true),
+        Field::new("b", DataType::Decimal { precision: 20, scale: 2 }, true),
+        Field::new("c", DataType::Text, true),
+    ])
+    .unwrap();
+    let columns: [(&str, ArrayRef); 3] = [
+        ("C", Arc::new(NullArray::new(2))),
+        ("B", Arc::new(Int32Array::from(vec![7, -7]))),
+        ("a", Arc::new(Int16Array::from(vec![1, 2]))),
+    ];
+    let batch = RecordBatch::try_from_iter_with_nullable(columns.map(|(n, a)| (n, a, true))).unwrap();
+    let adapted = adapt_batch(&batch, &schema).unwrap();
+    assert_eq!(adapted.schema(), to_arrow_schema(&schema, true));
+    assert_eq!(shown(adapted.column(0)), ["1", "2"]);
+    assert_eq!(shown(adapted.column(1)), ["7.00", "-7.00"]);
+    assert_eq!(adapted.column(2).null_count(), 2);
+    let missing = one("a", Arc::new(Int16Array::from(vec![1])));
+    let error = adapt_batch(&missing, &schema).unwrap_err();
+    assert!(error.code == ErrorCode::UnknownColumn && error.message.contains("\"b\""), "{error}");
+}
+
+#[test]
+fn vectors_need_elements_that_are_not_null() {
+    let list = |values: Vec<Option<f32>>, nulls: Option<Vec<bool>>| -> ArrayRef {
+        let element = Arc::new(ArrowField::new("element", ArrowType::Float32, true));
+        let nulls = nulls.map(arrow_buffer::NullBuffer::from);
+        Arc::new(FixedSizeListArray::new(element, 2, Arc::new(Float32Array::from(values)), nulls))
+    };
+    let good = load(list(vec![Some(1.0), Some(2.0), None, None], Some(vec![true, false]))).unwrap();
+    assert_eq!(good.column(0).null_count(), 1);
+    assert_eq!(good.column(0).data_type(), &to_arrow_type(&"vector(2)".parse().unwrap(), true));
+    let error = load(list(vec![Some(1.0), None], None)).unwrap_err();
+    assert!(error.message.contains("row 0"), "{error}");
+}
