@@ -402,7 +402,7 @@ impl ImageWriter {
 fn count_zeros(bits: &[u8], count: usize) -> usize {
     let whole = count / 8;
     let ones: u32 = bits[..whole].iter().map(|byte| byte.count_ones()).sum();
-    let rest = if count % 8 == 0 { 0 } else { (bits[whole] & ((1 << (count % 8)) - 1)).count_ones() };
+    let rest = if count.is_multiple_of(8) { 0 } else { (bits[whole] & ((1 << (count % 8)) - 1)).count_ones() };
     count - (ones + rest) as usize
 }
 

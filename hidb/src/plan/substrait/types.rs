@@ -1,6 +1,7 @@
 //! Types and literals, between Substrait's and ours.
 #![allow(deprecated)] // the deprecated timestamp kinds are what older producers send
 
+use prost::Message as _;
 use std::collections::HashMap;
 
 use substrait::proto::Type;
@@ -164,7 +165,9 @@ pub(super) fn write_literal(value: &Scalar, data_type: &DataType) -> Literal {
         }
         (Scalar::Bytes(v), DataType::Text) => LiteralType::String(text(v)),
         (Scalar::Bytes(v), DataType::Vector { dimension, element }) => {
-            let value = prost_types::Any { type_url: VECTOR_URL.into(), value: v.clone() };
+            // Which `Any` it is depends on substrait's features (prost's or pbjson's): both decode the same bytes.
+            let any = prost_types::Any { type_url: VECTOR_URL.into(), value: v.clone() };
+            let value = prost::Message::decode(any.encode_to_vec().as_slice()).unwrap_or_default();
             LiteralType::UserDefined(literal::UserDefined {
                 type_parameters: vector_parameters(*dimension, *element),
                 type_anchor_type: Some(literal::user_defined::TypeAnchorType::TypeReference(VECTOR_ANCHOR)),
@@ -248,7 +251,7 @@ pub(super) fn read_literal(message: &Literal, anchors: &HashMap<u32, String>) ->
             let data_type = read_vector(reference, &v.type_parameters, anchors)?;
             match &v.val {
                 Some(literal::user_defined::Val::Value(any)) if data_type.fixed_width() == Some(any.value.len()) => {
-                    (Scalar::Bytes(any.value.clone()), data_type)
+                    (Scalar::Bytes(any.value.to_vec()), data_type)
                 }
                 _ => return Err(unsupported("a vector literal that is not as long as its type says")),
             }

@@ -187,14 +187,12 @@ impl Writer {
                 extension_urn_reference: extension_of(name),
                 function_anchor: index as u32 + 1,
                 name: name.to_string(),
-                ..ExtensionFunction::default()
             })
         });
         let vector = MappingType::ExtensionType(ExtensionType {
             extension_urn_reference: VECTOR_EXTENSION,
             type_anchor: VECTOR_ANCHOR,
             name: VECTOR_TYPE.to_string(),
-            ..ExtensionType::default()
         });
         let extensions = functions
             .chain([vector])
