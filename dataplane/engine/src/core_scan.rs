@@ -8,7 +8,8 @@
 //!
 //! Invariants
 //! - A column is asked for only when it is needed, and once per row group.
-//! - A step filters at most [`FILTER_BLOCKS`] blocks or works on at most [`BODY_BLOCKS`].
+//! - A step filters at most [`crate::STEP_BLOCKS_MAX`] blocks (fewer when predicates are dear) or works on at most
+//!   [`BODY_BLOCKS`].
 
 use std::sync::Arc;
 
@@ -28,8 +29,6 @@ use crate::output::{GroupOutput, keep_sorted};
 use crate::sort::SortedRows;
 use crate::source::{BlockSource, Scratch};
 
-/// Blocks filtered per step: 16 at 1 to 3 ns a row.
-const FILTER_BLOCKS: usize = crate::STEP_BLOCKS_MAX;
 /// Surviving blocks projected or aggregated per step: 4 at 10 to 15 ns a row.
 const BODY_BLOCKS: usize = 4;
 
@@ -229,7 +228,7 @@ impl CoreScan {
             }
             Stage::Filter => {
                 let blocks = group.rows.div_ceil(BLOCK_ROWS);
-                let end = (group.next + FILTER_BLOCKS).min(blocks);
+                let end = (group.next + self.filter.step_blocks(&self.compiled.filter)).min(blocks);
                 for block in group.next..end {
                     let rows = group.block_rows(block);
                     let (selection, pruned) =

@@ -3,7 +3,7 @@
 //! Owns [`BlockSource`], the evaluator's window on encoded columns, and [`Scratch`], its buffers.
 //! Invariant: what it loads is compacted: value `k` belongs to the `k`-th selected row of the block.
 
-use heliostat_segment::{Chunk, Selection};
+use heliostat_segment::{Chunk, Selection, dispatch};
 use hidb::{BLOCK_ROWS, Error, ErrorCode, Lane, Result};
 
 use crate::eval::machine::ColumnSource;
@@ -91,11 +91,21 @@ impl<'a> BlockSource<'a> {
         }
         chunk.codes(self.block, &mut self.scratch.codes)?;
         self.index();
-        for (out, index) in out.iter_mut().zip(&self.scratch.indices[..self.rows]) {
-            *out = self.scratch.codes[usize::from(*index) & (BLOCK_ROWS - 1)];
-        }
+        compact(&self.scratch.codes, &self.scratch.indices[..self.rows], out);
         Ok(())
     }
+}
+
+#[inline(always)]
+fn compact_body(codes: &[u32; BLOCK_ROWS], indices: &[u16], out: &mut [u32; BLOCK_ROWS]) {
+    for (out, index) in out.iter_mut().zip(indices) {
+        *out = codes[usize::from(*index) & (BLOCK_ROWS - 1)];
+    }
+}
+
+dispatch! {
+    /// `out[k] = codes[indices[k]]`.
+    fn compact(codes: &[u32; BLOCK_ROWS], indices: &[u16], out: &mut [u32; BLOCK_ROWS]) = compact_body;
 }
 
 impl ColumnSource for BlockSource<'_> {

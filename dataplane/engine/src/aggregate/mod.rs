@@ -35,12 +35,14 @@ use crate::rows::{read_value, write_bytes, write_value};
 use crate::source::BlockSource;
 use crate::vector::{Vector, bit};
 use groups::GroupTable;
-use state::{StateColumn, StateKind};
+use state::{StateColumn, StateKind, count_rows};
 
 /// The most slots of a directly indexed table of groups.
 const DIRECT_MAX: usize = 1 << 16;
 /// A slot whose group is not known yet.
 const UNKNOWN_GROUP: u32 = u32::MAX;
+/// Set in a row's slot while its group is not known.
+const UNSEEN_SLOT: u32 = 1 << 31;
 
 /// What is grouped and aggregated.
 #[derive(Debug)]
@@ -336,7 +338,7 @@ impl Aggregator {
         if plan.keys.is_empty() {
             self.groups.rows[0] += rows as i64;
         } else {
-            group_of.iter().for_each(|group| self.groups.rows[*group as usize] += 1);
+            count_rows(group_of, &mut self.groups.rows);
         }
         for ((state, (_, _, node)), magnitude) in self.groups.states.iter_mut().zip(&plan.states).zip(&self.magnitudes)
         {
@@ -387,14 +389,28 @@ impl Aggregator {
                 }
             }
         }
-        for row in 0..rows {
-            let slot = self.group_of[row] as usize;
-            let mut group = self.direct[slot];
-            if group == UNKNOWN_GROUP {
-                group = self.find_digits(plan, source, slot as u32)?;
-                self.direct[slot] = group;
+        // One pass that the compiler can unroll; only a block with a combination not met before takes a second.
+        let mut unknown = false;
+        for slot in &mut self.group_of[..rows] {
+            let group = self.direct[*slot as usize];
+            unknown |= group == UNKNOWN_GROUP;
+            // Group ids stay far below the bit that marks a slot without a group yet.
+            *slot = if group == UNKNOWN_GROUP { *slot | UNSEEN_SLOT } else { group };
+        }
+        if unknown {
+            for row in 0..rows {
+                let slot = self.group_of[row];
+                if slot & UNSEEN_SLOT == 0 {
+                    continue;
+                }
+                let slot = slot & !UNSEEN_SLOT;
+                let mut group = self.direct[slot as usize];
+                if group == UNKNOWN_GROUP {
+                    group = self.find_digits(plan, source, slot)?;
+                    self.direct[slot as usize] = group;
+                }
+                self.group_of[row] = group;
             }
-            self.group_of[row] = group;
         }
         Ok(())
     }

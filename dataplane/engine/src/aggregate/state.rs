@@ -576,3 +576,24 @@ fn sum_locally(groups: &[u32], values: &[i64], valid: &Bits, all: bool, total: &
         *total = total.saturating_add(sum.into());
     }
 }
+
+/// Adds the rows of one block to their groups' counts.
+pub(super) fn count_rows(groups: &[u32], total: &mut [i64]) {
+    if total.len() > LOCAL_GROUPS_MAX {
+        groups.iter().for_each(|group| total[*group as usize] += 1);
+        return;
+    }
+    // Copies, because an increment waits for the one before it to the same group.
+    let mut local = [[0u32; LOCAL_GROUPS_MAX]; LOCAL_COPIES];
+    let mask = LOCAL_GROUPS_MAX - 1;
+    let (quads, rest) = groups.as_chunks::<LOCAL_COPIES>();
+    for quad in quads {
+        for copy in 0..LOCAL_COPIES {
+            local[copy][quad[copy] as usize & mask] += 1;
+        }
+    }
+    rest.iter().for_each(|group| local[0][*group as usize & mask] += 1);
+    for (group, total) in total.iter_mut().enumerate() {
+        *total += local.iter().map(|copy| i64::from(copy[group])).sum::<i64>();
+    }
+}

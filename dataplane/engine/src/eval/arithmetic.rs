@@ -6,6 +6,7 @@
 //!
 //! Cost: `i64` add 0.1 ns a row (auto-vectorised), multiply 0.3 ns, checked 0.5 ns, `i128` 1.5 ns.
 
+use heliostat_segment::dispatch;
 use hidb::plan::{ArithmeticOp, CompareOp};
 use hidb::types::compare_f64;
 use hidb::{DataType, Error, ErrorCode, Lane, Result};
@@ -34,8 +35,8 @@ fn division_by_zero(op: ArithmeticOp) -> Error {
     Error::new(ErrorCode::DivisionByZero, format!("{} by zero", symbol(op)))
 }
 
-/// `left op right` in `i64`, where facts prove that neither overflow nor a zero divisor is possible.
-pub(super) fn unchecked_i64(op: ArithmeticOp, left: &[i64], right: &[i64], out: &mut [i64]) {
+#[inline(always)]
+fn unchecked_i64_body(op: ArithmeticOp, left: &[i64], right: &[i64], out: &mut [i64]) {
     let pairs = out.iter_mut().zip(left.iter().zip(right));
     match op {
         ArithmeticOp::Add => pairs.for_each(|(out, (a, b))| *out = a.wrapping_add(*b)),
@@ -44,6 +45,11 @@ pub(super) fn unchecked_i64(op: ArithmeticOp, left: &[i64], right: &[i64], out: 
         ArithmeticOp::Divide => pairs.for_each(|(out, (a, b))| *out = a.checked_div(*b).unwrap_or(0)),
         ArithmeticOp::Remainder => pairs.for_each(|(out, (a, b))| *out = a.checked_rem(*b).unwrap_or(0)),
     }
+}
+
+dispatch! {
+    /// `left op right` in `i64`, where facts prove that neither overflow nor a zero divisor is possible.
+    pub(super) fn unchecked_i64(op: ArithmeticOp, left: &[i64], right: &[i64], out: &mut [i64]) = unchecked_i64_body;
 }
 
 fn checked_integer(op: ArithmeticOp, a: i128, b: i128) -> Option<i128> {

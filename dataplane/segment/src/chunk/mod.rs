@@ -52,6 +52,14 @@ impl<'a> DictionaryView<'a> {
         self.len == 0
     }
 
+    fn check_codes(&self, codes: &[u32]) -> Result<()> {
+        let greatest = crate::kernels::greatest(codes) as usize;
+        if greatest >= self.len && !codes.is_empty() {
+            return Err(SegmentError::corrupt("dictionary", format!("no entry {greatest} of {}", self.len)));
+        }
+        Ok(())
+    }
+
     /// Entry `code` of a bytes-lane chunk.
     pub fn bytes(&self, code: u32) -> Result<&'a [u8]> {
         dictionary::bytes_entry(self.section, self.len, code as usize)
@@ -623,12 +631,8 @@ impl Chunk {
         let Some(dictionary) = self.dictionary() else { return Err(self.wrong_lane("codes")) };
         let rows = self.block_rows(b);
         self.integers().take(b, &Mapping::IDENTITY, Rows::All(rows), &mut out[..rows])?;
-        match out[..rows].iter().max() {
-            Some(max) if *max as usize >= dictionary.len() => {
-                Err(SegmentError::corrupt("dictionary", format!("no entry {max} of {}", dictionary.len())))
-            }
-            _ => Ok(()),
-        }
+        dictionary.check_codes(&out[..rows])?;
+        Ok(())
     }
 
     /// Dictionary chunks: the codes of the selected rows, compacted into the front of `out`. Returns how many.
@@ -639,12 +643,8 @@ impl Chunk {
         let rows = self.selected(b, selection, &mut buffer);
         let count = rows.len();
         self.integers().take(b, &Mapping::IDENTITY, rows, &mut out[..count])?;
-        match out[..count].iter().max() {
-            Some(max) if *max as usize >= dictionary.len() => {
-                Err(SegmentError::corrupt("dictionary", format!("no entry {max} of {}", dictionary.len())))
-            }
-            _ => Ok(count),
-        }
+        dictionary.check_codes(&out[..count])?;
+        Ok(count)
     }
 }
 

@@ -19,12 +19,14 @@ mod compare;
 mod widen;
 
 pub(crate) use compare::RangeMask;
-pub(crate) use widen::{Native, float_keys_f32, float_keys_f64, gather, order_key, prefix_sum, widen};
+pub(crate) use widen::{Native, float_keys_f32, float_keys_f64, gather, greatest, order_key, prefix_sum, widen};
 
 #[cfg(target_arch = "x86_64")]
-use crate::simd::SimdLevel;
+use crate::SimdLevel;
 
-/// Defines `$name`, which runs the `#[inline(always)]` function `$body` compiled for the level in effect.
+/// Defines `$name`, which runs the `#[inline(always)]` function `$body` compiled for the level in effect. The engine's
+/// loops use it as well.
+#[macro_export]
 macro_rules! dispatch {
     ($(#[$meta:meta])* $vis:vis fn $name:ident $(<$($generic:ident : $bound:path),+>)? ($($arg:ident : $ty:ty),* $(,)?) $(-> $ret:ty)? = $body:expr;) => {
         $(#[$meta])*
@@ -35,12 +37,12 @@ macro_rules! dispatch {
                 fn avx2 $(<$($generic: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? { $body($($arg),*) }
                 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi1,bmi2,lzcnt,popcnt")]
                 fn avx512 $(<$($generic: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? { $body($($arg),*) }
-                match crate::simd::SimdLevel::current() {
+                match $crate::SimdLevel::current() {
                     // SAFETY: the level in effect is never above what the CPU supports.
-                    crate::simd::SimdLevel::Avx512 => return unsafe { avx512($($arg),*) },
+                    $crate::SimdLevel::Avx512 => return unsafe { avx512($($arg),*) },
                     // SAFETY: as above.
-                    crate::simd::SimdLevel::Avx2 => return unsafe { avx2($($arg),*) },
-                    crate::simd::SimdLevel::Portable => {}
+                    $crate::SimdLevel::Avx2 => return unsafe { avx2($($arg),*) },
+                    $crate::SimdLevel::Portable => {}
                 }
             }
             $body($($arg),*)

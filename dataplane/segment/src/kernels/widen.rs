@@ -123,3 +123,11 @@ dispatch! {
     /// [`order_key`] of each value, widened.
     pub(crate) fn float_keys_f32(values: &[f32; 1024], out: &mut [u64; 1024]) = float_keys_f32_body;
 }
+#[inline(always)]
+fn greatest_body(codes: &[u32]) -> u32 {
+    codes.iter().fold(0, |greatest, code| greatest.max(*code))
+}
+dispatch! {
+    /// The greatest code; 0 of none.
+    pub(crate) fn greatest(codes: &[u32]) -> u32 = greatest_body;
+}
