@@ -120,8 +120,7 @@ fn failed(error: hidb::Error) -> (u8, String) {
 
 fn run(arguments: Run) -> Result<(), (u8, String)> {
     let mut options = arguments.options;
-    let mut config =
-        Config::load(arguments.config.as_deref(), &options).map_err(|error| (2, error.to_string()))?;
+    let mut config = Config::load(arguments.config.as_deref(), &options).map_err(|error| (2, error.to_string()))?;
     if let Some(port) = arguments.port {
         config.listen.set_port(port);
         options.listen = Some(config.listen);

@@ -41,7 +41,11 @@ fn damaged_frames_are_answered_with_a_typed_error_and_the_end_of_the_connection(
         ("kind", damaged(&|b| b[5] = 250), ErrorCode::Protocol),
         ("flags", damaged(&|b| b[6] = 1), ErrorCode::Protocol),
         ("body length", damaged(&|b| b[16..20].copy_from_slice(&u32::MAX.to_le_bytes())), ErrorCode::LimitExceeded),
-        ("payload length", damaged(&|b| b[20..24].copy_from_slice(&(1 << 20u32).to_le_bytes())), ErrorCode::LimitExceeded),
+        (
+            "payload length",
+            damaged(&|b| b[20..24].copy_from_slice(&(1 << 20u32).to_le_bytes())),
+            ErrorCode::LimitExceeded,
+        ),
         ("header crc", damaged(&|b| b[8] ^= 1), ErrorCode::Corruption),
         ("payload", damaged(&|b| *b.last_mut().unwrap() ^= 1), ErrorCode::Corruption),
         ("garbage after a frame", damaged(&|b| b.extend([0xAA; 40])), ErrorCode::Protocol),

@@ -2,8 +2,8 @@
 
 mod cell;
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use cell::{TestCell, Wire, assert_clean, assert_first_rows, batch, everything};

@@ -7,12 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use heliostat_segment::{SimdLevel, ZoneMap};
+use hidb::proto::cache_invalidation_notice::Reason;
 use hidb::types::{DataType, Lane, Scalar};
 use hidb::{Error, ErrorCode, Result, Schema, convert, proto};
 
 use super::{Cell, to_the_end};
 use crate::cores::Core;
-use crate::store::TableSnapshot;
+use crate::store::{Catalog, TableSnapshot};
 
 /// Table names listed in an error.
 const NAMES_LISTED_MAX: usize = 20;
@@ -66,10 +67,11 @@ pub fn describe(cell: &Cell, request: &proto::DescribeTable) -> Result<proto::Ta
             *bytes_by_encoding.entry(chunk.encoding.name()).or_default() += u64::from(chunk.length);
             widen(&mut min, &mut max, &chunk.zone);
         }
-        raw_bytes += table.rows * field.data_type.fixed_width().unwrap_or(match field.data_type {
-            DataType::Boolean => 1,
-            _ => 0,
-        }) as u64;
+        raw_bytes += table.rows
+            * field.data_type.fixed_width().unwrap_or(match field.data_type {
+                DataType::Boolean => 1,
+                _ => 0,
+            }) as u64;
         let mut encodings: Vec<_> = bytes_by_encoding.into_iter().collect();
         encodings.sort_by_key(|(name, bytes)| (std::cmp::Reverse(*bytes), *name));
         columns.push(proto::ColumnStorage {
@@ -157,11 +159,39 @@ pub async fn drop(cell: &Arc<Cell>, request: proto::DropTable) -> Result<()> {
         let device = Core::device()?;
         match cell.store.drop_table(&device, &request.name).await {
             // Someone else was quicker.
-            Err(crate::store::StoreError::UnknownTable { .. }) if request.if_exists => Ok(()),
-            result => Ok(result?),
+            Err(crate::store::StoreError::UnknownTable { .. }) if request.if_exists => return Ok(()),
+            result => result?,
         }
+        cell.announce(proto::CacheInvalidationNotice {
+            reason: Reason::TableDropped as i32,
+            table: request.name,
+            ..Default::default()
+        })
+        .await;
+        Ok(())
     })
     .await
+}
+
+/// Tells every session about the tables that differ from those of an earlier catalog.
+pub async fn announce_changes(cell: &Arc<Cell>, before: &Catalog) {
+    let now = cell.store.catalog();
+    for (name, table) in &now.tables {
+        let known = before.tables.get(name);
+        if known.is_some_and(|known| Arc::ptr_eq(known, table)) {
+            continue;
+        }
+        let same_schema = known.is_none_or(|known| known.schema_hash == table.schema_hash);
+        let reason = if same_schema { Reason::DataChanged } else { Reason::SchemaChanged };
+        cell.announce(proto::CacheInvalidationNotice {
+            reason: reason as i32,
+            table: name.clone(),
+            schema_hash: table.schema_hash,
+            generation: table.generation,
+            ..Default::default()
+        })
+        .await;
+    }
 }
 
 /// How the cell is.

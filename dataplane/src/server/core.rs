@@ -76,20 +76,12 @@ impl CoreServer {
         counters.device_written_bytes_total.store(device.written_bytes, Relaxed);
     }
 
-    /// Tells every session here that the cell is draining.
-    pub async fn announce_draining(&self) {
+    /// Tells every session here. A session whose queue is full does not hold up the others.
+    pub fn announce(&self, notice: &proto::CacheInvalidationNotice) {
         let sessions: Vec<_> = self.sessions.borrow().values().filter_map(Weak::upgrade).collect();
         for session in sessions {
-            // A session whose queue is full must not hold up the others.
-            glommio::spawn_local(async move {
-                session
-                    .notify(proto::CacheInvalidationNotice {
-                        reason: proto::cache_invalidation_notice::Reason::CellDraining as i32,
-                        ..Default::default()
-                    })
-                    .await;
-            })
-            .detach();
+            let notice = notice.clone();
+            glommio::spawn_local(async move { session.notify(notice).await }).detach();
         }
     }
 }

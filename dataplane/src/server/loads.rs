@@ -69,7 +69,9 @@ pub struct Loads {
 }
 
 fn load_id(bytes: &[u8]) -> Result<LoadId> {
-    bytes.try_into().map_err(|_| Error::new(ErrorCode::Protocol, format!("a load id has 16 bytes, not {}", bytes.len())))
+    bytes
+        .try_into()
+        .map_err(|_| Error::new(ErrorCode::Protocol, format!("a load id has 16 bytes, not {}", bytes.len())))
 }
 
 fn state_message(load_id: &LoadId, status: &LoadStatus, received_bytes: u64) -> proto::LoadState {
@@ -321,8 +323,9 @@ impl FeedTask {
                 let moved = received - *told_bytes >= window / 8;
                 if always || moved || status.durable_batches > *told_batches {
                     (*told_batches, *told_bytes) = (status.durable_batches, received);
-                    let _ =
-                        outbox.send(FrameKind::LoadState, request_id, &state_message(&self.id, &status, received)).await;
+                    let _ = outbox
+                        .send(FrameKind::LoadState, request_id, &state_message(&self.id, &status, received))
+                        .await;
                 }
                 false
             }
@@ -344,6 +347,7 @@ pub async fn commit(session: &Rc<Session>, request: &Rc<Request>, message: proto
     let id = load_id(&message.load_id)?;
     let batches = message.batches;
     let cell = session.core.cell.clone();
+    let before = cell.store.catalog();
     let feed = session.loads.feeds.borrow().get(&id).cloned();
     let status = match feed {
         Some(feed) => {
@@ -359,7 +363,9 @@ pub async fn commit(session: &Rc<Session>, request: &Rc<Request>, message: proto
             session.until_stopped(request, to_the_end(work)).await?
         }
     };
-    finish(session, request, &id, &status).await
+    finish(session, request, &id, &status).await?;
+    catalog::announce_changes(&session.core.cell, &before).await;
+    Ok(())
 }
 
 /// Aborts a load, fed here or not.
@@ -395,12 +401,7 @@ async fn flatten(result: oneshot::Receiver<Result<LoadStatus>>) -> Result<LoadSt
     result.await.map_err(|_| Error::new(ErrorCode::Internal, "the load's feed ended without an answer"))?
 }
 
-async fn finish(
-    session: &Rc<Session>,
-    request: &Rc<Request>,
-    id: &LoadId,
-    status: &LoadStatus,
-) -> Result<(), Failure> {
+async fn finish(session: &Rc<Session>, request: &Rc<Request>, id: &LoadId, status: &LoadStatus) -> Result<(), Failure> {
     let feed = session.loads.feeds.borrow_mut().remove(id);
     let received = feed.map_or(0, |feed| feed.received_bytes.get());
     session.outbox.send(FrameKind::LoadState, request.id, &state_message(id, status, received)).await?;
@@ -420,7 +421,5 @@ pub async fn query(session: &Rc<Session>, request: &Rc<Request>, message: &proto
 pub async fn sweep(cell: &Arc<Cell>) -> Result<usize> {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let store = cell.store.clone();
-    cell.cores
-        .run_on(0, move || async move { Ok::<_, Error>(store.sweep_loads(&Core::device()?, now).await?) })
-        .await?
+    cell.cores.run_on(0, move || async move { Ok::<_, Error>(store.sweep_loads(&Core::device()?, now).await?) }).await?
 }

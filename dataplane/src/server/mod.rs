@@ -33,11 +33,11 @@ use hidb::{Error, ErrorCode, Result, proto};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
+use self::core::CoreServer;
 use crate::config::Config;
 use crate::cores::{self, Cores};
 use crate::metrics::Metrics;
 use crate::store::Store;
-use self::core::CoreServer;
 
 /// What all threads of a running cell share.
 pub struct Cell {
@@ -115,6 +115,17 @@ impl Cell {
         let count = self.cores.count();
         let load = |core: &usize| self.metrics.core(*core).sessions.load(Ordering::Relaxed);
         (0..count).map(|index| (first + index) % count).min_by_key(load).unwrap_or(0)
+    }
+
+    /// Tells every session on every core, in order of the changes. Waits for the cores, not for the clients.
+    pub async fn announce(self: &Arc<Self>, notice: proto::CacheInvalidationNotice) {
+        for core in 0..self.cores.count() {
+            let (on_core, notice) = (self.clone(), notice.clone());
+            let told = self.cores.run_on(core, move || async move { CoreServer::of(&on_core, core).announce(&notice) });
+            if let Err(error) = told.await {
+                tracing::warn!(%error, core, "could not send a notice to the sessions of a core");
+            }
+        }
     }
 
     /// Brings counters that others keep up to date before metrics are shown.
@@ -205,14 +216,11 @@ fn announce_ready(cell: &Cell, line: &str) -> Result<()> {
 async fn drain(cell: &Arc<Cell>) {
     cell.draining.store(true, Ordering::Relaxed);
     tracing::info!(requests = cell.metrics.requests_in_flight(), "draining");
-    for core in 0..cell.cores.count() {
-        let on_core = cell.clone();
-        let announced =
-            cell.cores.run_on(core, move || async move { CoreServer::of(&on_core, core).announce_draining().await });
-        if let Err(error) = announced.await {
-            tracing::warn!(%error, core, "could not announce the drain");
-        }
-    }
+    cell.announce(proto::CacheInvalidationNotice {
+        reason: proto::cache_invalidation_notice::Reason::CellDraining as i32,
+        ..Default::default()
+    })
+    .await;
     let deadline = Instant::now() + cell.config.drain_timeout.0;
     while cell.metrics.requests_in_flight() > 0 && Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(10)).await;

@@ -223,13 +223,8 @@ async fn run(
     let schema = schema_message(compiled.result_schema(), session.agreed.decimal64);
     let cores = &session.core.cell.cores;
     let stored_bytes = stored_bytes(table, compiled.columns());
-    let scan = ScanRequest {
-        snapshot: table.clone(),
-        shared: compiled.shared(),
-        compiled,
-        deadline: None,
-        bypass_cache,
-    };
+    let scan =
+        ScanRequest { snapshot: table.clone(), shared: compiled.shared(), compiled, deadline: None, bypass_cache };
     results.send(proto::FilteredResultSet::default(), schema.into()).await?;
     let stats = scan_table(cores, scan, async |image| results.send_image(image).await).await?;
     let last = proto::FilteredResultSet {

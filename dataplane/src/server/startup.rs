@@ -2,7 +2,7 @@
 //!
 //! Called by `main`; each function is one subcommand.
 
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 
 use futures_lite::future::block_on;
 use hidb::{Error, ErrorCode, Result};
@@ -22,7 +22,11 @@ const ARENA_WORKING_BYTES: u64 = 96 << 20;
 /// Sends log lines to standard error.
 pub fn start_logging(config: &Config) -> std::result::Result<(), String> {
     let filter = EnvFilter::try_new(&config.log).map_err(|error| format!("option log: {:?}: {error}", config.log))?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false);
     let started = match config.log_format.as_str() {
         "json" => builder.json().try_init(),
         _ => builder.try_init(),
@@ -35,7 +39,8 @@ pub fn run(config: Config) -> Result<()> {
     raise_descriptor_limit();
     if config.auto_format && !config.volume.exists() {
         if let Some(folder) = config.volume.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-            std::fs::create_dir_all(folder).map_err(|error| io_error(&format!("making {}", folder.display()), &error))?;
+            std::fs::create_dir_all(folder)
+                .map_err(|error| io_error(&format!("making {}", folder.display()), &error))?;
         }
         let size = config.auto_format_size.bytes();
         store::format(&config.volume, Some(size), &config.metadata_folder(), false)?;
@@ -63,9 +68,7 @@ pub fn run(config: Config) -> Result<()> {
         ..StoreOptions::new(config.metadata_folder())
     };
     let opened =
-        block_on(cores.run_on(0, move || async move {
-            Ok::<_, Error>(Store::open(&Core::device()?, options).await?)
-        }));
+        block_on(cores.run_on(0, move || async move { Ok::<_, Error>(Store::open(&Core::device()?, options).await?) }));
     let store = match opened.and_then(|result| result) {
         Ok(store) => store,
         Err(error) => {

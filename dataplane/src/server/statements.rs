@@ -57,7 +57,10 @@ impl Statements {
         let entry = self.entries.get_mut(&id).ok_or_else(|| {
             Error::new(
                 ErrorCode::UnknownStatement,
-                format!("no prepared statement {id} in this session (at most {} are kept): prepare it again", self.capacity),
+                format!(
+                    "no prepared statement {id} in this session (at most {} are kept): prepare it again",
+                    self.capacity
+                ),
             )
         })?;
         entry.used = self.clock;
