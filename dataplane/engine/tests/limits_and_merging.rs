@@ -272,3 +272,59 @@ fn corrupt_chunks_are_errors_that_name_segment_and_column() {
     assert!(error.message.contains("segment 0") && error.message.contains("column f"), "{}", error.message);
     assert!(scan.supply(99, bytes::Bytes::new()).is_err());
 }
+
+#[test]
+fn decimals_leave_as_decimal128_when_decimal64_was_not_agreed() {
+    let schema = Schema::new(vec![field("d", DataType::Decimal { precision: 12, scale: 2 })]).unwrap();
+    let row = |v: i64| vec![if v % 5 == 0 { Scalar::Null } else { Scalar::I64(v * 37 - 1000) }];
+    let table = Table::new(schema, vec![(0..1500).map(row).collect()]);
+    for select in ["d", "d, d + 1", "sum(d), min(d)"] {
+        let question = plan(&table, "d < 20000 or d is null", select, "");
+        let expected: Vec<Vec<Option<i128>>> =
+            reference(&question, &table).unwrap().iter().map(|row| row.iter().map(Scalar::as_i128).collect()).collect();
+        let options = EngineOptions { decimal64: false, ..EngineOptions::default() };
+        let (batches, _) = table.run(&question, 1, &options).unwrap();
+        assert!(
+            batches[0]
+                .schema()
+                .fields()
+                .iter()
+                .all(|f| matches!(f.data_type(), arrow_schema::DataType::Decimal128(..)))
+        );
+        let got: Vec<Vec<Option<i128>>> =
+            rows_of(&batches).iter().map(|row| row.iter().map(Scalar::as_i128).collect()).collect();
+        assert_eq!(got, expected);
+    }
+}
+
+#[test]
+fn vectors_are_returned_as_they_were_stored() {
+    use arrow_array::cast::AsArray;
+    use arrow_array::{Array, FixedSizeListArray, Int64Array, RecordBatch};
+    let vector = DataType::Vector { dimension: 3, element: hidb::VectorElement::F32 };
+    let schema = Schema::new(vec![field("n", DataType::Int64), field("v", vector)]).unwrap();
+    let arrow = hidb::arrow_mapping::to_arrow_schema(&schema, true);
+    let value = |n: i64| (n % 7 != 0).then(|| (0..3).map(|i| Some((n * 3 + i) as f32)).collect::<Vec<_>>());
+    let lists =
+        FixedSizeListArray::from_iter_primitive::<arrow_array::types::Float32Type, _, _>((0..2000).map(value), 3);
+    let arrow_schema::DataType::FixedSizeList(item, _) = arrow.field(1).data_type() else { panic!("not a list") };
+    let lists = FixedSizeListArray::new(item.clone(), 3, lists.values().clone(), lists.nulls().cloned());
+    let batch =
+        RecordBatch::try_new(arrow, vec![Arc::new(Int64Array::from_iter_values(0..2000)), Arc::new(lists)]).unwrap();
+    let table = Table::of_batches(schema, vec![batch]);
+    let question = plan(&table, "n % 2 = 0 and v is not null", "n, v", "");
+    let (batches, _) = table.run(&question, 1, &EngineOptions::default()).unwrap();
+    let mut expected = (0..2000).filter(|n| n % 2 == 0 && n % 7 != 0);
+    for batch in &batches {
+        let numbers = batch.column(0).as_primitive::<arrow_array::types::Int64Type>();
+        let vectors = batch.column(1).as_fixed_size_list();
+        for row in 0..batch.num_rows() {
+            let n = expected.next().unwrap();
+            assert_eq!(numbers.value(row), n);
+            let values = vectors.value(row);
+            let values = values.as_primitive::<arrow_array::types::Float32Type>().values().to_vec();
+            assert_eq!(values, (0..3).map(|i| (n * 3 + i) as f32).collect::<Vec<_>>());
+        }
+    }
+    assert_eq!(expected.next(), None);
+}

@@ -101,16 +101,27 @@ pub fn scalar(array: &dyn Array, row: usize) -> Scalar {
 impl Table {
     pub fn new(schema: Schema, groups: Vec<Vec<Row>>) -> Table {
         let arrow = hidb::arrow_mapping::to_arrow_schema(&schema, true);
-        let mut segments = Vec::new();
-        let mut first_rowid = 0;
-        for (number, group) in groups.iter().enumerate() {
+        let batch = |group: &Vec<Row>| {
             let arrays = schema.fields().iter().enumerate().map(|(index, field)| {
                 let values: Vec<Scalar> = group.iter().map(|row| row[index].clone()).collect();
                 array(&values, &field.data_type)
             });
-            let batch = RecordBatch::try_new(arrow.clone(), arrays.collect()).unwrap();
+            RecordBatch::try_new(arrow.clone(), arrays.collect()).unwrap()
+        };
+        let batches = groups.iter().map(batch).collect();
+        let mut table = Self::of_batches(schema, batches);
+        table.rows = groups.into_iter().flatten().collect();
+        table
+    }
+
+    /// A table of one row group per batch, without rows for the reference.
+    pub fn of_batches(schema: Schema, batches: Vec<RecordBatch>) -> Table {
+        let mut segments = Vec::new();
+        let mut first_rowid = 0;
+        for (number, batch) in batches.into_iter().enumerate() {
+            let rows = batch.num_rows() as i64;
             let encoded = encode_row_group(&schema, &[batch], RowIds::From(first_rowid)).unwrap();
-            first_rowid += group.len() as i64;
+            first_rowid += rows;
             let chunks = encoded.chunks.iter().map(|chunk| Bytes::from(chunk.bytes.clone())).collect();
             let identity = SegmentIdentity {
                 volume_uuid: [7; 16],
@@ -123,7 +134,7 @@ impl Table {
             builder.push(encoded).unwrap();
             segments.push((Arc::new(builder.finish().footer), chunks));
         }
-        Table { schema, rows: groups.into_iter().flatten().collect(), segments }
+        Table { schema, rows: Vec::new(), segments }
     }
 
     /// Runs a plan on so many cores, which take the row groups in turn.
