@@ -272,7 +272,11 @@ fn a_flipped_bit_anywhere_in_a_segment_is_named_never_returned() {
             device.flip_bit(at, (byte % 8) as u8);
             let read = block_on(heliostat_dataplane::store::decode::read_row_group(device, &segment, 0));
             let message = read.expect_err("a flipped bit was read").to_string();
-            for fact in [store.volume(), "segment 3", &format!("offset {}", segment.offset + chunk.offset)] {
+            for fact in [
+                store.volume(),
+                &format!("segment {}", segment.id),
+                &format!("offset {}", segment.offset + chunk.offset),
+            ] {
                 assert!(message.contains(fact), "{message} lacks {fact}");
             }
             if let Some(field) = schema().fields().get(column) {

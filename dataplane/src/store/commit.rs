@@ -82,7 +82,7 @@ impl Store {
         self.state().retire(&dropped);
         self.publish()?;
         drop(changes);
-        if !dropped.is_empty() {
+        if replaced.is_some() {
             self.reclaim(device).await?;
         }
         Ok(LoadStatus::of(&committed))
