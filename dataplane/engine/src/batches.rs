@@ -96,7 +96,7 @@ pub(crate) fn array_of_vectors(vectors: &[Vector], rows: usize, data_type: &Data
     let values = || {
         (0..rows).map(|row| {
             let vector = &vectors[row / BLOCK_ROWS];
-            vector.is_valid(row % BLOCK_ROWS).then(|| (vector, row % BLOCK_ROWS))
+            vector.is_valid(row % BLOCK_ROWS).then_some((vector, row % BLOCK_ROWS))
         })
     };
     let decimal_error =

@@ -83,11 +83,11 @@ impl Emitter {
 
     /// Closes the image at hand.
     pub fn flush(&mut self) -> Result<()> {
-        if let Some(writer) = self.writer.take() {
-            if self.rows > 0 {
-                self.learn(&writer);
-                self.ready.push_back(writer.finish(self.rows)?);
-            }
+        if let Some(writer) = self.writer.take()
+            && self.rows > 0
+        {
+            self.learn(&writer);
+            self.ready.push_back(writer.finish(self.rows)?);
         }
         self.rows = 0;
         Ok(())
@@ -106,12 +106,11 @@ impl Emitter {
                 (bytes + bytes / 16) / rows.max(1) + 1
             })
             .collect();
-        if any {
-            if let Ok(layout) =
+        if any
+            && let Ok(layout) =
                 ImageLayout::with_estimates(&self.schema, self.decimal64, self.image_bytes_max, &estimates)
-            {
-                self.layout = layout;
-            }
+        {
+            self.layout = layout;
         }
     }
 
@@ -123,10 +122,11 @@ impl Emitter {
             let writer = self.writer.get_or_insert_with(|| ImageWriter::new(&self.layout));
             let mut take = (writer.rows_capacity() - self.rows).min(count - start);
             for (column, input) in inputs.iter().enumerate() {
-                if let Input::Vector(vector) = input {
-                    if vector.lane == Lane::Bytes && self.types[column].fixed_width().is_none() {
-                        take = fitting(vector, start, take, writer.text_room(column));
-                    }
+                if let Input::Vector(vector) = input
+                    && vector.lane == Lane::Bytes
+                    && self.types[column].fixed_width().is_none()
+                {
+                    take = fitting(vector, start, take, writer.text_room(column));
                 }
             }
             if take == 0 {

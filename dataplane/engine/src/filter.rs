@@ -229,10 +229,10 @@ impl FilterRun {
     ) -> Result<(Selection, bool)> {
         let mut selection = Selection::all(block_rows);
         for index in &self.order {
-            if let Method::Encoded(column, predicate) = &self.methods[*index] {
-                if chunk_of(chunks, *column)?.prune(block, predicate)? == BlockMatch::None {
-                    return Ok((Selection::none(), true));
-                }
+            if let Method::Encoded(column, predicate) = &self.methods[*index]
+                && chunk_of(chunks, *column)?.prune(block, predicate)? == BlockMatch::None
+            {
+                return Ok((Selection::none(), true));
             }
         }
         for position in 0..self.order.len() {

@@ -45,9 +45,9 @@ enum State {
     Collecting,
     /// The groups of `from` go into `into`; `map` is the group there of every group here so far.
     Absorbing {
-        into: Groups,
+        into: Box<Groups>,
         budget: Budget,
-        from: Option<Absorbing>,
+        from: Option<Box<Absorbing>>,
     },
     Groups(Box<GroupOutput>, Budget),
     Rows(RunMerge, Vec<Vector>),
@@ -145,7 +145,7 @@ impl Merge {
         let plan = self.compiled.aggregate.clone();
         self.state = match (state, &plan) {
             (State::Collecting, Some(_)) => match self.groups.pop_front() {
-                Some((into, budget)) => State::Absorbing { into, budget, from: None },
+                Some((into, budget)) => State::Absorbing { into: Box::new(into), budget, from: None },
                 None => State::Finished,
             },
             (State::Collecting, None) if self.compiled.sort.is_some() => self.start_rows(),
@@ -164,7 +164,7 @@ impl Merge {
                         State::Groups(output, budget)
                     }
                 } else if let Some((into, budget)) = self.groups.pop_front() {
-                    State::Absorbing { into, budget, from: None }
+                    State::Absorbing { into: Box::new(into), budget, from: None }
                 } else if self.compiled.sort.is_some() {
                     self.start_rows()
                 } else {
@@ -217,9 +217,9 @@ impl Merge {
     fn absorb(
         &mut self,
         plan: &AggregatePlan,
-        mut into: Groups,
+        mut into: Box<Groups>,
         mut budget: Budget,
-        from: Option<Absorbing>,
+        from: Option<Box<Absorbing>>,
     ) -> Result<State> {
         let Some(mut from) = from else {
             // Parts that might outgrow the budget while they merge go out one by one: a group may come twice.
@@ -232,13 +232,13 @@ impl Merge {
             return Ok(match self.groups.pop_front() {
                 Some(next) if unmerged => {
                     self.groups.push_front(next);
-                    State::Groups(Box::new(GroupOutput::new(into, plan, &self.compiled.outputs)), budget)
+                    State::Groups(Box::new(GroupOutput::new(*into, plan, &self.compiled.outputs)), budget)
                 }
                 Some((groups, other)) => {
                     let absorbing = Absorbing { groups, _budget: other, map: Vec::new(), distinct: (0, 0) };
-                    State::Absorbing { into, budget, from: Some(absorbing) }
+                    State::Absorbing { into, budget, from: Some(Box::new(absorbing)) }
                 }
-                None => State::Groups(Box::new(GroupOutput::new(into, plan, &self.compiled.outputs)), budget),
+                None => State::Groups(Box::new(GroupOutput::new(*into, plan, &self.compiled.outputs)), budget),
             });
         };
         let first = from.map.len();

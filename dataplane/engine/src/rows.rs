@@ -197,9 +197,9 @@ mod tests {
             let mut read = Vector::default();
             read.reset(lane, values.len());
             let mut rest = bytes.as_slice();
-            for row in 0..values.len() {
+            for (row, value) in values.iter().enumerate() {
                 read_value(&mut rest, lane, row, &mut read).unwrap();
-                assert_eq!(read.scalar(row).compare(&values[row]), values[row].compare(&values[row]));
+                assert_eq!(read.scalar(row).compare(value), value.compare(value));
             }
             assert!(rest.is_empty());
             assert!(read_value(&mut rest, lane, 0, &mut read).is_err());

@@ -110,10 +110,10 @@ impl SortedRows {
         if self.runs.last().copied().unwrap_or(0) < self.entries.len() {
             self.runs.push(self.entries.len());
         }
-        if let Some(top) = plan.top() {
-            if self.entries.len() >= (2 * top).max(top + 2048) {
-                self.keep_best(top);
-            }
+        if let Some(top) = plan.top()
+            && self.entries.len() >= (2 * top).max(top + 2048)
+        {
+            self.keep_best(top);
         }
     }
 

@@ -254,7 +254,7 @@ fn cast_domain(node: &Node, from: &Fact) -> Option<Domain> {
     };
     let (least, greatest) = type_range(&node.data_type)?;
     let shift = node.scale_shift?;
-    let factor = 10i128.checked_pow(shift.unsigned_abs().into())?;
+    let factor = 10i128.checked_pow(shift.unsigned_abs())?;
     let scale = |value: i128| if shift >= 0 { value.checked_mul(factor) } else { Some(value / factor) };
     let (low, high) = (scale(min)?, scale(max)?);
     // Rounding on the way down moves a bound by at most one.

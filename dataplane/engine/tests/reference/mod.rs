@@ -209,7 +209,7 @@ pub fn rows_of(batches: &[RecordBatch]) -> Vec<Row> {
 pub fn canonical(value: Scalar) -> Scalar {
     match value {
         Scalar::F64(v) if v.is_nan() => Scalar::F64(f64::NAN),
-        Scalar::F64(v) if v == 0.0 => Scalar::F64(0.0),
+        Scalar::F64(0.0) => Scalar::F64(0.0),
         other => other,
     }
 }
