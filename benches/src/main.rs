@@ -4,6 +4,7 @@
 //! (`benches/against-duckdb`) drives; the fio-style jobs come with their issue. Called by people and scripts only.
 
 use std::io::{BufRead, Write};
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -31,9 +32,16 @@ enum Command {
 }
 
 #[tokio::main]
-async fn main() -> Result<()> {
-    match Arguments::parse().command {
+async fn main() -> ExitCode {
+    let outcome = match Arguments::parse().command {
         Command::Ask { connect } => ask(&connect).await,
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("heliostat-bench: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }
 

@@ -43,7 +43,7 @@ fn damaged_frames_are_answered_with_a_typed_error_and_the_end_of_the_connection(
         ("body length", damaged(&|b| b[16..20].copy_from_slice(&u32::MAX.to_le_bytes())), ErrorCode::LimitExceeded),
         (
             "payload length",
-            damaged(&|b| b[20..24].copy_from_slice(&(1 << 20u32).to_le_bytes())),
+            damaged(&|b| b[20..24].copy_from_slice(&(1u32 << 20).to_le_bytes())),
             ErrorCode::LimitExceeded,
         ),
         ("header crc", damaged(&|b| b[8] ^= 1), ErrorCode::Corruption),

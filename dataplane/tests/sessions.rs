@@ -191,7 +191,7 @@ fn prepared_statements_take_parameters_and_are_bounded() {
     let prepare = proto::Prepare {
         table: "t".into(),
         schema_hash: schema().hash(),
-        substrait_plan: to_substrait(&plan, &schema()).unwrap().into(),
+        substrait_plan: to_substrait(&plan, &schema()).into(),
     };
     let prepared: proto::Prepared = wire.ask(FrameKind::Prepare, &prepare).unwrap();
     assert_eq!(prepared.parameters.len(), 1);

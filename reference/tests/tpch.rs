@@ -29,7 +29,7 @@ fn tables() -> Vec<(&'static str, Vec<RecordBatch>)> {
         table!("supplier", SupplierArrow, SupplierGenerator),
         table!("partsupp", PartSuppArrow, PartSuppGenerator),
         table!("customer", CustomerArrow, CustomerGenerator),
-        table!("orders", OrdersArrow, OrderGenerator),
+        table!("orders", OrderArrow, OrderGenerator),
         table!("lineitem", LineItemArrow, LineItemGenerator),
     ]
 }

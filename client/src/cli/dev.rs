@@ -75,6 +75,7 @@ pub async fn run(arguments: Arguments) -> Result<(), Failure> {
     std::fs::create_dir_all(&folder).map_err(|error| {
         failed(ErrorCode::Io, format!("{} can't be made: {error}: choose another --data DIR", folder.display()))
     })?;
+    let folder = folder.canonicalize().unwrap_or(folder);
     let mut interrupts = signal(SignalKind::interrupt())?;
     let mut terminations = signal(SignalKind::terminate())?;
 

@@ -8,7 +8,7 @@ use heliostat_client::input::{Input, InputBatch, InputOptions, TpchTable, parse_
 use heliostat_client::{Client, LoadMode, LoadProgress, LoadWriter};
 use hidb::{Error, ErrorCode, Schema};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use super::{Failure, Global, quantity};
@@ -66,6 +66,8 @@ fn parse_delimiter(text: &str) -> Result<u8, String> {
 
 pub async fn run(arguments: Arguments, global: &Global) -> Result<(), Failure> {
     let started = Instant::now();
+    // From the start: opening the input can take a while, too.
+    let mut interruption = Interruption::watch()?;
     let client = global.connect(global.options()).await?;
     let mode = match (arguments.append, arguments.replace) {
         (true, _) => LoadMode::Append,
@@ -80,18 +82,25 @@ pub async fn run(arguments: Arguments, global: &Global) -> Result<(), Failure> {
         ..InputOptions::default()
     };
     let (files, tpch, scale) = (arguments.files.clone(), arguments.tpch, arguments.scale);
-    let opened = tokio::task::spawn_blocking(move || match tpch {
+    let opening = tokio::task::spawn_blocking(move || match tpch {
         Some(table) => Input::tpch(table, scale, options),
         None => Input::open(&files, options),
     });
-    let input = opened.await.map_err(|error| {
+    let opened = tokio::select! {
+        opened = opening => opened,
+        error = interruption.happens() => return Err(error.into()),
+    };
+    let input = opened.map_err(|error| {
         Error::new(ErrorCode::MalformedInput, format!("the input can't be opened: its reader gave up: {error}"))
     })??;
 
     let schema = input.schema().clone();
     let bar = progress_bar(&input, arguments.quiet);
     let mut writer = client.load(&arguments.table, &schema, mode).await?;
-    let outcome = transfer(&mut writer, input, &bar).await;
+    let outcome = tokio::select! {
+        outcome = transfer(&mut writer, input, &bar) => outcome,
+        error = interruption.happens() => Err(error),
+    };
     bar.finish_and_clear();
     match outcome {
         Ok((rows, progress)) => {
@@ -111,6 +120,30 @@ pub async fn run(arguments: Arguments, global: &Global) -> Result<(), Failure> {
             let _ = tokio::time::timeout(Duration::from_secs(5), writer.abort()).await;
             Err(error.into())
         }
+    }
+}
+
+/// Ctrl-C and SIGTERM.
+struct Interruption {
+    interrupts: Signal,
+    terminations: Signal,
+}
+
+impl Interruption {
+    fn watch() -> Result<Self, Error> {
+        let failed = |error| Error::new(ErrorCode::Internal, format!("signals can't be waited for: {error}"));
+        Ok(Interruption {
+            interrupts: signal(SignalKind::interrupt()).map_err(failed)?,
+            terminations: signal(SignalKind::terminate()).map_err(failed)?,
+        })
+    }
+
+    async fn happens(&mut self) -> Error {
+        tokio::select! {
+            _ = self.interrupts.recv() => {}
+            _ = self.terminations.recv() => {}
+        }
+        Error::new(ErrorCode::Cancelled, "interrupted: the load was aborted and nothing has changed")
     }
 }
 
@@ -142,10 +175,6 @@ async fn wanted_schema(client: &Client, arguments: &Arguments, mode: LoadMode) -
 
 /// Sends everything and commits.
 async fn transfer(writer: &mut LoadWriter, input: Input, bar: &ProgressBar) -> Result<(u64, LoadProgress), Error> {
-    let signals_failed = |error| Error::new(ErrorCode::Internal, format!("signals can't be waited for: {error}"));
-    let mut interrupts = signal(SignalKind::interrupt()).map_err(signals_failed)?;
-    let mut terminations = signal(SignalKind::terminate()).map_err(signals_failed)?;
-    let interrupted = || Error::new(ErrorCode::Cancelled, "interrupted: the load was aborted and nothing has changed");
     let (sender, mut receiver) = mpsc::channel::<Result<InputBatch, Error>>(2);
     let batches = input.batches()?;
     std::thread::spawn(move || {
@@ -156,31 +185,24 @@ async fn transfer(writer: &mut LoadWriter, input: Input, bar: &ProgressBar) -> R
             }
         }
     });
-    let sending = async {
-        let (mut rows, mut bytes) = (0u64, 0u64);
-        let started = Instant::now();
-        while let Some(batch) = receiver.recv().await {
-            let batch = batch?;
-            writer.write(&batch.rows).await?;
-            rows += batch.rows.num_rows() as u64;
-            bytes += batch.rows.get_array_memory_size() as u64;
-            let rate = rows as f64 / started.elapsed().as_secs_f64().max(1e-3);
-            bar.inc(batch.units);
-            bar.set_message(format!(
-                "{}, {}, {} rows/s",
-                quantity::rows(rows),
-                quantity::bytes(bytes),
-                quantity::count(rate as u64)
-            ));
-        }
-        bar.set_message(format!("{}: committing", quantity::rows(rows)));
-        Ok((rows, writer.commit().await?))
-    };
-    tokio::select! {
-        outcome = sending => outcome,
-        _ = interrupts.recv() => Err(interrupted()),
-        _ = terminations.recv() => Err(interrupted()),
+    let (mut rows, mut bytes) = (0u64, 0u64);
+    let started = Instant::now();
+    while let Some(batch) = receiver.recv().await {
+        let batch = batch?;
+        writer.write(&batch.rows).await?;
+        rows += batch.rows.num_rows() as u64;
+        bytes += batch.rows.get_array_memory_size() as u64;
+        let rate = rows as f64 / started.elapsed().as_secs_f64().max(1e-3);
+        bar.inc(batch.units);
+        bar.set_message(format!(
+            "{}, {}, {} rows/s",
+            quantity::rows(rows),
+            quantity::bytes(bytes),
+            quantity::count(rate as u64)
+        ));
     }
+    bar.set_message(format!("{}: committing", quantity::rows(rows)));
+    Ok((rows, writer.commit().await?))
 }
 
 fn progress_bar(input: &Input, quiet: bool) -> ProgressBar {

@@ -6,12 +6,13 @@
 use std::sync::Arc;
 
 use arrow_array::builder::{BinaryBuilder, BooleanBuilder, PrimitiveBuilder, StringBuilder};
+use arrow_array::timezone::Tz;
 use arrow_array::types::{
     ArrowPrimitiveType, Date32Type, Decimal64Type, Decimal128Type, Float16Type, Float32Type, Float64Type, Int8Type,
     Int16Type, Int32Type, Int64Type, TimestampMicrosecondType,
 };
 use arrow_array::{Array, ArrayRef, FixedSizeListArray};
-use arrow_cast::parse::Parser;
+use arrow_cast::parse::{Parser, string_to_datetime};
 use arrow_schema::Field as ArrowField;
 use hidb::{DataType, Field, Lane, VALUE_BYTES_MAX, VectorElement, arrow_mapping};
 
@@ -57,7 +58,8 @@ pub(super) fn parse_timestamp(text: &str) -> Option<(i64, bool)> {
     if digits_after_point > 6 {
         return None;
     }
-    TimestampMicrosecondType::parse(text).map(|value| (value, zoned))
+    let utc: Tz = "+00:00".parse().ok()?;
+    string_to_datetime(&utc, text).ok().map(|time| (time.timestamp_micros(), zoned))
 }
 
 /// An exact decimal, unscaled.
@@ -290,6 +292,7 @@ mod tests {
     fn timestamps_keep_microseconds_and_refuse_what_would_be_cut() {
         assert_eq!(parse_timestamp("1970-01-01 00:00:01.000001"), Some((1_000_001, false)));
         assert_eq!(parse_timestamp("1970-01-01T00:00:00+01:00"), Some((-3_600_000_000, true)));
+        assert_eq!(parse_timestamp("9999-12-31 23:59:59"), Some((253_402_300_799_000_000, false)));
         assert_eq!(parse_timestamp("1970-01-02"), Some((86_400_000_000, false)));
         assert_eq!(parse_timestamp("1970-01-01 00:00:01.0000001"), None);
         assert_eq!(parse_timestamp("yesterday at noon"), None);

@@ -285,7 +285,7 @@ impl Wire {
         let request = proto::PredicatePushdownRequest {
             table: text.table.clone(),
             schema_hash: schema().hash(),
-            substrait_plan: to_substrait(&plan, &schema()).unwrap().into(),
+            substrait_plan: to_substrait(&plan, &schema()).into(),
             initial_credits: credits,
             timeout_ms,
             ..Default::default()
