@@ -63,6 +63,10 @@ async fn plans_that_datafusion_emits_are_accepted_and_answered() -> Result<()> {
                         wrong.push(format!("{which}: {sql}\n    {difference}"));
                     }
                 }
+                // DataFusion's optimizer turns a distinct count into two aggregates: a shape that is refused by name.
+                Err(error) if which == "optimized" && sql.contains("distinct") => {
+                    assert!(error.to_string().contains("an Aggregate over an Aggregate"), "{error:#}");
+                }
                 Err(error) => wrong.push(format!("{which}: {sql}\n    refused: {error:#}")),
             }
         }

@@ -230,7 +230,13 @@ impl Scan {
                         .ok_or_else(|| unsupported(format!("grouping expression {reference} is not in the relation")))
                 });
                 let referenced = references.collect::<Result<Vec<_>>>()?;
-                for expr in grouping.grouping_expressions.iter().chain(referenced) {
+                // DataFusion writes the keys in both forms: the same ones, to be taken once.
+                let keys_here = if referenced.is_empty() {
+                    grouping.grouping_expressions.iter().collect()
+                } else {
+                    referenced
+                };
+                for expr in keys_here {
                     let key = self.reader.expression(expr, &self.columns)?;
                     let same = self.columns.iter().position(|column| *column == key);
                     key_names.push(same.and_then(|index| self.names[index].clone()));
