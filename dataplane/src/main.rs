@@ -9,7 +9,7 @@ use heliostat_dataplane::server::startup;
 
 /// The storage cell of Heliostat: keeps tables on a volume and answers pushed-down queries over HIDB.
 #[derive(Parser)]
-#[command(name = "heliostat-cell", version, args_conflicts_with_subcommands = true)]
+#[command(name = "heliostat-cell", version, args_conflicts_with_subcommands = true, args_override_self = true)]
 struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
@@ -50,7 +50,8 @@ impl Where {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Runs the cell (what it does without a command, too).
+    /// Runs the cell (what it does without a command, too). Of an option given twice the last one counts.
+    #[command(args_override_self = true)]
     Run(Box<Run>),
     /// Formats a volume.
     Format {

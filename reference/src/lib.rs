@@ -61,7 +61,17 @@ fn spawn(folder: &Path, cores: usize, environment: &[(&str, &str)]) -> (Child, S
     let command = build_folder().join("heliostat-cell");
     assert!(command.exists(), "{command:?} is not built: cargo build --release --workspace --bins");
     let mut child = Command::new(command)
-        .args(["--auto-format", "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", "--auto-format-size", "8GiB", "--cache", "256MiB"])
+        .args([
+            "--auto-format",
+            "--listen",
+            "127.0.0.1:0",
+            "--metrics-listen",
+            "127.0.0.1:0",
+            "--auto-format-size",
+            "8GiB",
+            "--cache",
+            "256MiB",
+        ])
         .args(["--cores", &cores.to_string()])
         .arg("--volume")
         .arg(folder.join("volume"))

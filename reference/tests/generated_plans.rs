@@ -99,7 +99,9 @@ fn array(column: &Column, rows: std::ops::Range<usize>, rng: &mut ChaCha8Rng) ->
                 * 1_000_000_007)
         }
         Kind::FewTexts => build!(StringBuilder::new(), |v| WORDS[v.unsigned_abs() as usize % WORDS.len()]),
-        Kind::ManyTexts => build!(StringBuilder::new(), |v| format!("{} {v} ends", WORDS[v.unsigned_abs() as usize % 8])),
+        Kind::ManyTexts => {
+            build!(StringBuilder::new(), |v| format!("{} {v} ends", WORDS[v.unsigned_abs() as usize % 8]))
+        }
         Kind::Date => build!(Date32Builder::new(), |v| v as i32 * 3 + 8000),
         Kind::Timestamp => build!(TimestampMicrosecondBuilder::new(), |v| v * 86_400_000_123 / 7),
         Kind::Boolean => build!(BooleanBuilder::new(), |v| v % 3 == 0),
@@ -142,8 +144,12 @@ impl Questions<'_> {
             Kind::Decimal22 => format!("{}.5", v * 100_000),
             Kind::FewTexts => format!("'{}'", WORDS[v.unsigned_abs() as usize % 8]),
             Kind::ManyTexts => format!("'{} {v} ends'", WORDS[v.unsigned_abs() as usize % 8]),
-            Kind::Date => format!("date '{}-{:02}-{:02}'", 1992 + v.rem_euclid(8), 1 + v.rem_euclid(12), 1 + v.rem_euclid(28)),
-            Kind::Timestamp => format!("timestamp '1970-{:02}-{:02} 03:04:05'", 1 + v.rem_euclid(4), 1 + v.rem_euclid(28)),
+            Kind::Date => {
+                format!("date '{}-{:02}-{:02}'", 1992 + v.rem_euclid(8), 1 + v.rem_euclid(12), 1 + v.rem_euclid(28))
+            }
+            Kind::Timestamp => {
+                format!("timestamp '1970-{:02}-{:02} 03:04:05'", 1 + v.rem_euclid(4), 1 + v.rem_euclid(28))
+            }
             Kind::Boolean => (if v % 2 == 0 { "true" } else { "false" }).to_string(),
         }
     }
@@ -162,8 +168,9 @@ impl Questions<'_> {
                 format!("{name} {}in ({})", if self.rng.random() { "not " } else { "" }, list.join(", "))
             }
             3 if matches!(kind, Kind::FewTexts | Kind::ManyTexts) => {
-                let pattern =
-                    ["%ail%", "a%", "%ends", "r__l%", "%a%1%s", "zebra", "%", "_i%", "stra%e%"].choose(self.rng).unwrap_or(&"%");
+                let pattern = ["%ail%", "a%", "%ends", "r__l%", "%a%1%s", "zebra", "%", "_i%", "stra%e%"]
+                    .choose(self.rng)
+                    .unwrap_or(&"%");
                 format!("{name} {}like '{pattern}'", if self.rng.random() { "not " } else { "" })
             }
             4 if matches!(kind, Kind::Int16 | Kind::Int32 | Kind::Int64) => {
@@ -207,7 +214,9 @@ impl Questions<'_> {
     }
 
     fn aggregate(&mut self) -> String {
-        let numeric = |kind| matches!(kind, Kind::Int16 | Kind::Int32 | Kind::Int64 | Kind::Float64 | Kind::Decimal9 | Kind::Decimal22);
+        let numeric = |kind| {
+            matches!(kind, Kind::Int16 | Kind::Int32 | Kind::Int64 | Kind::Float64 | Kind::Decimal9 | Kind::Decimal22)
+        };
         match self.rng.random_range(0..6) {
             0 => self.pick(numeric).map(|(name, _)| format!("sum({name})")),
             1 => self.pick(numeric).map(|(name, _)| format!("avg({name})")),
@@ -225,7 +234,8 @@ impl Questions<'_> {
         let names = |n: usize| (0..n).map(|i| format!("o{i}")).collect::<Vec<_>>();
         match self.rng.random_range(0..4) {
             0 => {
-                let items: Vec<String> = (0..self.rng.random_range(1..5)).map(|i| format!("{} as o{i}", self.aggregate())).collect();
+                let items: Vec<String> =
+                    (0..self.rng.random_range(1..5)).map(|i| format!("{} as o{i}", self.aggregate())).collect();
                 (format!("select {} from t{filter}", items.join(", ")), false)
             }
             1 => {
@@ -245,10 +255,14 @@ impl Questions<'_> {
                     })
                     .collect();
                 let limit = self.rng.random_range(0..200);
-                (format!("select {} from t{filter} order by {} limit {limit}", items.join(", "), order.join(", ")), true)
+                (
+                    format!("select {} from t{filter} order by {} limit {limit}", items.join(", "), order.join(", ")),
+                    true,
+                )
             }
             _ => {
-                let items: Vec<String> = (0..self.rng.random_range(1..6)).map(|i| format!("{} as o{i}", self.projection())).collect();
+                let items: Vec<String> =
+                    (0..self.rng.random_range(1..6)).map(|i| format!("{} as o{i}", self.projection())).collect();
                 (format!("select {} from t{filter}", items.join(", ")), false)
             }
         }
@@ -322,7 +336,12 @@ async fn random_questions_to_random_tables_are_answered_as_datafusion_does() -> 
             }
         }
     }
-    assert!(wrong.is_empty(), "HELIOSTAT_SEED={seed}: {} of {answered} answers differ:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "HELIOSTAT_SEED={seed}: {} of {answered} answers differ:\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
     assert!(answered >= 200, "only {answered} questions were comparable");
     Ok(())
 }

@@ -49,7 +49,9 @@ async fn plans_that_datafusion_emits_are_accepted_and_answered() -> Result<()> {
     let mut wrong = Vec::new();
     for sql in QUERIES {
         let frame = reference.sql(sql).await?;
-        for (which, plan) in [("as planned", frame.logical_plan().clone()), ("optimized", frame.clone().into_optimized_plan()?)] {
+        for (which, plan) in
+            [("as planned", frame.logical_plan().clone()), ("optimized", frame.clone().into_optimized_plan()?)]
+        {
             let substrait = to_substrait_plan(&plan, &reference.state()).with_context(|| format!("{which}: {sql}"))?;
             let expected = Rows::from_batches(&frame.clone().collect().await?).sorted();
             let answer: Result<Vec<RecordBatch>> = async {
@@ -59,7 +61,9 @@ async fn plans_that_datafusion_emits_are_accepted_and_answered() -> Result<()> {
             .await;
             match answer {
                 Ok(answer) => {
-                    if let Some(difference) = Rows::from_batches(&answer).sorted().difference(&expected, sql.contains("avg(")) {
+                    if let Some(difference) =
+                        Rows::from_batches(&answer).sorted().difference(&expected, sql.contains("avg("))
+                    {
                         wrong.push(format!("{which}: {sql}\n    {difference}"));
                     }
                 }

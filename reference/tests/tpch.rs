@@ -127,8 +127,12 @@ async fn every_tpch_table_loads_and_answers_as_datafusion_does() -> Result<()> {
         expected.push(Rows::from_batches(&batches));
     }
 
-    let settings: [(usize, &[(&str, &str)], bool); 4] =
-        [(2, &[], false), (1, &[], true), (2, &[("HELIOSTAT_SIMD", "portable")], false), (1, &[("HELIOSTAT_SIMD", "avx2")], false)];
+    let settings: [(usize, &[(&str, &str)], bool); 4] = [
+        (2, &[], false),
+        (1, &[], true),
+        (2, &[("HELIOSTAT_SIMD", "portable")], false),
+        (1, &[("HELIOSTAT_SIMD", "avx2")], false),
+    ];
     let mut wrong = Vec::new();
     for (round, (cores, environment, cold)) in settings.into_iter().enumerate() {
         if round > 0 {

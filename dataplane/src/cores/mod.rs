@@ -15,8 +15,8 @@
 //! From reading glommio 0.9, it can fall asleep with tasks that are ready: when its preempt timer has fired before it
 //! runs the first one (the thread lost its CPU in between), `run_task_queues` runs nothing, the event loop takes that
 //! for idleness and parks. That fits what was seen under load: completions that lay in the ring and were never reaped.
-//! It was not proven by an experiment that isolates it. So a watch thread nudges every core: each 2 ms those with
-//! device I/O in flight, each 20 ms all of them; such a stall then lasts that long instead of for ever. The cost of
+//! It was not proven by an experiment that isolates it. So a watch thread nudges every core: each 1 ms while a
+//! job or device I/O is in flight anywhere, each 20 ms otherwise; such a stall then lasts that long instead of for ever. The cost of
 //! nudging an idle cell is estimated at 0.2% of a CPU; the test bounds it, with two idle cores, to 4%.
 
 mod read_ahead;
@@ -54,9 +54,10 @@ pub const JOBS_MAX: usize = 4096;
 pub const TURN_US_MAX: u64 = 100;
 /// How often an executor that has work looks at its rings.
 const PREEMPT_US: u64 = 500;
-/// How often the watch thread nudges cores with I/O in flight, and how many rounds make one for all cores.
-const NUDGE_US: u64 = 2000;
-const NUDGE_ROUNDS: u32 = 10;
+/// How often the watch thread nudges the cores while there is work or I/O in flight, and how many such rounds lie between
+/// the nudges of an idle cell.
+const NUDGE_US: u64 = 1000;
+const NUDGE_ROUNDS: u64 = 20;
 /// Locked memory of glommio's own buffers, per executor.
 const GLOMMIO_MEMORY_BYTES: usize = 1 << 20;
 
@@ -96,6 +97,24 @@ pub struct Cores {
     senders: Arc<[flume::Sender<Message>]>,
     threads: Arc<Mutex<Vec<ExecutorJoinHandle<()>>>>,
     is_stopping: Arc<AtomicBool>,
+    /// Work handed to any core and not done: while there is some, every core is nudged at the quick pace.
+    jobs: Arc<AtomicU32>,
+}
+
+/// One job that is counted in [`Cores::jobs`] for as long as it lives.
+struct CountedJob(Arc<AtomicU32>);
+
+impl CountedJob {
+    fn new(jobs: &Arc<AtomicU32>) -> Self {
+        jobs.fetch_add(1, Ordering::Relaxed);
+        CountedJob(jobs.clone())
+    }
+}
+
+impl Drop for CountedJob {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// What one core owns; see [`Core::current`].
@@ -148,7 +167,12 @@ impl Cores {
         let count = count.max(1);
         let cpus = usable_cpus();
         let (senders, receivers): (Vec<_>, Vec<_>) = (0..count).map(|_| flume::bounded(JOBS_MAX)).unzip();
-        let cores = Cores { senders: senders.into(), threads: Arc::default(), is_stopping: Arc::default() };
+        let cores = Cores {
+            senders: senders.into(),
+            threads: Arc::default(),
+            is_stopping: Arc::default(),
+            jobs: Arc::default(),
+        };
         let (ready, is_ready) = flume::bounded(count);
         for (id, receiver) in receivers.into_iter().enumerate() {
             // More cores than CPUs happens in tests: then they share.
@@ -188,9 +212,9 @@ impl Cores {
             cores.stop();
             return Err(failure);
         }
-        let (senders, is_stopping) = (cores.senders.clone(), cores.is_stopping.clone());
+        let (senders, jobs, is_stopping) = (cores.senders.clone(), cores.jobs.clone(), cores.is_stopping.clone());
         let watch = std::thread::Builder::new().name("core-watch".to_owned());
-        if let Err(error) = watch.spawn(move || nudge_until_stopped(&senders, &in_flight, &is_stopping)) {
+        if let Err(error) = watch.spawn(move || nudge_until_stopped(&senders, &in_flight, &jobs, &is_stopping)) {
             cores.stop();
             return Err(Error::new(ErrorCode::Io, format!("the watch thread of the cores did not start: {error}")));
         }
@@ -245,10 +269,13 @@ impl Cores {
         T: Send + 'static,
     {
         let sender = self.senders[core % self.senders.len()].clone();
+        let jobs = self.jobs.clone();
         async move {
             let (result, answer) = oneshot::channel();
+            let counted = CountedJob::new(&jobs);
             let job = Box::new(move || {
                 glommio::spawn_local(async move {
+                    let _counted = counted;
                     let work = async move { make().await };
                     run_job(work, result, while_wanted).await;
                 })
@@ -278,19 +305,19 @@ impl Cores {
 }
 
 /// Nudges cores until they are stopped.
-fn nudge_until_stopped(senders: &[flume::Sender<Message>], in_flight: &[Arc<AtomicU32>], is_stopping: &AtomicBool) {
-    let mut round = 0;
+fn nudge_until_stopped(
+    senders: &[flume::Sender<Message>],
+    in_flight: &[Arc<AtomicU32>],
+    jobs: &AtomicU32,
+    is_stopping: &AtomicBool,
+) {
     while !is_stopping.load(Ordering::Acquire) {
-        let is_busy = in_flight.iter().any(|counter| counter.load(Ordering::Relaxed) > 0);
-        // Without I/O in flight the next round is the one for all.
+        let is_busy = jobs.load(Ordering::Relaxed) > 0 || in_flight.iter().any(|n| n.load(Ordering::Relaxed) > 0);
         let rounds = if is_busy { 1 } else { NUDGE_ROUNDS };
-        std::thread::sleep(Duration::from_micros(NUDGE_US * u64::from(rounds)));
-        round = (round + rounds) % NUDGE_ROUNDS;
-        for (sender, in_flight) in senders.iter().zip(in_flight) {
-            if round == 0 || rounds == NUDGE_ROUNDS || in_flight.load(Ordering::Relaxed) > 0 {
-                // A full queue is as good as a nudge, and a core that is gone needs none.
-                let _ = sender.try_send(Message::Nudge);
-            }
+        std::thread::sleep(Duration::from_micros(NUDGE_US * rounds));
+        for sender in senders {
+            // A full queue is as good as a nudge, and a core that is gone needs none.
+            let _ = sender.try_send(Message::Nudge);
         }
     }
 }

@@ -356,6 +356,7 @@ pub async fn commit(session: &Rc<Session>, request: &Rc<Request>, message: proto
             session.until_stopped(request, flatten(result)).await?
         }
         None => {
+            let cell = cell.clone();
             let work = async move {
                 let device = Core::device()?;
                 Ok(cell.store.load_commit(&device, &id, batches).await?)
@@ -364,7 +365,8 @@ pub async fn commit(session: &Rc<Session>, request: &Rc<Request>, message: proto
         }
     };
     finish(session, request, &id, &status).await?;
-    catalog::announce_changes(&session.core.cell, &before).await;
+    // Not part of the request: the client may count on its slot as soon as it has the answer.
+    glommio::spawn_local(async move { catalog::announce_changes(&cell, &before).await }).detach();
     Ok(())
 }
 

@@ -49,9 +49,9 @@ fn hash_bytes(bytes: &[u8]) -> u64 {
 }
 
 macro_rules! build {
-    ($(#[$doc:meta])* $name:ident, $value:ty, $hash:expr) => {
+    ($(#[$doc:meta])* $name:ident $(<$lifetime:lifetime>)?, $value:ty, $hash:expr) => {
         $(#[$doc])*
-        pub(crate) fn $name<'a>(values: &[$value], limit: usize) -> Option<(Vec<$value>, Vec<i64>)> {
+        pub(crate) fn $name$(<$lifetime>)?(values: &[$value], limit: usize) -> Option<(Vec<$value>, Vec<i64>)> {
             let mut distinct = Distinct::new(limit + 1);
             let mut entries: Vec<$value> = Vec::new();
             let mut codes: Vec<i64> = Vec::with_capacity(values.len());
@@ -82,7 +82,7 @@ macro_rules! build {
 
 build! {
     /// Sorted distinct values and the code of each row; `None` when there are more than `limit`.
-    build_bytes, &'a [u8], hash_bytes
+    build_bytes<'a>, &'a [u8], hash_bytes
 }
 build! {
     /// Sorted distinct values and the code of each row; `None` when there are more than `limit`.

@@ -231,11 +231,8 @@ impl Scan {
                 });
                 let referenced = references.collect::<Result<Vec<_>>>()?;
                 // DataFusion writes the keys in both forms: the same ones, to be taken once.
-                let keys_here = if referenced.is_empty() {
-                    grouping.grouping_expressions.iter().collect()
-                } else {
-                    referenced
-                };
+                let keys_here =
+                    if referenced.is_empty() { grouping.grouping_expressions.iter().collect() } else { referenced };
                 for expr in keys_here {
                     let key = self.reader.expression(expr, &self.columns)?;
                     let same = self.columns.iter().position(|column| *column == key);
