@@ -252,7 +252,7 @@ mod tests {
             let frame = frames.next().await.unwrap();
             assert_eq!(frame.request_id, index as u64);
             assert_eq!(&frame.payload[..], &payload[..]);
-            assert!(payload.is_empty() || frame.payload.as_ptr() as usize % 64 == 0);
+            assert!(payload.is_empty() || (frame.payload.as_ptr() as usize).is_multiple_of(64));
         }
         writer.await.unwrap();
         assert_eq!(frames.next().await.unwrap_err().code, ErrorCode::Unavailable);
