@@ -1,5 +1,8 @@
 //! Random columns of every type and shape that the encodings distinguish, and their plain reading.
 
+// Compiled into several tests, each of which uses a part.
+#![allow(dead_code)]
+
 use std::sync::Arc;
 
 use arrow_array::builder::*;
