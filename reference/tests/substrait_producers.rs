@@ -28,7 +28,6 @@ const QUERIES: &[&str] = &[
     "select l_orderkey + 1, l_quantity * 2, l_partkey % 10 from lineitem where l_orderkey < 100",
     "select * from lineitem where l_orderkey = 167",
     "select substring(l_comment, 1, 5), lower(l_shipmode) from lineitem where l_orderkey in (1, 2, 3)",
-    "select l_orderkey from lineitem where l_quantity <= 1 limit 0",
 ];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
