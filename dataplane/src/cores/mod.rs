@@ -12,13 +12,9 @@
 //! glommio's tasks are cooperative: work that takes long calls [`Turn::yield_if_due`] at least every 100 us. The
 //! executor looks at its rings at least every 500 us (the preempt timer).
 //!
-//! From reading glommio 0.9, it can fall asleep with tasks that are ready: when its preempt timer has fired before it
-//! runs the first one (the thread lost its CPU in between), `run_task_queues` runs nothing, the event loop takes that
-//! for idleness and parks. That fits what was seen under load: completions that lay in the ring and were never reaped.
-//! It was not proven by an experiment that isolates it. So a watch thread nudges every core: each 1 ms while a
-//! job or device I/O is in flight anywhere, each 20 ms otherwise; such a stall then lasts that long instead of for ever. The cost of
-//! nudging an idle cell is estimated at 0.2% of a CPU; the test bounds it, with two idle cores, to 4%.
+//! glommio 0.9 can fall asleep with tasks that are ready; the watch thread of [`nudge`] wakes it.
 
+mod nudge;
 mod read_ahead;
 pub mod scan;
 
@@ -54,10 +50,6 @@ pub const JOBS_MAX: usize = 4096;
 pub const TURN_US_MAX: u64 = 100;
 /// How often an executor that has work looks at its rings.
 const PREEMPT_US: u64 = 500;
-/// How often the watch thread nudges the cores while there is work or I/O in flight, and how many such rounds lie between
-/// the nudges of an idle cell.
-const NUDGE_US: u64 = 1000;
-const NUDGE_ROUNDS: u64 = 20;
 /// Locked memory of glommio's own buffers, per executor.
 const GLOMMIO_MEMORY_BYTES: usize = 1 << 20;
 
@@ -86,8 +78,6 @@ type Job = Box<dyn FnOnce() + Send>;
 
 enum Message {
     Run(Job),
-    /// Wakes the executor, see the module's documentation.
-    Nudge,
     Stop,
 }
 
@@ -196,11 +186,11 @@ impl Cores {
             }
         }
         drop(ready);
-        let mut in_flight = vec![Arc::default(); count];
+        let mut watched = Vec::with_capacity(count);
         for _ in 0..count {
             let failure = match is_ready.recv() {
-                Ok(Ok((core, counter))) => {
-                    in_flight[core] = counter;
+                Ok(Ok(core)) => {
+                    watched.push(core);
                     continue;
                 }
                 Ok(Err(error)) => error,
@@ -212,9 +202,7 @@ impl Cores {
             cores.stop();
             return Err(failure);
         }
-        let (senders, jobs, is_stopping) = (cores.senders.clone(), cores.jobs.clone(), cores.is_stopping.clone());
-        let watch = std::thread::Builder::new().name("core-watch".to_owned());
-        if let Err(error) = watch.spawn(move || nudge_until_stopped(&senders, &in_flight, &jobs, &is_stopping)) {
+        if let Err(error) = nudge::watch(watched, cores.jobs.clone(), cores.is_stopping.clone()) {
             cores.stop();
             return Err(Error::new(ErrorCode::Io, format!("the watch thread of the cores did not start: {error}")));
         }
@@ -304,24 +292,6 @@ impl Cores {
     }
 }
 
-/// Nudges cores until they are stopped.
-fn nudge_until_stopped(
-    senders: &[flume::Sender<Message>],
-    in_flight: &[Arc<AtomicU32>],
-    jobs: &AtomicU32,
-    is_stopping: &AtomicBool,
-) {
-    while !is_stopping.load(Ordering::Acquire) {
-        let is_busy = jobs.load(Ordering::Relaxed) > 0 || in_flight.iter().any(|n| n.load(Ordering::Relaxed) > 0);
-        let rounds = if is_busy { 1 } else { NUDGE_ROUNDS };
-        std::thread::sleep(Duration::from_micros(NUDGE_US * rounds));
-        for sender in senders {
-            // A full queue is as good as a nudge, and a core that is gone needs none.
-            let _ = sender.try_send(Message::Nudge);
-        }
-    }
-}
-
 /// Runs `work`, turns a panic into an error, and hands the result to whoever waits.
 async fn run_job<T>(work: impl Future<Output = T>, mut result: oneshot::Sender<Result<T>>, while_wanted: bool) {
     let mut work = pin!(catch_panics(work));
@@ -399,15 +369,15 @@ async fn run_core(
     config: CoresConfig,
     cores: Cores,
     jobs: flume::Receiver<Message>,
-    ready: flume::Sender<Result<(usize, Arc<AtomicU32>)>>,
+    ready: flume::Sender<Result<nudge::Watched>>,
 ) {
     let opened = open_core(id, count, &config, cores);
     let is_open = opened.is_ok();
     match opened {
         Ok(core) => {
-            let in_flight = core.ring.in_flight_counter();
+            let watched = nudge::be_watched(core.ring.in_flight_counter()).await;
             CORE.set(Some(Rc::new(core)));
-            let _ = ready.send(Ok((id, in_flight)));
+            let _ = ready.send(Ok(watched));
         }
         Err(error) => {
             let _ = ready.send(Err(error));
@@ -418,7 +388,6 @@ async fn run_core(
         loop {
             match jobs.recv_async().await {
                 Ok(Message::Run(job)) => job(),
-                Ok(Message::Nudge) => {}
                 Ok(Message::Stop) | Err(_) => break,
             }
         }
@@ -494,11 +463,11 @@ mod tests {
     fn a_panic_is_an_error_of_its_request_only() {
         let cores = Cores::start(1, &small()).unwrap();
         block_on(async {
-            let error = cores.run_on(0, || async { panic!("boom {}", 1) }).await.map(|()| ()).unwrap_err();
+            let error = cores.run_on(0, || async { panic!("boom {}", 1) }).await.unwrap_err();
             assert_eq!(error.code, ErrorCode::Internal);
             assert!(error.message.contains("boom 1"), "{error}");
             let background = cores.run_on(0, || run_in_background(async { panic!("quiet boom") })).await.unwrap();
-            assert!(background.map(|()| ()).unwrap_err().message.contains("quiet boom"));
+            assert!(background.unwrap_err().message.contains("quiet boom"));
             assert_eq!(cores.run_on(0, || async { 7 }).await.unwrap(), 7);
         });
         cores.stop();
@@ -523,6 +492,32 @@ mod tests {
         drop(sender);
         assert_eq!(receiver.into_iter().collect::<Vec<_>>(), [false]);
         cores.stop();
+    }
+
+    /// What [`nudge`] is for: without it this takes for ever, most times.
+    #[test]
+    fn hand_overs_go_on_while_other_threads_want_the_cpus() {
+        let cores = Cores::start(2, &small()).unwrap();
+        let is_done = Arc::new(AtomicBool::new(false));
+        let hogs: Vec<_> = (0..8)
+            .map(|_| is_done.clone())
+            .map(|is_done| std::thread::spawn(move || while !is_done.load(Ordering::Relaxed) {}))
+            .collect();
+        let sum = block_on(async {
+            let mut sum = 0;
+            for round in 0..400_u64 {
+                let relay = cores.clone();
+                let other = move || async move { relay.run_on(1, move || async move { round }).await };
+                sum += cores.run_on(0, other).await.unwrap().unwrap();
+            }
+            sum
+        });
+        is_done.store(true, Ordering::Relaxed);
+        for hog in hogs {
+            hog.join().unwrap();
+        }
+        cores.stop();
+        assert_eq!(sum, 399 * 400 / 2);
     }
 
     #[test]
