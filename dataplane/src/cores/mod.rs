@@ -385,11 +385,8 @@ async fn run_core(
     }
     drop(ready);
     if is_open {
-        loop {
-            match jobs.recv_async().await {
-                Ok(Message::Run(job)) => job(),
-                Ok(Message::Stop) | Err(_) => break,
-            }
+        while let Ok(Message::Run(job)) = jobs.recv_async().await {
+            job();
         }
     }
     CORE.set(None);

@@ -67,7 +67,7 @@ impl CoreServer {
             let cached = cache.counters();
             counters.cache_hits_total.store(cached.hits + cached.joined, Relaxed);
             counters.cache_misses_total.store(cached.misses, Relaxed);
-            counters.cache_bytes.store(cached.bytes_cached as u64, Relaxed);
+            counters.cache_bytes.store(cached.bytes_cached, Relaxed);
         }
         let device = core.ring.counters();
         counters.device_reads_total.store(device.reads, Relaxed);
