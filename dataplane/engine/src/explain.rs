@@ -64,23 +64,22 @@ impl CompiledScan {
             text,
             "segments {segment_count}, row groups {groups}, pruned by zone maps {pruned}, rows {rows}, left {rows_left}"
         );
+        let names = hidb::plan::explain::column_names(&self.schema);
         let mut order: Vec<usize> = (0..self.filter.conjuncts.len()).collect();
         order.sort_by(|a, b| self.filter.conjuncts[*a].cost.total_cmp(&self.filter.conjuncts[*b].cost));
         for index in order {
             let conjunct = &self.filter.conjuncts[index];
-            let names: Vec<&str> = conjunct.columns.iter().map(|column| self.column_name(*column)).collect();
             let place = match (&conjunct.encoded, conjunct.dictionary_column) {
-                (Some((_, predicate)), _) => format!("on encoded data: {predicate:?}"),
-                (None, Some(_)) => "once per dictionary entry, else evaluated".to_string(),
-                (None, None) => "evaluated on surviving rows".to_string(),
+                (Some(_), _) => "on encoded data",
+                (None, Some(_)) => "once per dictionary entry, or on surviving rows without a dictionary",
+                (None, None) => "on surviving rows",
             };
-            let _ = writeln!(
-                text,
-                "filter on {}: {place}; always true in {} of {} row groups",
-                names.join(", "),
-                always[index],
-                groups - pruned
-            );
+            let predicate = hidb::plan::explain::expression(&conjunct.expr, &names);
+            let skipped = match always[index] {
+                0 => String::new(),
+                count => format!("; not evaluated in {count} row groups, where zone maps prove it"),
+            };
+            let _ = writeln!(text, "filter {predicate}: {place}{skipped}");
         }
         for (label, bytes) in [("read to filter", &filter_bytes), ("read where rows survive", &body_bytes)] {
             for (column, bytes) in bytes.iter().enumerate().filter(|(_, bytes)| **bytes > 0) {

@@ -249,8 +249,8 @@ fn explain_names_predicates_places_and_bytes() {
     let (text, stats) = compiled.explain(table.segments.iter().map(|(footer, _)| footer.as_ref()));
     for part in [
         "row groups 4, pruned by zone maps 3",
-        "on encoded data",
-        "evaluated on surviving rows",
+        "filter n >= 9500: on encoded data",
+        ": on surviving rows\n",
         "read to filter: n",
         "read where rows survive: f",
     ] {
