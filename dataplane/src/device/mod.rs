@@ -12,6 +12,7 @@
 //! - Dropping a future in flight is safe: memory under I/O belongs to the device until the kernel is done.
 
 pub mod file;
+mod requests;
 pub mod ring;
 #[cfg(test)]
 #[path = "tests.rs"]

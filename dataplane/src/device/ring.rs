@@ -17,7 +17,6 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::VecDeque,
     future::Future,
     io,
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd},
@@ -30,10 +29,11 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use io_uring::{IoUring, opcode, squeue, types};
+use io_uring::IoUring;
 
-use super::{AlignedBuf, slots::Slots};
-use crate::arena::{Arena, ArenaBuf};
+pub use super::requests::RingCounters;
+use super::requests::{Buffer, Failure, Operation, Piece, Request, State};
+use crate::arena::Arena;
 
 /// Bytes of arena registered at a time. Registering pins the pages, which takes an estimated 4 ms for this much memory.
 const REGION_BYTES: usize = 16 << 20;
@@ -43,8 +43,6 @@ const REGIONS_MAX: usize = 1 << 14;
 const FILES_MAX: u32 = 64;
 /// Requests up to this long overtake longer ones in the waiting queues.
 const URGENT_BYTES_MAX: usize = 64 << 10;
-/// How often a piece that the kernel refused with EAGAIN is tried again.
-const RETRIES_MAX: u8 = 16;
 
 /// The ring of one core. Cloning shares it.
 #[derive(Clone)]
@@ -62,101 +60,6 @@ struct Inner {
     submit_is_scheduled: Cell<bool>,
     /// Operations in the kernel, for the watch thread of the cores.
     in_flight: Arc<AtomicU32>,
-}
-
-#[derive(Default)]
-struct State {
-    requests: Slots<Request>,
-    pieces: Slots<Piece>,
-    urgent: VecDeque<u32>,
-    bulk: VecDeque<u32>,
-    in_kernel: u32,
-    counters: RingCounters,
-}
-
-/// What a ring did since it was made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RingCounters {
-    /// Reads given to the kernel; a long read is several.
-    pub reads: u64,
-    /// Bytes of them.
-    pub read_bytes: u64,
-    /// Writes given to the kernel.
-    pub writes: u64,
-    /// Bytes of them.
-    pub written_bytes: u64,
-}
-
-impl RingCounters {
-    fn count(&mut self, operation: Operation, pieces: u64, bytes: u64) {
-        match operation {
-            Operation::Read => {
-                self.reads += pieces;
-                self.read_bytes += bytes;
-            }
-            Operation::Write => {
-                self.writes += pieces;
-                self.written_bytes += bytes;
-            }
-            Operation::Flush => {}
-        }
-    }
-}
-
-/// What a request does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Operation {
-    Read,
-    Write,
-    Flush,
-}
-
-/// The memory of a request, owned by the ring while it is in flight.
-#[derive(Debug)]
-pub(super) enum Buffer {
-    None,
-    Arena(ArenaBuf),
-    Heap(AlignedBuf),
-}
-
-impl Buffer {
-    fn pointer(&mut self) -> *mut u8 {
-        match self {
-            Buffer::None => std::ptr::null_mut(),
-            Buffer::Arena(buffer) => buffer.as_mut_ptr(),
-            Buffer::Heap(buffer) => buffer.as_mut_ptr(),
-        }
-    }
-}
-
-/// Why a request failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Failure {
-    /// The kernel's error for the piece at `offset`.
-    Errno { errno: i32, offset: u64, length: u64 },
-    /// The file ended `got` bytes after the start of the request.
-    Short { got: u64 },
-}
-
-struct Request {
-    operation: Operation,
-    file: u32,
-    buffer: Buffer,
-    pieces_left: u32,
-    failure: Option<Failure>,
-    waker: Option<Waker>,
-    abandoned: bool,
-}
-
-struct Piece {
-    request: u32,
-    /// Offset on the device and in the request's buffer.
-    offset: u64,
-    buffer_offset: usize,
-    length: usize,
-    region: Option<u16>,
-    urgent: bool,
-    retries: u8,
 }
 
 impl Ring {
@@ -395,80 +298,6 @@ impl Inner {
     }
 }
 
-impl State {
-    /// The submission of a waiting piece; `None` when its request failed or was abandoned.
-    fn entry(&mut self, index: u32) -> Option<squeue::Entry> {
-        let piece = self.pieces.get_mut(index)?;
-        let request = self.requests.get_mut(piece.request)?;
-        if request.abandoned || request.failure.is_some() {
-            return None;
-        }
-        let file = types::Fixed(request.file);
-        let pointer = request.buffer.pointer().wrapping_add(piece.buffer_offset);
-        let length = piece.length as u32;
-        let entry = match (request.operation, piece.region) {
-            (Operation::Read, Some(region)) => {
-                opcode::ReadFixed::new(file, pointer, length, region).offset(piece.offset).build()
-            }
-            (Operation::Read, None) => opcode::Read::new(file, pointer, length).offset(piece.offset).build(),
-            (Operation::Write, _) => opcode::Write::new(file, pointer, length).offset(piece.offset).build(),
-            (Operation::Flush, _) => opcode::Fsync::new(file).flags(types::FsyncFlags::DATASYNC).build(),
-        };
-        Some(entry.user_data(index as u64))
-    }
-
-    /// One completion: a short transfer goes on with its rest, everything else finishes the piece.
-    fn complete(&mut self, index: u32, result: i32, woken: &mut Vec<Waker>) {
-        self.in_kernel = self.in_kernel.saturating_sub(1);
-        let Some(piece) = self.pieces.get_mut(index) else { return };
-        let Some(request) = self.requests.get_mut(piece.request) else { return };
-        let failure = match result {
-            _ if request.operation == Operation::Flush && result >= 0 => None,
-            errno if errno < 0 => {
-                if matches!(-errno, libc::EAGAIN | libc::EINTR) && piece.retries < RETRIES_MAX {
-                    piece.retries += 1;
-                    self.requeue(index);
-                    return;
-                }
-                Some(Failure::Errno { errno: -errno, offset: piece.offset, length: piece.length as u64 })
-            }
-            moved if moved as usize >= piece.length => None,
-            // A write that moves nothing or a transfer that stops inside a block: the file ends here.
-            moved if moved == 0 || !(moved as usize).is_multiple_of(super::BLOCK_BYTES) => {
-                Some(Failure::Short { got: (piece.buffer_offset + moved as usize) as u64 })
-            }
-            moved => {
-                piece.offset += moved as u64;
-                piece.buffer_offset += moved as usize;
-                piece.length -= moved as usize;
-                self.requeue(index);
-                return;
-            }
-        };
-        request.failure = request.failure.or(failure);
-        self.finish(index, woken);
-    }
-
-    fn requeue(&mut self, index: u32) {
-        let urgent = self.pieces.get_mut(index).is_some_and(|piece| piece.urgent);
-        if urgent { self.urgent.push_front(index) } else { self.bulk.push_front(index) }
-    }
-
-    /// A piece is done with; with the last one its request is, too.
-    fn finish(&mut self, index: u32, woken: &mut Vec<Waker>) {
-        let Some(piece) = self.pieces.remove(index) else { return };
-        let Some(request) = self.requests.get_mut(piece.request) else { return };
-        request.pieces_left -= 1;
-        if request.pieces_left == 0 {
-            if request.abandoned {
-                self.requests.remove(piece.request);
-            } else {
-                woken.extend(request.waker.take());
-            }
-        }
-    }
-}
-
 impl Drop for Inner {
     fn drop(&mut self) {
         let uring = self.uring.get_mut();
@@ -550,69 +379,5 @@ impl Drop for InFlight {
             request.abandoned = true;
             request.waker = None;
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn one_piece(operation: Operation, length: usize) -> (State, u32, u32) {
-        let mut state = State::default();
-        let buffer = Buffer::Heap(AlignedBuf::zeroed(length));
-        let request = state.requests.insert(Request {
-            operation,
-            file: 0,
-            buffer,
-            pieces_left: 1,
-            failure: None,
-            waker: None,
-            abandoned: false,
-        });
-        let piece = state.pieces.insert(Piece {
-            request,
-            offset: 40960,
-            buffer_offset: 0,
-            length,
-            region: None,
-            urgent: true,
-            retries: 0,
-        });
-        state.in_kernel = 1;
-        (state, request, piece)
-    }
-
-    #[test]
-    fn a_device_error_is_kept_with_its_place() {
-        let (mut state, request, piece) = one_piece(Operation::Read, 8192);
-        state.complete(piece, -libc::EIO, &mut Vec::new());
-        let request = state.requests.get_mut(request).unwrap();
-        let expected = Failure::Errno { errno: libc::EIO, offset: 40960, length: 8192 };
-        assert_eq!((request.failure, request.pieces_left), (Some(expected), 0));
-    }
-
-    #[test]
-    fn a_short_transfer_goes_on_with_its_rest_and_interruptions_are_tried_again() {
-        let (mut state, request, piece) = one_piece(Operation::Write, 12288);
-        state.complete(piece, -libc::EINTR, &mut Vec::new());
-        assert_eq!(state.urgent.pop_front(), Some(piece));
-        state.complete(piece, 4096, &mut Vec::new());
-        assert_eq!(state.urgent.pop_front(), Some(piece));
-        let rest = state.pieces.get_mut(piece).unwrap();
-        assert_eq!((rest.offset, rest.buffer_offset, rest.length), (45056, 4096, 8192));
-        state.complete(piece, 8192, &mut Vec::new());
-        let request = state.requests.get_mut(request).unwrap();
-        assert_eq!((request.failure, request.pieces_left), (None, 0));
-    }
-
-    #[test]
-    fn a_piece_that_is_refused_for_ever_fails() {
-        let (mut state, request, piece) = one_piece(Operation::Read, 4096);
-        for _ in 0..RETRIES_MAX {
-            state.complete(piece, -libc::EAGAIN, &mut Vec::new());
-            assert_eq!(state.urgent.pop_front(), Some(piece));
-        }
-        state.complete(piece, -libc::EAGAIN, &mut Vec::new());
-        assert!(matches!(state.requests.get_mut(request).unwrap().failure, Some(Failure::Errno { .. })));
     }
 }

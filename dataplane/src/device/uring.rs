@@ -22,7 +22,8 @@ use bytes::Bytes;
 use super::{
     AlignedBuf, BLOCK_BYTES, Device, DeviceError, Result,
     file::{check_aligned, io_error},
-    ring::{Buffer, Failure, Operation, Ring},
+    requests::{Buffer, Failure, Operation},
+    ring::Ring,
 };
 use crate::arena::ArenaBuf;
 

@@ -1,7 +1,7 @@
 //! Chunks: one column of one row group, read in place.
 //!
 //! Owns the chunk's header and sections, and [`Chunk`], through which the engine reads and filters
-//! blocks. `filter` evaluates predicates; `header` is the layout; the encodings do the work.
+//! blocks. `filter` evaluates predicates; `gather` copies selected rows out; `header` is the layout; the encodings do the work.
 //!
 //! Invariants
 //! - Opening checks the header and that every section lies inside the bytes; each block's payload range is
@@ -9,6 +9,7 @@
 //! - Values of NULL rows are arbitrary (text: empty), never read from outside the chunk.
 
 mod filter;
+mod gather;
 pub(crate) mod header;
 
 use bytes::Bytes;
@@ -16,7 +17,7 @@ use hidb::types::{DataType, Lane, Scalar};
 
 use crate::BLOCK_ROWS;
 use crate::encoding::fsst_decode::SymbolTable;
-use crate::encoding::integers::{Integers, Mapping, Rows};
+use crate::encoding::integers::{Integers, Mapping};
 use crate::encoding::text::Text;
 use crate::encoding::{bitmap, dictionary, plain, u16_at, u32_at};
 use crate::error::{Result, SegmentError};
@@ -374,299 +375,11 @@ impl Chunk {
         Ok(())
     }
 
-    /// 64-bit lane: the selected values, compacted into the front of `out`. Returns how many.
-    pub fn gather_i64(&self, b: usize, selection: &Selection, out: &mut [i64; 1024]) -> Result<usize> {
-        let mut buffer = [0u16; 1024];
-        let rows = self.selected(b, selection, &mut buffer);
-        let count = rows.len();
-        if self.data_type.lane() != Lane::I64 {
-            return Err(self.wrong_lane("gather_i64"));
-        }
-        if count == 0 {
-            return Ok(0);
-        }
-        match self.header.layout {
-            Layout::Integers => self.integers().take(b, &self.mapping(), rows, &mut out[..count])?,
-            _ => {
-                self.integers().take(b, &Mapping::IDENTITY, rows, &mut out[..count])?;
-                self.look_up_i64(&mut out[..count])?;
-            }
-        }
-        Ok(count)
-    }
-
-    /// The selected rows of block `b`; rows past its end are ignored.
-    fn selected<'i>(&self, b: usize, selection: &Selection, buffer: &'i mut [u16; 1024]) -> Rows<'i> {
-        let rows = self.block_rows(b);
-        let all = Selection::all(rows);
-        let mut within = *selection;
-        within.and(all.words());
-        if within == all {
-            return Rows::All(rows);
-        }
-        let count = within.indices(buffer);
-        Rows::At(&buffer[..count])
-    }
-
-    /// Selected values, compacted, in the Arrow native width ([`DataType::fixed_width`]), little-endian,
-    /// into the front of `out`. NULL rows hold arbitrary values. Returns how many rows were written.
-    pub fn gather_fixed(&self, b: usize, selection: &Selection, out: &mut [u8]) -> Result<usize> {
-        let Some(width) = self.data_type.fixed_width() else { return Err(self.wrong_lane("gather_fixed")) };
-        self.check_block(b)?;
-        let mut buffer = [0u16; 1024];
-        let rows = self.selected(b, selection, &mut buffer);
-        let count = rows.len();
-        if count == 0 {
-            return Ok(0);
-        }
-        let needed = count * width;
-        if out.len() < needed {
-            return Err(SegmentError::BufferTooSmall { needed, given: out.len() });
-        }
-        let out = &mut out[..needed];
-        match (self.header.layout, width) {
-            (Layout::Integers, 2) => self.take_native::<i16, 2>(b, rows, out)?,
-            (Layout::Integers, 4) => self.take_native::<i32, 4>(b, rows, out)?,
-            (Layout::Integers, 8) => self.take_native::<i64, 8>(b, rows, out)?,
-            (Layout::Integers, _) => {
-                let mut stored = [0i64; 1024];
-                self.integers().take(b, &Mapping::IDENTITY, rows, &mut stored[..count])?;
-                let mapping = self.mapping();
-                for (out, stored) in out.as_chunks_mut::<16>().0.iter_mut().zip(stored) {
-                    *out = mapping.value(stored).to_le_bytes();
-                }
-            }
-            (Layout::DictionaryI64, _) => {
-                let mut values = [0i64; 1024];
-                self.integers().take(b, &Mapping::IDENTITY, rows, &mut values[..count])?;
-                self.look_up_i64(&mut values[..count])?;
-                for (out, value) in out.chunks_exact_mut(width).zip(values) {
-                    out.copy_from_slice(&value.to_le_bytes()[..width]);
-                }
-            }
-            (Layout::Plain, _) => plain::take(self.plain_block(b)?, width, rows, out),
-            (Layout::Constant, _) => {
-                let value = self.constant_bytes();
-                for out in out.chunks_exact_mut(width) {
-                    out.copy_from_slice(&value[..width]);
-                }
-            }
-            _ => return Err(self.wrong_lane("gather_fixed")),
-        }
-        Ok(count)
-    }
-
-    fn take_native<N, const WIDTH: usize>(&self, b: usize, rows: Rows<'_>, out: &mut [u8]) -> Result<()>
-    where
-        N: crate::kernels::Native + Default + ToLittleEndian<WIDTH>,
-    {
-        // SAFETY: the integer types that are `Native` have no padding and no invalid bit patterns.
-        let (before, aligned, _) = unsafe { out.align_to_mut::<N>() };
-        if before.is_empty() && aligned.len() >= rows.len() {
-            return self.integers().take(b, &self.mapping(), rows, &mut aligned[..rows.len()]);
-        }
-        let mut values = [N::default(); 1024];
-        self.integers().take(b, &self.mapping(), rows, &mut values[..rows.len()])?;
-        for (out, value) in out.as_chunks_mut::<WIDTH>().0.iter_mut().zip(values) {
-            *out = value.to_little_endian();
-        }
-        Ok(())
-    }
-
-    /// Bytes lane: lengths in bytes of all values of block `b`, without decompressing (NULL rows: 0).
-    pub fn lengths(&self, b: usize, out: &mut [u32; 1024]) -> Result<()> {
-        self.check_block(b)?;
-        match self.header.layout {
-            Layout::Text | Layout::TextFsst => self.text().block(b)?.lengths(out),
-            Layout::DictionaryBytes => {
-                let mut codes = [0i64; 1024];
-                self.integers().decode(b, &mut codes)?;
-                for (out, code) in out.iter_mut().zip(&codes[..self.block_rows(b)]) {
-                    *out = self.entry_bytes(*code)?.len() as u32;
-                }
-            }
-            Layout::Plain | Layout::Constant if self.data_type.lane() == Lane::Bytes => {
-                out.fill(self.header.value_width);
-            }
-            _ => return Err(self.wrong_lane("lengths")),
-        }
-        let mut valid = [0u64; 16];
-        if !self.validity(b, &mut valid)? {
-            for (row, length) in out.iter_mut().enumerate() {
-                *length *= (valid[row / 64] >> (row % 64) & 1) as u32;
-            }
-        }
-        Ok(())
-    }
-
-    /// Bytes lane: appends the selected values to `data`, and for each the length of `data` after it to
-    /// `ends` (NULL rows are empty). Returns how many rows.
-    pub fn gather_bytes(
-        &self,
-        b: usize,
-        selection: &Selection,
-        ends: &mut Vec<u32>,
-        data: &mut Vec<u8>,
-    ) -> Result<usize> {
-        let start = data.len();
-        data.resize(start + self.gather_bytes_max(b, selection)?, 0);
-        let mut block_ends = [0u32; 1024];
-        let gathered = self.gather_bytes_into(b, selection, &mut block_ends, &mut data[start..]);
-        data.truncate(start + gathered.as_ref().map_or(0, |(_, bytes)| *bytes));
-        let (rows, _) = gathered?;
-        if data.len() > u32::MAX as usize {
-            data.truncate(start);
-            return Err(SegmentError::BufferTooSmall { needed: data.len(), given: u32::MAX as usize });
-        }
-        ends.extend(block_ends[..rows].iter().map(|end| *end + start as u32));
-        Ok(rows)
-    }
-
-    /// An upper bound of the bytes that [`Chunk::gather_bytes_into`] writes for this selection; exact for
-    /// dictionaries and vectors, the whole block's bytes for other text.
-    pub fn gather_bytes_max(&self, b: usize, selection: &Selection) -> Result<usize> {
-        self.check_block(b)?;
-        match self.header.layout {
-            Layout::Text | Layout::TextFsst => Ok(self.text().block(b)?.raw_bytes),
-            Layout::DictionaryBytes => {
-                let mut buffer = [0u16; 1024];
-                let rows = self.selected(b, selection, &mut buffer);
-                let mut codes = [0i64; 1024];
-                let count = rows.len();
-                self.integers().take(b, &Mapping::IDENTITY, rows, &mut codes[..count])?;
-                codes[..count].iter().try_fold(0usize, |sum, code| Ok(sum + self.entry_bytes(*code)?.len()))
-            }
-            _ => Ok(selection.count() * (self.header.value_width as usize)),
-        }
-    }
-
-    /// Bytes lane: the selected values one after another into the front of `data`, and for each its end
-    /// (bytes from the start of `data`) into `ends`. NULL rows are empty. Returns rows and bytes;
-    /// [`SegmentError::BufferTooSmall`] when they don't fit (`data` is then arbitrary). Bytes of `data` after
-    /// the values may be overwritten.
-    pub fn gather_bytes_into(
-        &self,
-        b: usize,
-        selection: &Selection,
-        ends: &mut [u32; 1024],
-        data: &mut [u8],
-    ) -> Result<(usize, usize)> {
-        if self.data_type.lane() != Lane::Bytes {
-            return Err(self.wrong_lane("gather_bytes"));
-        }
-        self.check_block(b)?;
-        let mut buffer = [0u16; 1024];
-        let rows = self.selected(b, selection, &mut buffer);
-        let count = rows.len();
-        if count == 0 {
-            return Ok((0, 0));
-        }
-        match self.header.layout {
-            Layout::Text | Layout::TextFsst => {
-                let block = self.text().block(b)?;
-                let bytes = match rows {
-                    Rows::All(_) if block.raw_bytes <= data.len() => block.decode(count, ends, data)?,
-                    Rows::All(_) => {
-                        return Err(SegmentError::BufferTooSmall { needed: block.raw_bytes, given: data.len() });
-                    }
-                    Rows::At(indices) => block.take(self.block_rows(b), indices, ends, data)?,
-                };
-                Ok((count, bytes))
-            }
-            Layout::DictionaryBytes => self.gather_entries(b, selection, rows, ends, data),
-            _ => {
-                let width = self.header.value_width as usize;
-                if data.len() < count * width {
-                    return Err(SegmentError::BufferTooSmall { needed: count * width, given: data.len() });
-                }
-                self.gather_fixed(b, selection, data)?;
-                for (row, end) in ends[..count].iter_mut().enumerate() {
-                    *end = ((row + 1) * width) as u32;
-                }
-                Ok((count, count * width))
-            }
-        }
-    }
-
-    fn gather_entries(
-        &self,
-        b: usize,
-        selection: &Selection,
-        rows: Rows<'_>,
-        ends: &mut [u32; 1024],
-        data: &mut [u8],
-    ) -> Result<(usize, usize)> {
-        let count = rows.len();
-        let mut codes = [0i64; 1024];
-        self.integers().take(b, &Mapping::IDENTITY, rows, &mut codes[..count])?;
-        let mut valid = [0u64; 16];
-        let all_valid = self.validity(b, &mut valid)?;
-        let (present, _) = if all_valid { ([u64::MAX; 16], 0) } else { selection.compress(&valid) };
-        let mut written = 0;
-        for (k, (code, end)) in codes[..count].iter().zip(ends).enumerate() {
-            if present[k / 64] >> (k % 64) & 1 == 1 {
-                let entry = self.entry_bytes(*code)?;
-                let needed = written + entry.len();
-                let given = data.len();
-                data.get_mut(written..needed)
-                    .ok_or(SegmentError::BufferTooSmall { needed, given })?
-                    .copy_from_slice(entry);
-                written = needed;
-            }
-            *end = written as u32;
-        }
-        Ok((count, written))
-    }
-
     /// The entries, if this chunk is dictionary-encoded.
     pub fn dictionary(&self) -> Option<DictionaryView<'_>> {
         matches!(self.header.layout, Layout::DictionaryI64 | Layout::DictionaryBytes).then(|| DictionaryView {
             section: self.section(&self.sections.auxiliary),
             len: self.header.dictionary_len as usize,
         })
-    }
-
-    /// Dictionary chunks: the codes of block `b`; NULL rows hold arbitrary codes below the dictionary's length.
-    pub fn codes(&self, b: usize, out: &mut [u32; 1024]) -> Result<()> {
-        let Some(dictionary) = self.dictionary() else { return Err(self.wrong_lane("codes")) };
-        let rows = self.block_rows(b);
-        self.integers().take(b, &Mapping::IDENTITY, Rows::All(rows), &mut out[..rows])?;
-        dictionary.check_codes(&out[..rows])?;
-        Ok(())
-    }
-
-    /// Dictionary chunks: the codes of the selected rows, compacted into the front of `out`. Returns how many.
-    pub fn gather_codes(&self, b: usize, selection: &Selection, out: &mut [u32; 1024]) -> Result<usize> {
-        let Some(dictionary) = self.dictionary() else { return Err(self.wrong_lane("gather_codes")) };
-        self.check_block(b)?;
-        let mut buffer = [0u16; 1024];
-        let rows = self.selected(b, selection, &mut buffer);
-        let count = rows.len();
-        self.integers().take(b, &Mapping::IDENTITY, rows, &mut out[..count])?;
-        dictionary.check_codes(&out[..count])?;
-        Ok(count)
-    }
-}
-
-/// Integers that can be written byte by byte.
-trait ToLittleEndian<const WIDTH: usize> {
-    fn to_little_endian(self) -> [u8; WIDTH];
-}
-
-impl ToLittleEndian<2> for i16 {
-    fn to_little_endian(self) -> [u8; 2] {
-        self.to_le_bytes()
-    }
-}
-
-impl ToLittleEndian<4> for i32 {
-    fn to_little_endian(self) -> [u8; 4] {
-        self.to_le_bytes()
-    }
-}
-
-impl ToLittleEndian<8> for i64 {
-    fn to_little_endian(self) -> [u8; 8] {
-        self.to_le_bytes()
     }
 }
