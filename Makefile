@@ -10,7 +10,7 @@ CARGO_FLAGS = --release --locked
 help: ## what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
 
-setup: ## install the Debian packages and cargo tools that are missing (says which)
+setup: ## install the Debian packages that are missing (says which)
 	@scripts/setup
 
 build: setup ## build the commands
@@ -19,19 +19,21 @@ build: setup ## build the commands
 demo: build ## load TPC-H lineitem at scale 1 and ask four questions
 	@scripts/demo
 
-test: setup ## run all tests, and each fuzz target for 10 seconds
+test: ## run all tests, and each fuzz target for 10 seconds
+	@scripts/setup test
 	cargo nextest run $(CARGO_FLAGS) --workspace
 	cargo test $(CARGO_FLAGS) --workspace --doc --quiet
 	@scripts/fuzz 10
 
-lint: setup ## rustfmt, clippy, cargo deny
+lint: ## rustfmt, clippy, cargo deny
 	@scripts/setup lint
 	cargo fmt --all --check
 	cargo clippy $(CARGO_FLAGS) --workspace --all-targets -- -D warnings
 	cargo deny --offline check licenses bans sources
 	@scripts/advisories
 
-fuzz: setup ## run each fuzz target for 5 minutes
+fuzz: ## run each fuzz target for 5 minutes
+	@scripts/setup fuzz
 	@scripts/fuzz 300
 
 bench: build ## measure against DuckDB at scale 10 (needs python3 with duckdb; half an hour)

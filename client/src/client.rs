@@ -65,7 +65,7 @@ pub struct TableDescription {
     pub segments: u64,
     /// Row groups in them.
     pub row_groups: u64,
-    /// What its rows would be as plain Arrow, in bytes.
+    /// What its columns of fixed width would be as plain Arrow, in bytes; text and bytea are not counted.
     pub raw_bytes: u64,
     /// What each column takes.
     pub columns: Vec<ColumnStorage>,

@@ -35,9 +35,9 @@ const WINDOW_BYTES_DEFAULT: u64 = 8 << 20;
 pub enum LoadMode {
     /// Makes the table; refuses one that exists.
     Create,
-    /// Adds rows to the table, or makes it.
+    /// Adds rows to the table; refuses one that does not exist.
     Append,
-    /// Puts the rows in place of the table's, at commit.
+    /// Puts the rows in place of the table's, at commit, or makes it.
     Replace,
 }
 

@@ -277,16 +277,6 @@ impl<D: Device> BlockCache<D> {
         let chunks = self.0.chunks.borrow();
         CacheCounters { bytes_cached: chunks.bytes, ..chunks.counters }
     }
-
-    /// Forgets the chunks of a segment that was dropped.
-    pub fn forget_segment(&self, segment_id: u64) {
-        let mut chunks = self.0.chunks.borrow_mut();
-        let places: Vec<usize> =
-            chunks.places.iter().filter(|(key, _)| key.segment_id == segment_id).map(|(_, place)| *place).collect();
-        for place in places {
-            chunks.remove(place);
-        }
-    }
 }
 
 /// Takes keys out of the reads in flight when their read ends, also when it is dropped.
@@ -499,8 +489,6 @@ mod tests {
             assert_eq!(cache.fetch(&favourite, false).await.unwrap().bytes_read_device, 0);
         });
         assert_eq!(device.reads.borrow().iter().filter(|(offset, _)| *offset == 0).count(), 1);
-        cache.forget_segment(1);
-        assert_eq!(cache.counters().bytes_cached, 0);
     }
 
     #[test]

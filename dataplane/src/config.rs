@@ -249,7 +249,7 @@ options! {
     requests_in_flight_max: u32 = 64;
     /// Sessions at a time; more are refused with Overloaded.
     sessions_max: u32 = 4096;
-    /// Largest frame: header, body and payload. At most 1MiB, at least 64KiB.
+    /// Largest result frame: header, body and payload. At most 1MiB, at least 64KiB.
     frame_bytes_max: Size = Size::Bytes(1 << 20);
     /// Result frames a request may have sent before the client returns credit.
     initial_credits: u32 = 16;
@@ -271,8 +271,6 @@ options! {
     drain_timeout: Interval = Interval(Duration::from_secs(30));
     /// Small segments are merged in the background this often. 0ms: never.
     merge_interval: Interval = Interval(Duration::from_secs(10));
-    /// A shard with at least this many small segments has them merged.
-    merge_segments_min: usize = 8;
     /// Address of Prometheus metrics over HTTP (path /metrics). Port 0: any free port. Loopback only.
     metrics_listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 7401));
     /// Serve metrics.

@@ -57,10 +57,11 @@ enum Command {
     Format {
         #[command(flatten)]
         place: Where,
-        /// Size of the file when it is made (or made longer). A block device has its own.
+        /// Size of the volume: a file gets exactly this size, 10GiB when left out, sparse; a block device is used whole
+        /// when left out.
         #[arg(long)]
         size: Option<Size>,
-        /// Formats it even when it is a volume already: what it holds is lost.
+        /// Formats it even when it holds something, a Heliostat volume or anything else: that is lost.
         #[arg(long)]
         force: bool,
     },

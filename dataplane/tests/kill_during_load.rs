@@ -67,6 +67,8 @@ fn fifty_kills_lose_no_acknowledged_batch_and_leak_no_extent() {
     let mut generation = 0u64;
     let mut load_id = [0u8; 16];
     let mut kills = 0;
+    // Kills that left a load half done, and half done loads that were given up.
+    let (mut interrupted, mut aborted) = (0, 0);
     let mut acknowledged = Arc::new(AtomicU64::new(0));
     let mut committed = false;
     while kills < KILLS {
@@ -84,7 +86,7 @@ fn fifty_kills_lose_no_acknowledged_batch_and_leak_no_extent() {
         } else {
             assert!(!committed, "seed {seed}: a commit was acknowledged and is lost");
         }
-        let state = wire.load_begin(load_id, &table).unwrap();
+        let mut state = wire.load_begin(load_id, &table).unwrap();
         assert_eq!(state.state() == State::Committed, visible, "seed {seed}, kill {kills}");
         assert!(
             state.durable_batches >= acknowledged.load(Ordering::SeqCst),
@@ -105,6 +107,20 @@ fn fifty_kills_lose_no_acknowledged_batch_and_leak_no_extent() {
             assert!(cell.stop().success());
             continue;
         }
+        if (1..BATCHES).contains(&state.durable_batches) {
+            interrupted += 1;
+            if random.random_range(0..6) == 0 {
+                let abort = proto::LoadAbort { load_id: load_id.to_vec().into() };
+                let given_up: proto::LoadState = wire.ask(FrameKind::LoadAbort, &abort).unwrap();
+                assert_eq!(given_up.state(), State::Aborted, "seed {seed}, kill {kills}");
+                // The table is loaded under another id, from the start.
+                aborted += 1;
+                load_id[8..].copy_from_slice(&u64::to_le_bytes(aborted));
+                acknowledged = Arc::new(AtomicU64::new(0));
+                state = wire.load_begin(load_id, &table).unwrap();
+                assert_eq!((state.state(), state.durable_batches), (State::Open, 0), "seed {seed}, kill {kills}");
+            }
+        }
         let delay = Duration::from_micros(random.random_range(0..60_000));
         let from = state.durable_batches;
         let feeder = std::thread::spawn({
@@ -121,6 +137,8 @@ fn fifty_kills_lose_no_acknowledged_batch_and_leak_no_extent() {
             assert_clean(folder.path());
         }
     }
+    println!("{interrupted} of {kills} kills left a load half done, {aborted} of those were aborted");
+    assert!(interrupted > 0, "seed {seed}: no kill hit a load under way");
     // The last load comes to its end.
     let cell = TestCell::start(folder.path(), &options);
     let mut wire = Wire::connect(cell.address);

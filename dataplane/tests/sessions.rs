@@ -6,7 +6,7 @@ mod cell;
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use cell::{PATIENCE, TestCell, Wire, assert_first_rows, batch, everything, schema, tool};
+use cell::{PATIENCE, TestCell, Wire, assert_clean, assert_first_rows, batch, everything, schema, tool};
 use hidb::frame::{FrameKind, encode_frame};
 use hidb::plan::sql::{ScanText, parse_scan};
 use hidb::plan::substrait::to_substrait;
@@ -353,6 +353,8 @@ fn metrics_and_the_ready_file_are_served() {
     let address = line.trim().strip_prefix("ready hidb://").unwrap().parse().unwrap();
     let mut wire = Wire::connect(address);
     wire.load("t", 2, 1_000);
+    // Once from the device, once from the cache.
+    wire.scan(&everything("t")).unwrap();
     wire.scan(&everything("t")).unwrap();
     let mut http = std::net::TcpStream::connect(&listen).unwrap();
     http.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
@@ -362,10 +364,12 @@ fn metrics_and_the_ready_file_are_served() {
         let lines = text.lines().filter(|line| line.starts_with(name));
         lines.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
     };
-    assert_eq!(sum("heliostat_rows_returned_total{"), 2_000.0, "{text}");
+    assert_eq!(sum("heliostat_rows_returned_total{"), 4_000.0, "{text}");
     assert_eq!(sum("heliostat_rows_loaded_total{"), 2_000.0);
     assert!(sum("heliostat_request_seconds_count{") >= 3.0);
     assert!(sum("heliostat_device_read_bytes_total{") > 0.0);
+    assert!(sum("heliostat_cache_misses_total{") > 0.0, "{text}");
+    assert!(sum("heliostat_cache_hits_total{") > 0.0, "{text}");
     child.kill().unwrap();
     child.wait().unwrap();
 }
@@ -402,4 +406,149 @@ fn the_command_line_says_what_is_wrong_in_one_line() {
     let (code, out, _) = tool(&["check", "--deep", "--json", "--volume", volume]);
     assert_eq!(code, 0);
     assert!(out.contains("\"clean\":true"), "{out}");
+}
+
+#[test]
+fn a_load_that_does_not_fit_fails_with_volume_full_and_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = ["--auto-format-size", "2MiB", "--load-idle-flush", "1ms", "--merge-interval", "0ms"];
+    let cell = TestCell::start(folder.path(), &options);
+    let mut wire = Wire::connect(cell.address);
+    wire.load("small", 1, 100);
+    let free = |wire: &mut Wire| -> u64 {
+        wire.ask::<proto::CellStatus>(FrameKind::DescribeCell, &proto::DescribeCell {}).unwrap().free_bytes
+    };
+    let before = free(&mut wire);
+    let mut loader = Wire::connect(cell.address);
+    loader.load_begin([8; 16], "large").unwrap();
+    // Less than the load's window, several times the volume; what comes after the error is dropped.
+    for number in 0..30 {
+        loader.load_batch([8; 16], number, &batch(number, 20_000)).unwrap();
+    }
+    let error = loop {
+        let frame = loader.receive().expect("an Error before the end");
+        if frame.kind == FrameKind::Error {
+            break frame.message::<proto::Error>().unwrap();
+        }
+    };
+    assert_eq!(code(&error), ErrorCode::VolumeFull, "{}", error.message);
+    let names: Vec<String> = wire.tables().into_iter().map(|table| table.name).collect();
+    assert_eq!(names, ["small"]);
+    assert_eq!(free(&mut wire), before);
+    assert_first_rows(&wire.scan(&everything("small")).unwrap(), 100);
+    drop((wire, loader));
+    assert!(cell.stop().success());
+    assert_clean(folder.path());
+}
+
+#[test]
+fn grouping_beyond_the_memory_of_a_request_is_a_typed_error_and_the_cell_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let cell = TestCell::start(folder.path(), &["--request-memory", "1MiB"]);
+    let mut wire = Wire::connect(cell.address);
+    wire.load("t", 20, 10_000);
+    let groups = |by: &str| ScanText {
+        select: vec![by.into()],
+        aggregates: vec!["count(*)".into()],
+        group_by: vec![by.into()],
+        ..everything("t")
+    };
+    let error = wire.scan(&groups("id")).unwrap_err();
+    assert_eq!(code(&error), ErrorCode::MemoryExceeded);
+    assert!(error.message.contains("grouping") && error.message.contains("request_memory"), "{}", error.message);
+    let few: usize = wire.scan(&groups("id % 10")).unwrap().iter().map(|batch| batch.num_rows()).sum();
+    assert_eq!(few, 10);
+}
+
+#[test]
+fn small_segments_are_merged_in_the_background_and_the_rows_stay() {
+    const LOADS: u64 = 20;
+    let folder = tempfile::tempdir().unwrap();
+    let segments = |wire: &mut Wire| {
+        let describe = proto::DescribeTable { name: "t".into() };
+        wire.ask::<proto::TableDescription>(FrameKind::DescribeTable, &describe).unwrap().segments
+    };
+    let cell = TestCell::start(folder.path(), &["--merge-interval", "0ms"]);
+    let mut wire = Wire::connect(cell.address);
+    let columns = convert::schema_to_proto(&schema());
+    let create = proto::CreateTable { name: "t".into(), schema: Some(columns.clone()), shards: 2 };
+    wire.ask::<proto::Done>(FrameKind::CreateTable, &create).unwrap();
+    for number in 0..LOADS {
+        let load_id = [number as u8 + 1; 16];
+        let begin = proto::LoadBegin {
+            load_id: load_id.to_vec().into(),
+            table: "t".into(),
+            schema: Some(columns.clone()),
+            mode: proto::load_begin::Mode::Append as i32,
+            shards: 2,
+        };
+        wire.ask::<proto::LoadState>(FrameKind::LoadBegin, &begin).unwrap();
+        // Batches are numbered from 0 within a load; the rows are those of batch `number`.
+        wire.load_batch(load_id, 0, &batch(number, 100)).unwrap();
+        wire.load_commit(load_id, 1).unwrap();
+    }
+    assert_eq!(segments(&mut wire), LOADS, "without merges every load has a segment");
+    drop(wire);
+    assert!(cell.stop().success());
+
+    let cell = TestCell::start(folder.path(), &["--merge-interval", "20ms"]);
+    let mut wire = Wire::connect(cell.address);
+    let until = Instant::now() + PATIENCE;
+    // Four of a shard are merged, three are left alone.
+    while segments(&mut wire) > 2 * 3 {
+        assert!(Instant::now() < until, "{} segments are still there", segments(&mut wire));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_first_rows(&wire.scan(&everything("t")).unwrap(), 100 * LOADS as usize);
+    drop(wire);
+    assert!(cell.stop().success());
+    assert_clean(folder.path());
+    let cell = TestCell::start(folder.path(), &["--merge-interval", "0ms"]);
+    let mut wire = Wire::connect(cell.address);
+    assert!(segments(&mut wire) <= 2 * 3);
+    assert_first_rows(&wire.scan(&everything("t")).unwrap(), 100 * LOADS as usize);
+}
+
+#[test]
+fn a_configuration_file_starts_a_cell_and_flags_override_it() {
+    use std::io::{BufRead, BufReader};
+    use std::process::{Command, Stdio};
+    let folder = tempfile::tempdir().unwrap();
+    let (config, volume) = (folder.path().join("cell.toml"), cell::volume_of(folder.path()));
+    // The printed configuration is a good file, too: what is asked for goes in place of its lines.
+    let (code, printed, _) = tool(&["--print-config", "--volume", volume.to_str().unwrap()]);
+    assert_eq!(code, 0);
+    let wanted = [
+        ("listen", "\"127.0.0.1:0\""),
+        ("auto_format", "true"),
+        ("auto_format_size", "\"256MiB\""),
+        ("name", "\"from the file\""),
+        ("cores", "2"),
+        ("cache", "\"16MiB\""),
+        ("metrics", "false"),
+    ];
+    let text: Vec<String> = printed
+        .lines()
+        .map(|line| match wanted.iter().find(|(key, _)| line.starts_with(&format!("{key} = "))) {
+            Some((key, value)) => format!("{key} = {value}"),
+            None => line.to_string(),
+        })
+        .collect();
+    std::fs::write(&config, text.join("\n")).unwrap();
+    let mut child = Command::new(cell::CELL)
+        .args(["--config", config.to_str().unwrap(), "--cores", "1"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    let address = line.trim().strip_prefix("ready hidb://").expect("the cell starts").parse().unwrap();
+    let mut wire = Wire::connect(address);
+    wire.load("t", 2, 1_000);
+    let status: proto::CellStatus = wire.ask(FrameKind::DescribeCell, &proto::DescribeCell {}).unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!((status.name.as_str(), status.cores, status.tables), ("from the file", 1, 1));
+    assert_eq!((status.volume_bytes, status.cache_bytes_max), (256 << 20, 16 << 20));
+    assert_eq!(status.volume_path, volume.to_str().unwrap());
 }

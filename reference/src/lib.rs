@@ -14,6 +14,9 @@ use arrow_array::types::{Date32Type, Decimal128Type, Float64Type, Int64Type, Tim
 use arrow_array::{Array, ArrayRef, RecordBatch};
 use arrow_schema::{DataType, TimeUnit};
 
+/// Lets the kernel choose a port.
+const ANY_PORT: &str = "127.0.0.1:0";
+
 /// A cell process with a volume and a manifest in a temporary folder.
 pub struct Cell {
     /// Where it listens, `hidb://127.0.0.1:PORT`.
@@ -26,7 +29,7 @@ impl Cell {
     /// Formats a volume and starts a cell with this many cores.
     pub fn start(cores: usize) -> Self {
         let folder = tempfile::tempdir_in(build_folder()).expect("a temporary folder");
-        let (process, url) = spawn(folder.path(), cores, &[]);
+        let (process, url) = spawn(folder.path(), cores, &[], ANY_PORT);
         Cell { url, process, folder }
     }
 
@@ -36,7 +39,15 @@ impl Cell {
         Command::new("kill").args(["-TERM", &self.process.id().to_string()]).status().expect("kill runs");
         let status = self.process.wait().expect("the cell ends");
         assert!(status.success(), "the cell drained badly: {status}");
-        (self.process, self.url) = spawn(self.folder.path(), cores, environment);
+        (self.process, self.url) = spawn(self.folder.path(), cores, environment, ANY_PORT);
+    }
+
+    /// Kills the cell (kill -9) and starts it again on the same volume and address.
+    pub fn crash(&mut self, cores: usize) {
+        self.process.kill().expect("the cell can be killed");
+        self.process.wait().expect("the cell ends");
+        let listen = self.url.strip_prefix("hidb://").expect("a hidb URL").to_string();
+        (self.process, self.url) = spawn(self.folder.path(), cores, &[], &listen);
     }
 }
 
@@ -57,16 +68,16 @@ fn build_folder() -> PathBuf {
     folder
 }
 
-fn spawn(folder: &Path, cores: usize, environment: &[(&str, &str)]) -> (Child, String) {
+fn spawn(folder: &Path, cores: usize, environment: &[(&str, &str)], listen: &str) -> (Child, String) {
     let command = build_folder().join("heliostat-cell");
     assert!(command.exists(), "{command:?} is not built: cargo build --release --workspace --bins");
     let mut child = Command::new(command)
         .args([
             "--auto-format",
             "--listen",
-            "127.0.0.1:0",
+            listen,
             "--metrics-listen",
-            "127.0.0.1:0",
+            ANY_PORT,
             "--auto-format-size",
             "8GiB",
             "--cache",
@@ -174,6 +185,7 @@ impl Value {
 }
 
 /// An answer as a sorted bag of rows.
+#[derive(Clone)]
 pub struct Rows(pub Vec<Vec<Value>>);
 
 impl Rows {

@@ -88,8 +88,40 @@ const QUERIES: &[&str] = &[
     "select count(*) from lineitem where l_comment is null",
     "select l_orderkey, l_linenumber from lineitem order by l_shipdate desc, l_orderkey, l_linenumber limit 25 offset 10",
     "select l_orderkey from lineitem where false",
+    "select p_partkey from part where p_name ilike '%GREEN%' and p_type not ilike 'small%'",
+    "select count(*) from orders where o_comment ilike '%Special%REQUESTS%'",
+    "select cast(o_orderkey as text) as k, cast(o_totalprice as text) as p, cast(o_orderdate as text) as d from orders where o_orderkey < 500",
+    "select cast(l_orderkey as decimal(20,4)) as k, cast(l_quantity as int) as q from lineitem where l_orderkey < 500",
     "select count(*) as n, sum(l_quantity) as q, min(l_comment) as c from lineitem where l_quantity > 1000",
 ];
+
+/// The same question in our words and in DataFusion's, where they differ: it has no days between dates.
+const PAIRS: &[(&str, &str)] = &[
+    (
+        "select count(*) as n from lineitem where l_receiptdate - l_shipdate > 20",
+        "select count(*) as n from lineitem where l_receiptdate > l_shipdate + interval '20' day",
+    ),
+    (
+        "select sum(l_receiptdate - l_shipdate) as days from lineitem where l_orderkey < 50000",
+        "select sum(cast(l_receiptdate as int) - cast(l_shipdate as int)) as days from lineitem where l_orderkey < 50000",
+    ),
+    (
+        "select l_orderkey, l_shipdate - 30 as early, l_shipdate + 2 as late from lineitem where l_orderkey < 500",
+        "select l_orderkey, l_shipdate - interval '30' day as early, l_shipdate + interval '2' day as late from lineitem where l_orderkey < 500",
+    ),
+];
+
+/// Reads more than a row group of two columns, none of which statistics can prune.
+const MEASURED: &str = "select count(*) as n, sum(l_extendedprice) as s from lineitem where l_quantity < 30";
+
+/// What a question read from the device.
+async fn device_bytes(client: &Client, cold: bool) -> Result<u64> {
+    let schema = client.schema("lineitem").await?;
+    let plan = hidb::plan::sql::parse_query(MEASURED, &|_| Ok((*schema).clone()))?;
+    let mut stream = client.scan(ScanRequest::plan(plan).bypass_cache(cold)).await?;
+    while stream.try_next().await?.is_some() {}
+    Ok(stream.statistics().context("statistics at the end")?.bytes_read_device)
+}
 
 async fn ask(client: &Client, sql: &str, cold: bool) -> Result<Vec<RecordBatch>> {
     if cold {
@@ -122,9 +154,9 @@ async fn every_tpch_table_loads_and_answers_as_datafusion_does() -> Result<()> {
     }
 
     let mut expected = Vec::new();
-    for sql in QUERIES {
-        let batches = reference.sql(sql).await.with_context(|| format!("DataFusion: {sql}"))?.collect().await?;
-        expected.push(Rows::from_batches(&batches));
+    for (ours, theirs) in QUERIES.iter().map(|sql| (*sql, *sql)).chain(PAIRS.iter().copied()) {
+        let batches = reference.sql(theirs).await.with_context(|| format!("DataFusion: {theirs}"))?.collect().await?;
+        expected.push((ours, Rows::from_batches(&batches)));
     }
 
     // Cores, environment, whether the cache is left out.
@@ -141,7 +173,21 @@ async fn every_tpch_table_loads_and_answers_as_datafusion_does() -> Result<()> {
             cell.restart(cores, environment);
         }
         let client = Client::connect(&cell.url, ConnectOptions::default()).await?;
-        for (sql, expected) in QUERIES.iter().zip(&expected) {
+        let simd = environment.iter().find(|(name, _)| *name == "HELIOSTAT_SIMD").map(|(_, level)| *level);
+        let in_effect = client.cell().await?.simd;
+        match simd {
+            Some("portable") => assert_eq!(in_effect, "portable"),
+            Some(_) => assert_ne!(in_effect, "avx512"),
+            None => {}
+        }
+        // Once to fill the cache, once from it; the second time nothing comes from the device.
+        for (sql, _) in expected.iter().filter(|_| !cold) {
+            ask(&client, sql, false).await.with_context(|| sql.to_string())?;
+        }
+        device_bytes(&client, cold).await?;
+        let read = device_bytes(&client, cold).await?;
+        assert!((read > 0) == cold, "cold {cold}: {read} bytes were read from the device");
+        for (sql, expected) in &expected {
             let quotients = sql.contains("avg(") || sql.contains('/');
             let ordered = sql.contains("order by");
             let answer = match ask(&client, sql, cold).await {

@@ -16,27 +16,48 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::{Failure, quantity};
+use super::{Failure, UnusedGlobal, quantity};
 
 const CELL: &str = "heliostat-cell";
 
+/// The smallest volume the cell makes.
+const VOLUME_BYTES_MIN: u64 = 1 << 20;
+
 #[derive(Args)]
 pub struct Arguments {
-    /// The folder for the volume and its metadata; $XDG_DATA_HOME/heliostat/dev when left out.
+    /// The folder for the volume and its metadata; $XDG_DATA_HOME/heliostat/dev (without that variable
+    /// ~/.local/share/heliostat/dev) when left out.
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
     /// Cores the cell runs on; all of them when left out.
     #[arg(long, value_name = "N")]
     cores: Option<usize>,
-    /// The port the cell listens on, on loopback; 0: any free one.
+    /// The port the cell listens on, on loopback; metrics take the next one. 0: any free ones.
     #[arg(long, default_value_t = heliostat_client::DEFAULT_PORT)]
     port: u16,
-    /// Size of a new volume. Its file is sparse: it takes what is loaded.
-    #[arg(long, default_value = "64GiB", value_parser = quantity::parse_size, value_name = "SIZE")]
+    /// Size of a new volume: bytes, or a number with K, M, G, T or KiB, MiB, GiB, TiB (64GiB, 64G), at least 1MiB. Its
+    /// file is sparse: it takes what is loaded.
+    #[arg(long, default_value = "64GiB", value_parser = parse_volume_size, value_name = "SIZE")]
     size: u64,
-    /// Memory for the block cache.
-    #[arg(long, default_value = "4GiB", value_parser = quantity::parse_size, value_name = "SIZE")]
-    cache: u64,
+    /// Memory for the block cache: a size as above, or a share of the machine's memory (25%).
+    #[arg(long, default_value = "4GiB", value_parser = parse_cache_size, value_name = "SIZE")]
+    cache: String,
+    #[command(flatten)]
+    _unused: UnusedGlobal,
+}
+
+fn parse_volume_size(text: &str) -> Result<u64, String> {
+    let bytes = quantity::parse_size(text)?;
+    if bytes < VOLUME_BYTES_MIN { Err("a volume has at least 1MiB".into()) } else { Ok(bytes) }
+}
+
+/// The size as the cell takes it.
+fn parse_cache_size(text: &str) -> Result<String, String> {
+    match text.trim().strip_suffix('%').map(str::parse::<u8>) {
+        Some(Ok(percent @ 1..=90)) => Ok(format!("{percent}%")),
+        Some(_) => Err("expected 1% to 90% of the machine's memory".into()),
+        None => quantity::parse_size(text).map(|bytes| bytes.to_string()),
+    }
 }
 
 fn failed(code: ErrorCode, message: String) -> Failure {
@@ -87,16 +108,17 @@ pub async fn run(arguments: Arguments) -> Result<(), Failure> {
         .arg(arguments.size.to_string())
         .arg("--volume")
         .arg(folder.join("volume"))
-        .arg("--metadata")
-        .arg(folder.join("manifest"))
         .arg("--listen")
         .arg(format!("127.0.0.1:{}", arguments.port))
         .arg("--metrics-listen")
         .arg(format!("127.0.0.1:{metrics_port}"))
         .arg("--cache")
-        .arg(arguments.cache.to_string());
+        .arg(arguments.cache);
     if let Some(cores) = arguments.cores {
         command.arg("--cores").arg(cores.to_string());
+    }
+    if let Some(manifest) = earlier_manifest(&folder) {
+        command.arg("--metadata").arg(manifest);
     }
     // A group of its own: Ctrl-C reaches the cell through us, once.
     command.stdin(Stdio::null()).stdout(Stdio::piped()).process_group(0).kill_on_drop(true);
@@ -132,6 +154,13 @@ pub async fn run(arguments: Arguments) -> Result<(), Failure> {
         _ = interrupts.recv() => drain(cell, &mut interrupts, &mut terminations).await,
         _ = terminations.recv() => drain(cell, &mut interrupts, &mut terminations).await,
     }
+}
+
+/// Where earlier versions kept the manifest, if it still is there. Now it is beside the volume, where the cell's tools
+/// look for it.
+fn earlier_manifest(folder: &Path) -> Option<PathBuf> {
+    let earlier = folder.join("manifest");
+    (earlier.is_dir() && !folder.join("volume.meta").exists()).then_some(earlier)
 }
 
 fn greet(address: &str, folder: &Path) -> Result<(), Failure> {
@@ -202,5 +231,34 @@ fn send_signal(process: u32, number: i32) {
         unsafe {
             libc::kill(process, number);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_manifest_of_an_earlier_version_is_used_until_there_is_one_beside_the_volume() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(earlier_manifest(folder.path()), None);
+        let earlier = folder.path().join("manifest");
+        std::fs::create_dir(&earlier).unwrap();
+        assert_eq!(earlier_manifest(folder.path()), Some(earlier));
+        std::fs::create_dir(folder.path().join("volume.meta")).unwrap();
+        assert_eq!(earlier_manifest(folder.path()), None);
+    }
+
+    #[test]
+    fn sizes_come_in_every_form_the_help_names() {
+        for text in ["4G", "4GiB", "4096MiB", "4294967296"] {
+            assert_eq!(parse_volume_size(text), Ok(4 << 30), "{text}");
+            assert_eq!(parse_cache_size(text).as_deref(), Ok("4294967296"), "{text}");
+        }
+        assert_eq!(parse_cache_size("25%").as_deref(), Ok("25%"));
+        for text in ["0%", "91%", "x%", "4 furlongs"] {
+            assert!(parse_cache_size(text).is_err(), "{text}");
+        }
+        assert!(parse_volume_size("1023KiB").is_err());
     }
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use clap::Args;
+use clap::{ArgGroup, Args};
 use heliostat_client::input::{Input, InputBatch, InputOptions, TpchTable, parse_schema};
 use heliostat_client::{Client, LoadMode, LoadProgress, LoadWriter};
 use hidb::{Error, ErrorCode, Schema};
@@ -23,17 +23,17 @@ What a file contains decides how it is read: Parquet, Arrow IPC (file or stream)
 Nothing is visible before everything is loaded; Ctrl-C leaves the table as it was.";
 
 #[derive(Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, group = ArgGroup::new("source").required(true).args(["files", "tpch"]))]
 pub struct Arguments {
     /// The table.
     table: String,
     /// Parquet, CSV or Arrow IPC files that have the same columns.
-    #[arg(value_name = "FILE", required_unless_present = "tpch", conflicts_with = "tpch")]
+    #[arg(value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// Add the rows to the table, which may exist.
+    /// Add the rows to a table that exists.
     #[arg(long, conflicts_with = "replace")]
     append: bool,
-    /// Put the rows in place of those of the table.
+    /// Put the rows in place of those of the table; makes the table if there is none.
     #[arg(long)]
     replace: bool,
     /// The columns: 'a int64, b text not null'. Found out from the first file when left out.
@@ -168,8 +168,11 @@ async fn wanted_schema(client: &Client, arguments: &Arguments, mode: LoadMode) -
             )),
             _ => Ok(Some(found.schema)),
         },
-        Err(error) if error.code == ErrorCode::UnknownTable => Ok(arguments.schema.clone()),
-        Err(error) => Err(error),
+        Err(error) if error.code != ErrorCode::UnknownTable => Err(error),
+        Err(error) if mode == LoadMode::Append => {
+            Err(Error::new(error.code, format!("{}: leave out --append to make it", error.message)))
+        }
+        Err(_) => Ok(arguments.schema.clone()),
     }
 }
 

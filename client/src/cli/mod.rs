@@ -35,14 +35,57 @@ pub struct Arguments {
 #[derive(Args)]
 struct Global {
     /// The cell to talk to.
-    #[arg(long, global = true, env = "HELIOSTAT_CONNECT", default_value = "hidb://127.0.0.1:7400", value_name = "URL")]
+    #[arg(
+        long,
+        global = true,
+        help_heading = CONNECTION,
+        display_order = 900,
+        env = "HELIOSTAT_CONNECT",
+        default_value = "hidb://127.0.0.1:7400",
+        value_name = "URL"
+    )]
     connect: Address,
-    /// Give up after this long (30s, 500ms, 2m). Without it a request takes the time it takes.
-    #[arg(long, global = true, value_parser = quantity::parse_duration, value_name = "TIME")]
+    /// Give up after this long (30s, 500ms, 2m; a bare number is seconds). Without it a request takes the time it
+    /// takes.
+    #[arg(
+        long,
+        global = true,
+        help_heading = CONNECTION,
+        display_order = 901,
+        value_parser = quantity::parse_duration,
+        value_name = "TIME"
+    )]
     timeout: Option<Duration>,
     /// How to reach the cell.
-    #[arg(long, global = true, value_enum, default_value_t = Transport::Auto)]
+    #[arg(
+        long,
+        global = true,
+        help_heading = CONNECTION,
+        display_order = 902,
+        value_enum,
+        default_value_t = Transport::Auto
+    )]
     transport: Transport,
+}
+
+const CONNECTION: &str = "Connection";
+
+/// The options of [`Global`] for commands that connect to nothing: they are taken, and not shown.
+#[derive(Args)]
+struct UnusedGlobal {
+    #[arg(long = "connect", id = "connect", hide = true)]
+    _connect: Option<Address>,
+    #[arg(long = "timeout", id = "timeout", hide = true, value_parser = quantity::parse_duration)]
+    _timeout: Option<Duration>,
+    #[arg(long = "transport", id = "transport", hide = true, value_enum)]
+    _transport: Option<Transport>,
+}
+
+/// Whatever follows a command that is not in this version.
+#[derive(Args)]
+struct Anything {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    _rest: Vec<String>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -63,7 +106,7 @@ enum Command {
     Load(load::Arguments),
     /// Ask a question about a table: filter, project, aggregate, sort.
     Scan(scan::ScanArguments),
-    /// Say what a scan would prune, read, decode and return.
+    /// Say what a scan would prune and read.
     Explain(scan::Question),
     /// List, show and drop tables.
     #[command(subcommand)]
@@ -71,6 +114,18 @@ enum Command {
     /// List and show cells.
     #[command(subcommand)]
     Cell(cell::Command),
+    /// Nearest neighbours: not in this version.
+    #[command(hide = true, disable_help_flag = true)]
+    Search(Anything),
+    /// Vector indexes: not in this version.
+    #[command(hide = true, disable_help_flag = true)]
+    Index(Anything),
+    /// Background jobs: not in this version.
+    #[command(hide = true, disable_help_flag = true)]
+    Job(Anything),
+    /// Users: not in this version.
+    #[command(hide = true, disable_help_flag = true)]
+    User(Anything),
 }
 
 /// Why a command did not do what it was asked.
@@ -137,7 +192,17 @@ pub async fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Explain(question) => scan::explain(question, &global).await,
         Command::Table(command) => table::run(command, &global).await,
         Command::Cell(command) => cell::run(command, &global).await,
+        Command::Search(_) => not_yet("search", "nearest neighbours come"),
+        Command::Index(_) => not_yet("index", "vector indexes come"),
+        Command::Job(_) => not_yet("job", "background jobs that can be listed come"),
+        Command::User(_) => not_yet("user", "users come"),
     }
+}
+
+fn not_yet(command: &str, what_comes: &str) -> Result<(), Failure> {
+    Err(Failure::Usage(format!(
+        "`{command}` is not in this version: {what_comes} with a later one; `heliostat --help` lists what there is"
+    )))
 }
 
 impl Global {
@@ -174,6 +239,39 @@ mod tests {
     }
 
     #[test]
+    fn expressions_may_begin_with_a_minus() {
+        let line = "heliostat scan t --where -3<i --select -i --agg -sum(i) --group-by -i --order-by -i";
+        assert!(Arguments::try_parse_from(line.split(' ')).is_ok());
+    }
+
+    #[test]
+    fn global_options_are_taken_everywhere_and_shown_where_they_count() {
+        let help = |command: &str| {
+            let mut whole = Arguments::command();
+            whole.build();
+            whole.find_subcommand_mut(command).unwrap().render_long_help().to_string()
+        };
+        assert!(help("scan").contains("Connection:") && help("scan").contains("--connect"));
+        assert!(!help("dev").contains("Connection:") && !help("dev").contains("--connect"));
+        for line in ["heliostat dev --connect hidb://127.0.0.1:1", "heliostat --timeout 5s dev"] {
+            assert!(Arguments::try_parse_from(line.split(' ')).is_ok(), "{line}");
+        }
+        let parsed = Arguments::try_parse_from("heliostat table ls --timeout 5".split(' ')).ok().unwrap();
+        assert_eq!(parsed.global.timeout, Some(Duration::from_secs(5)));
+    }
+
+    #[tokio::test]
+    async fn commands_of_later_versions_are_refused_by_name() {
+        for line in ["search t --column c --k 10", "index create t c", "index --help", "job ls", "user"] {
+            let arguments = Arguments::try_parse_from(["heliostat"].into_iter().chain(line.split(' '))).ok().unwrap();
+            let failure = run(arguments).await.unwrap_err();
+            assert_eq!(failure.exit_code(), 2, "{line}");
+            let name = line.split(' ').next().unwrap();
+            assert!(failure.line().unwrap().contains(&format!("`{name}` is not in this version")), "{line}");
+        }
+    }
+
+    #[test]
     fn wrong_usage_is_told_apart_from_failed_requests() {
         for line in [
             "heliostat scan",
@@ -183,9 +281,14 @@ mod tests {
             "heliostat load t",
             "heliostat load t f --append --replace",
             "heliostat load t --tpch nothing",
+            "heliostat load t f --tpch lineitem",
+            "heliostat dev --size 10",
+            "heliostat dev --cache 91%",
         ] {
             let error = Arguments::try_parse_from(line.split(' ')).err().map(|error| error.exit_code());
             assert_eq!(error, Some(2), "{line}");
         }
+        let nothing = Arguments::try_parse_from(["heliostat", "load", "t"]).err().unwrap().to_string();
+        assert!(nothing.contains("--tpch"), "{nothing}");
     }
 }

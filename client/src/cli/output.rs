@@ -45,6 +45,19 @@ pub enum Format {
     Parquet,
 }
 
+impl Format {
+    /// What the extension of a file says.
+    pub fn of_file(path: &Path) -> Option<Self> {
+        match path.extension()?.to_str()?.to_ascii_lowercase().as_str() {
+            "csv" => Some(Format::Csv),
+            "json" | "jsonl" | "ndjson" => Some(Format::Json),
+            "arrow" => Some(Format::Arrow),
+            "parquet" => Some(Format::Parquet),
+            _ => None,
+        }
+    }
+}
+
 /// Where bytes go; remembers that the reader of a pipe has gone, which the writers above it forget.
 struct Target {
     inner: Box<dyn Write + Send>,

@@ -65,9 +65,15 @@ pub fn count(number: u64) -> String {
     text
 }
 
+/// `1 segment`, `1,234 segments`.
+pub fn counted(number: u64, thing: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{} {thing}{plural}", count(number))
+}
+
 /// `1 row`, `1,234 rows`.
 pub fn rows(number: u64) -> String {
-    if number == 1 { "1 row".into() } else { format!("{} rows", count(number)) }
+    counted(number, "row")
 }
 
 /// `190.3 MB`: decimal units, as drives are sold.
@@ -126,6 +132,7 @@ mod tests {
         assert_eq!(count(0), "0");
         assert_eq!(count(1_234_567), "1,234,567");
         assert_eq!(rows(1), "1 row");
+        assert_eq!(counted(0, "row group"), "0 row groups");
         assert_eq!(bytes(999), "999 B");
         assert_eq!(bytes(999_960), "1.0 MB");
         assert_eq!(bytes(1_900_000_000), "1.9 GB");

@@ -1,7 +1,7 @@
 //! `heliostat scan` and `heliostat explain`.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use futures::StreamExt;
@@ -17,7 +17,7 @@ const EXAMPLES: &str = "Examples:
   heliostat scan lineitem --agg \"sum(l_extendedprice * l_discount) as revenue\" \\
       --where \"l_shipdate >= date '1994-01-01' and l_discount between 0.05 and 0.07\"
   heliostat scan lineitem --agg \"count(*) as n\" --group-by l_returnflag --order-by \"n desc\"
-  heliostat scan lineitem --format parquet --output lineitem.parquet --stats text";
+  heliostat scan lineitem --output lineitem.parquet --stats text";
 
 /// The parts of a question.
 #[derive(Args)]
@@ -25,19 +25,19 @@ pub struct Question {
     /// The table.
     table: String,
     /// Keep rows for which this SQL predicate is true.
-    #[arg(long = "where", value_name = "EXPRESSION")]
+    #[arg(long = "where", value_name = "EXPRESSION", allow_hyphen_values = true)]
     filter: Option<String>,
     /// Return these columns or expressions (`a, a * b as c`). All columns when left out.
-    #[arg(long, value_name = "LIST")]
+    #[arg(long, value_name = "LIST", allow_hyphen_values = true)]
     select: Vec<String>,
     /// Aggregate (`sum(a * b) as total`); may be given several times.
-    #[arg(long, value_name = "EXPRESSION")]
+    #[arg(long, value_name = "EXPRESSION", allow_hyphen_values = true)]
     agg: Vec<String>,
     /// Group by these.
-    #[arg(long, value_name = "LIST")]
+    #[arg(long, value_name = "LIST", allow_hyphen_values = true)]
     group_by: Vec<String>,
     /// Sort by these (`a desc, b nulls first`).
-    #[arg(long, value_name = "LIST")]
+    #[arg(long, value_name = "LIST", allow_hyphen_values = true)]
     order_by: Vec<String>,
     /// Return at most this many rows.
     #[arg(long, value_name = "ROWS")]
@@ -68,10 +68,11 @@ impl Question {
 pub struct ScanArguments {
     #[command(flatten)]
     question: Question,
-    /// How the answer is written.
-    #[arg(long, value_enum, default_value_t = Format::Table)]
-    format: Format,
-    /// Write to this file instead of standard output.
+    /// How the answer is written. When left out, as the extension of --output says; without --output, as a table.
+    #[arg(long, value_enum)]
+    format: Option<Format>,
+    /// Write to this file instead of standard output; its extension (csv, json, jsonl, ndjson, arrow, parquet) chooses
+    /// the format when --format is left out.
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Say on standard error what the scan cost.
@@ -92,6 +93,7 @@ enum StatsFormat {
 
 pub async fn run(arguments: ScanArguments, global: &Global) -> Result<(), Failure> {
     let ScanArguments { question, format, output, stats, bypass_cache } = arguments;
+    let format = chosen_format(format, output.as_deref())?;
     if Output::would_garble_terminal(format, output.as_deref()) {
         return Err(Failure::Usage("this format is not text: write it to a file with --output FILE".into()));
     }
@@ -109,6 +111,19 @@ pub async fn run(arguments: ScanArguments, global: &Global) -> Result<(), Failur
     match stats {
         Some(format) => print_statistics(&stream, format),
         None => Ok(()),
+    }
+}
+
+fn chosen_format(format: Option<Format>, output: Option<&Path>) -> Result<Format, Failure> {
+    match (format, output) {
+        (Some(format), _) => Ok(format),
+        (None, None) => Ok(Format::Table),
+        (None, Some(path)) => Format::of_file(path).ok_or_else(|| {
+            Failure::Usage(format!(
+                "the name of {} does not say how to write it: add --format csv, json, arrow, parquet or table",
+                path.display()
+            ))
+        }),
     }
 }
 
@@ -172,6 +187,27 @@ fn statistics_json(statistics: &ScanStatistics, elapsed_us: u64) -> serde_json::
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_extension_chooses_the_format_unless_one_is_named() {
+        let chosen = |format, output: &str| chosen_format(format, Some(Path::new(output))).ok();
+        for (name, format) in [
+            ("a.csv", Format::Csv),
+            ("a.json", Format::Json),
+            ("a.jsonl", Format::Json),
+            ("a.ndjson", Format::Json),
+            ("a.b/c.ARROW", Format::Arrow),
+            ("a.parquet", Format::Parquet),
+        ] {
+            assert_eq!(chosen(None, name), Some(format), "{name}");
+            assert_eq!(chosen(Some(Format::Table), name), Some(Format::Table), "{name}");
+        }
+        for name in ["a", "a.txt", "a.csv/b", ".csv"] {
+            assert_eq!(chosen(None, name), None, "{name}");
+            assert_eq!(chosen(Some(Format::Csv), name), Some(Format::Csv), "{name}");
+        }
+        assert_eq!(chosen_format(None, None).ok(), Some(Format::Table));
+    }
 
     #[test]
     fn statistics_have_exactly_the_documented_keys() {

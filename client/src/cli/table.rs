@@ -3,7 +3,8 @@
 use std::io::Write;
 
 use clap::Subcommand;
-use heliostat_client::TableDescription;
+use heliostat_client::{Client, TableDescription};
+use hidb::{Error, ErrorCode};
 
 use super::text::{TextTable, write_properties};
 use super::{Failure, Global, ListFormat, quantity};
@@ -24,7 +25,7 @@ pub enum Command {
         #[arg(long, value_enum, default_value_t = ListFormat::Table)]
         format: ListFormat,
     },
-    /// Drop tables and their data.
+    /// Drop tables and their data: all of those named, or, when one does not exist, none.
     Drop {
         /// The tables.
         #[arg(required = true)]
@@ -79,30 +80,62 @@ pub async fn run(command: Command, global: &Global) -> Result<(), Failure> {
             }
         }
         Command::Drop { tables, if_exists } => {
-            for table in tables {
-                client.drop_table(&table, if_exists).await?;
-                writeln!(output, "dropped {table}")?;
+            for (table, exists) in look_up(&client, tables, if_exists).await? {
+                if exists {
+                    client.drop_table(&table, if_exists).await?;
+                    writeln!(output, "dropped {table}")?;
+                } else {
+                    writeln!(output, "there was no table {table}")?;
+                }
             }
         }
     }
     Ok(())
 }
 
-fn write_table(output: &mut dyn Write, table: &TableDescription) -> Result<(), Failure> {
+/// Each table once, and whether it exists; an error unless all do or may be missing.
+async fn look_up(client: &Client, tables: Vec<String>, may_be_missing: bool) -> Result<Vec<(String, bool)>, Error> {
+    let named = tables.len();
+    let mut found: Vec<(String, bool)> = Vec::with_capacity(named);
+    for table in tables {
+        if found.iter().any(|(known, _)| *known == table) {
+            continue;
+        }
+        let exists = match client.describe(&table).await {
+            Ok(_) => true,
+            Err(error) if error.code != ErrorCode::UnknownTable => return Err(error),
+            Err(_) if may_be_missing => false,
+            Err(error) if named == 1 => return Err(error),
+            Err(error) => return Err(Error::new(error.code, format!("{}: nothing was dropped", error.message))),
+        };
+        found.push((table, exists));
+    }
+    Ok(found)
+}
+
+/// How much smaller the table is than its rows as Arrow: what is known for columns of fixed width only.
+fn ratio(table: &TableDescription) -> Option<f64> {
     let stored = table.summary.stored_bytes;
-    let ratio = match stored {
-        0 => String::new(),
-        stored => format!(" ({:.1} times smaller than Arrow)", table.raw_bytes as f64 / stored as f64),
-    };
+    let fixed = table.schema.fields().iter().all(|field| field.data_type.fixed_width().is_some());
+    (fixed && stored > 0 && stored < table.raw_bytes).then(|| table.raw_bytes as f64 / stored as f64)
+}
+
+fn write_table(output: &mut dyn Write, table: &TableDescription) -> Result<(), Failure> {
+    let ratio = ratio(table).map(|ratio| format!(" ({ratio:.1} times smaller than Arrow)")).unwrap_or_default();
     write_properties(
         output,
         &[
             ("table", table.summary.name.clone()),
             ("rows", quantity::count(table.summary.rows)),
-            ("on the volume", format!("{}{ratio}", quantity::bytes(stored))),
+            ("on the volume", format!("{}{ratio}", quantity::bytes(table.summary.stored_bytes))),
             (
                 "made of",
-                format!("{} shards, {} segments, {} row groups", table.shards, table.segments, table.row_groups),
+                [
+                    quantity::counted(table.shards.into(), "shard"),
+                    quantity::counted(table.segments, "segment"),
+                    quantity::counted(table.row_groups, "row group"),
+                ]
+                .join(", "),
             ),
         ],
     )?;

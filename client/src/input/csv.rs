@@ -105,7 +105,8 @@ impl Records {
         for column in 0..header.columns {
             let name = std::str::from_utf8(header.field(0, column))
                 .map_err(|_| {
-                    records.malformed(header.line(0), &format!("the name of column {} is not UTF-8", column + 1))
+                    let what = "not Parquet or Arrow IPC, and not CSV in UTF-8: the name of column";
+                    records.malformed(header.line(0), &format!("{what} {} is not UTF-8 text", column + 1))
                 })?
                 .trim();
             if name.is_empty() {
@@ -406,6 +407,13 @@ mod tests {
         let (_, batches) = read(b"a,b\n1,x\nNA,\n", options).unwrap();
         assert_eq!(batches[0].column(0).as_string::<i32>().value(1), "");
         assert!(batches[0].column(1).is_null(1));
+    }
+
+    #[test]
+    fn a_text_that_is_too_long_is_told_by_its_length() {
+        let text = format!("a\n{}\n", "x".repeat(hidb::VALUE_BYTES_MAX + 1));
+        let error = error(text.as_bytes(), Some("a text"));
+        assert!(error.message.contains("a text of 16777217 bytes: at most 16777216"), "{}", error.message);
     }
 
     #[test]

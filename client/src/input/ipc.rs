@@ -74,3 +74,52 @@ pub(super) fn open(path: &Path, wanted: Option<&Schema>, seekable: bool) -> Resu
     };
     Ok(Opened { schema, units, rows: None, parts: vec![Part { name, decode: Box::new(decode) }] })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow_array::cast::AsArray;
+    use arrow_array::types::Int32Type;
+    use arrow_array::{ArrayRef, DictionaryArray, Int64Array, RecordBatch, StringViewArray};
+    use arrow_ipc::writer::{FileWriter, StreamWriter};
+    use hidb::{ErrorCode, Result};
+
+    use super::super::{Input, InputOptions};
+
+    fn batch() -> RecordBatch {
+        let numbers: ArrayRef = Arc::new(Int64Array::from_iter_values(0..1_000));
+        let view: ArrayRef =
+            Arc::new(StringViewArray::from_iter_values((0..1_000).map(|n| format!("a longer text {n}"))));
+        let words = (0..1_000).map(|n| ["AIR", "RAIL"][n % 2]);
+        let dictionary: ArrayRef = Arc::new(words.collect::<DictionaryArray<Int32Type>>());
+        RecordBatch::try_from_iter([("n", numbers), ("view", view), ("word", dictionary)]).unwrap()
+    }
+
+    fn read(bytes: &[u8]) -> Result<Vec<RecordBatch>> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), bytes).unwrap();
+        let input = Input::open(&[file.path().to_path_buf()], InputOptions::default())?;
+        input.batches()?.map(|batch| batch.map(|batch| batch.rows)).collect()
+    }
+
+    #[test]
+    fn files_and_streams_are_read_and_cut_ones_are_refused() {
+        let batch = batch();
+        let (mut file, mut stream) = (Vec::new(), Vec::new());
+        let mut writer = FileWriter::try_new(&mut file, &batch.schema()).unwrap();
+        (0..3).for_each(|_| writer.write(&batch).unwrap());
+        writer.finish().unwrap();
+        let mut writer = StreamWriter::try_new(&mut stream, &batch.schema()).unwrap();
+        (0..3).for_each(|_| writer.write(&batch).unwrap());
+        writer.finish().unwrap();
+        for bytes in [file, stream] {
+            let batches = read(&bytes).unwrap();
+            assert_eq!(batches.iter().map(RecordBatch::num_rows).sum::<usize>(), 3_000);
+            assert_eq!(batches[2].column(1).as_string::<i32>().value(999), "a longer text 999");
+            assert_eq!(batches[2].column(2).as_string::<i32>().value(1), "RAIL");
+            let error = read(&bytes[..bytes.len() / 2]).unwrap_err();
+            assert_eq!(error.code, ErrorCode::MalformedInput, "{error}");
+        }
+    }
+}

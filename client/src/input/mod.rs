@@ -20,6 +20,7 @@ mod values;
 
 use std::fs::File;
 use std::io::Read;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use hidb::{Error, ErrorCode, Result, Schema};
@@ -186,12 +187,25 @@ struct Opened {
 }
 
 fn open_file(path: &Path) -> Result<File> {
-    let file = File::open(path)
-        .map_err(|error| Error::new(ErrorCode::Io, format!("{} can't be opened: {error}", path.display())))?;
-    if file.metadata().is_ok_and(|metadata| metadata.is_dir()) {
-        return Err(Error::new(ErrorCode::Io, format!("{} is a directory: name the files in it", path.display())));
+    use std::io::ErrorKind;
+    let failed = |error: std::io::Error| {
+        let advice = match error.kind() {
+            _ if path.as_os_str() == "-" => "standard input is not read: write it to a file first",
+            ErrorKind::PermissionDenied => "check its permissions",
+            _ => "check the name",
+        };
+        Error::new(ErrorCode::Io, format!("{} can't be opened: {error}: {advice}", path.display()))
+    };
+    let refuse = |why: &str| Err(Error::new(ErrorCode::Io, format!("{} is {why}", path.display())));
+    // Before it is opened: opening a pipe waits for its writer.
+    let kind = std::fs::metadata(path).map_err(failed)?.file_type();
+    if kind.is_dir() {
+        return refuse("a directory: name the files in it");
     }
-    Ok(file)
+    if !kind.is_file() && !kind.is_block_device() {
+        return refuse("a pipe or a device, and files are read more than once: write it to a file first");
+    }
+    File::open(path).map_err(failed)
 }
 
 fn read_failed(path: &Path, error: std::io::Error) -> Error {
@@ -211,9 +225,22 @@ fn sniff(path: &Path) -> Result<Format> {
         bytes if bytes.starts_with(&[0x1f, 0x8b]) || bytes.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) => {
             refuse("the file is compressed: decompress it first")
         }
-        bytes if bytes.contains(&0) => refuse("neither Parquet, nor Arrow IPC, nor CSV text"),
+        bytes if bytes.contains(&0) => refuse("not Parquet or Arrow IPC, and not CSV: it is not text"),
+        bytes if looks_like_json(bytes) => refuse(
+            "not Parquet or Arrow IPC, and not CSV: it looks like JSON, which is not read: write it as one of these",
+        ),
         _ => Ok(Format::Csv),
     }
+}
+
+/// Whether a file begins as only a JSON object or an array of objects, arrays or strings does.
+fn looks_like_json(start: &[u8]) -> bool {
+    let start = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start);
+    let mut characters = start.iter().filter(|byte| !byte.is_ascii_whitespace());
+    matches!(
+        (characters.next(), characters.next()),
+        (Some(b'{'), Some(b'"' | b'}')) | (Some(b'['), Some(b'{' | b'[' | b'"' | b']'))
+    )
 }
 
 #[cfg(test)]
@@ -251,11 +278,23 @@ mod tests {
         assert_eq!(sniff(&file("b.parquet", b"a,b\n1,2\n")).unwrap(), Format::Csv);
         assert_eq!(sniff(&file("c", b"\xff\xff\xff\xff\x10\0\0\0")).unwrap(), Format::IpcStream);
         assert_eq!(sniff(&file("d", b"ARROW1\0\0")).unwrap(), Format::IpcFile);
-        for (name, bytes) in [("e", &b""[..]), ("f.gz", b"\x1f\x8b\x08"), ("g.bin", b"ab\0c")] {
+        assert_eq!(sniff(&file("h.csv", b"[id],{name}\n1,2\n")).unwrap(), Format::Csv);
+        for (name, bytes) in [
+            ("e", &b""[..]),
+            ("f.gz", b"\x1f\x8b\x08"),
+            ("g.bin", b"ab\0c"),
+            ("i.json", b" {\n  \"a\": 1}"),
+            ("j.json", b"\xef\xbb\xbf[{\"a\": 1}]"),
+        ] {
             let error = sniff(&file(name, bytes)).unwrap_err();
             assert_eq!(error.code, ErrorCode::MalformedInput);
             assert!(error.message.contains(name), "{}", error.message);
         }
         assert!(sniff(folder.path()).unwrap_err().message.contains("directory"));
+        assert!(sniff(Path::new("/dev/null")).unwrap_err().message.contains("a pipe or a device"));
+        assert!(sniff(&folder.path().join("none")).unwrap_err().message.contains("check the name"));
+        let garbled = file("k.parquet", b"\xfe\x80\x81,\x90\n");
+        let error = Input::open(&[garbled], InputOptions::default()).unwrap_err();
+        assert!(error.message.contains("k.parquet, line 1: not Parquet or Arrow IPC"), "{}", error.message);
     }
 }

@@ -58,3 +58,97 @@ pub(super) fn open(path: &Path, wanted: Option<&Schema>, in_rows: bool) -> Resul
     let bytes = groups.iter().map(|group| u64::try_from(group.compressed_size()).unwrap_or(0)).sum();
     Ok(Opened { schema: choice.schema.clone(), units: if in_rows { rows } else { bytes }, rows: Some(rows), parts })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow_array::cast::AsArray;
+    use arrow_array::types::{Decimal128Type, Int16Type, Int32Type};
+    use arrow_array::*;
+    use hidb::{ErrorCode, Result, Schema};
+    use parquet::arrow::ArrowWriter;
+
+    use super::super::{Input, InputOptions};
+
+    fn encoded(columns: Vec<(&str, ArrayRef)>) -> Vec<u8> {
+        let columns = columns.into_iter().map(|(name, array)| (name, array, true));
+        let batch = RecordBatch::try_from_iter_with_nullable(columns).unwrap();
+        let mut bytes = Vec::new();
+        let mut writer = ArrowWriter::try_new(&mut bytes, batch.schema(), None).unwrap();
+        writer.write(&batch).unwrap();
+        writer.close().unwrap();
+        bytes
+    }
+
+    fn read(bytes: &[u8]) -> Result<(Schema, Vec<RecordBatch>)> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), bytes).unwrap();
+        let input = Input::open(&[file.path().to_path_buf()], InputOptions::default())?;
+        let schema = input.schema().clone();
+        let batches = input.batches()?.map(|batch| batch.map(|batch| batch.rows)).collect::<Result<_>>()?;
+        Ok((schema, batches))
+    }
+
+    #[test]
+    fn unsigned_dictionary_and_view_types_are_widened() {
+        let dictionary: DictionaryArray<Int32Type> = [Some("x"), None, Some("x")].into_iter().collect();
+        let (schema, batches) = read(&encoded(vec![
+            ("u8", Arc::new(UInt8Array::from(vec![Some(u8::MAX), None, Some(0)]))),
+            ("u16", Arc::new(UInt16Array::from(vec![u16::MAX, 0, 1]))),
+            ("u32", Arc::new(UInt32Array::from(vec![u32::MAX, 0, 1]))),
+            ("u64", Arc::new(UInt64Array::from(vec![Some(u64::MAX), None, Some(0)]))),
+            ("dictionary", Arc::new(dictionary)),
+            ("view", Arc::new(StringViewArray::from(vec![Some("longer than twelve bytes"), None, Some("")]))),
+            ("bytes", Arc::new(BinaryViewArray::from(vec![Some(b"ab".as_slice()), None, Some(b"")]))),
+        ]))
+        .unwrap();
+        let types: Vec<String> = schema.fields().iter().map(|field| field.data_type.to_string()).collect();
+        assert_eq!(types, ["int16", "int32", "int64", "decimal(20,0)", "text", "text", "bytea"]);
+        let rows = &batches[0];
+        assert_eq!(rows.column(0).as_primitive::<Int16Type>().iter().collect::<Vec<_>>(), [Some(255), None, Some(0)]);
+        assert_eq!(rows.column(3).as_primitive::<Decimal128Type>().value(0), u64::MAX.into());
+        let texts = |at: usize| rows.column(at).as_string::<i32>().iter().collect::<Vec<_>>();
+        assert_eq!(texts(4), [Some("x"), None, Some("x")]);
+        assert_eq!(texts(5), [Some("longer than twelve bytes"), None, Some("")]);
+        assert!(rows.column(6).is_null(1) && rows.column(6).as_binary::<i32>().value(0) == b"ab");
+    }
+
+    #[test]
+    fn nested_types_and_times_are_refused_by_name() {
+        let list = ListArray::from_iter_primitive::<Int32Type, _, _>([Some(vec![Some(1)])]);
+        let inner: ArrayRef = Arc::new(Int32Array::from(vec![1]));
+        let group = StructArray::try_from(vec![("inner", inner)]).unwrap();
+        for (array, word) in [
+            (Arc::new(list) as ArrayRef, "nested"),
+            (Arc::new(group), "nested"),
+            (Arc::new(Time64MicrosecondArray::from(vec![1])), "time of day"),
+        ] {
+            let error = read(&encoded(vec![("odd", array)])).unwrap_err();
+            assert_eq!(error.code, ErrorCode::UnsupportedType, "{error}");
+            assert!(error.message.contains("\"odd\"") && error.message.contains(word), "{error}");
+        }
+    }
+
+    #[test]
+    fn malformed_files_are_errors_that_name_the_file_and_never_panic() {
+        let whole = encoded(vec![
+            ("n", Arc::new(Int32Array::from_iter_values(0..500))),
+            ("t", Arc::new(StringArray::from_iter_values((0..500).map(|n| format!("text {}", n % 7))))),
+        ]);
+        assert_eq!(read(&whole).unwrap().1[0].num_rows(), 500);
+        for length in (4..whole.len()).step_by(13) {
+            let error = read(&whole[..length]).unwrap_err();
+            assert_eq!(error.code, ErrorCode::MalformedInput, "cut to {length} bytes: {error}");
+            assert!(error.message.contains("Parquet"), "{error}");
+        }
+        // Parquet has no checksums by default: a flipped bit may be another value, but nothing worse.
+        for at in (4..whole.len()).step_by(3) {
+            let mut flipped = whole.clone();
+            flipped[at] ^= 1 << (at % 8);
+            if let Err(error) = read(&flipped) {
+                assert_ne!(error.code, ErrorCode::Internal, "byte {at}: {error}");
+            }
+        }
+    }
+}

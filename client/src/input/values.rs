@@ -31,6 +31,9 @@ impl BadField {
             return format!("NULL in a column of type {} not null", field.data_type);
         }
         let bytes = chunk.field(self.row, column);
+        if bytes.len() > VALUE_BYTES_MAX && matches!(field.data_type, DataType::Text | DataType::Varchar(_)) {
+            return format!("a text of {} bytes: at most {VALUE_BYTES_MAX} (16 MiB) are stored", bytes.len());
+        }
         let text = String::from_utf8_lossy(&bytes[..bytes.len().min(60)]);
         let more = if bytes.len() > 60 { "..." } else { "" };
         format!("{text:?}{more} is not a valid {}", field.data_type)

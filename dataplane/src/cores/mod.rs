@@ -81,6 +81,13 @@ enum Message {
     Stop,
 }
 
+/// How work that is sent to a core is treated.
+#[derive(Clone, Copy)]
+struct Kind {
+    stops_when_unwanted: bool,
+    counts: bool,
+}
+
 /// The running cores. Cloning shares them.
 #[derive(Clone)]
 pub struct Cores {
@@ -91,8 +98,8 @@ pub struct Cores {
     jobs: Arc<AtomicU32>,
 }
 
-/// One job that is counted in [`Cores::jobs`] for as long as it lives.
-struct CountedJob(Arc<AtomicU32>);
+/// Work that is counted in [`Cores::jobs`] for as long as this lives.
+pub struct CountedJob(Arc<AtomicU32>);
 
 impl CountedJob {
     fn new(jobs: &Arc<AtomicU32>) -> Self {
@@ -225,7 +232,25 @@ impl Cores {
         Work: Future<Output = T> + 'static,
         T: Send + 'static,
     {
-        self.send(core, make, false)
+        self.send(core, make, Kind { stops_when_unwanted: false, counts: true })
+    }
+
+    /// Counts work that is under way without [`Cores::run_on`], for as long as what it returns lives.
+    pub fn busy(&self) -> CountedJob {
+        CountedJob::new(&self.jobs)
+    }
+
+    /// Like [`Cores::run_on`], for what mostly waits, a session: it does not count as work.
+    ///
+    /// # Errors
+    /// As [`Cores::run_on`].
+    pub fn live_on<F, Work, T>(&self, core: usize, make: F) -> impl Future<Output = Result<T>> + Send + use<F, Work, T>
+    where
+        F: FnOnce() -> Work + Send + 'static,
+        Work: Future<Output = T> + 'static,
+        T: Send + 'static,
+    {
+        self.send(core, make, Kind { stops_when_unwanted: false, counts: false })
     }
 
     /// Like [`Cores::run_on`], but dropping the returned future stops the work at its next await.
@@ -242,14 +267,14 @@ impl Cores {
         Work: Future<Output = T> + 'static,
         T: Send + 'static,
     {
-        self.send(core, make, true)
+        self.send(core, make, Kind { stops_when_unwanted: true, counts: true })
     }
 
     fn send<F, Work, T>(
         &self,
         core: usize,
         make: F,
-        while_wanted: bool,
+        kind: Kind,
     ) -> impl Future<Output = Result<T>> + Send + use<F, Work, T>
     where
         F: FnOnce() -> Work + Send + 'static,
@@ -260,12 +285,12 @@ impl Cores {
         let jobs = self.jobs.clone();
         async move {
             let (result, answer) = oneshot::channel();
-            let counted = CountedJob::new(&jobs);
+            let counted = kind.counts.then(|| CountedJob::new(&jobs));
             let job = Box::new(move || {
                 glommio::spawn_local(async move {
                     let _counted = counted;
                     let work = async move { make().await };
-                    run_job(work, result, while_wanted).await;
+                    run_job(work, result, kind.stops_when_unwanted).await;
                 })
                 .detach();
             });

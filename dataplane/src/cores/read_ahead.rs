@@ -136,6 +136,14 @@ impl<D: Device> ReadAhead<D> {
         }
     }
 
+    /// Lets go of everything that is ahead of row group `current`; it is fetched again when its turn comes.
+    pub fn release(&mut self, current: usize) {
+        while !self.ahead.is_empty() {
+            self.forget_front();
+        }
+        self.next = current + 1;
+    }
+
     /// The chunks of `columns` of row group `index`, fetched ahead or now, while the next ones are started.
     pub async fn need(
         &mut self,
@@ -198,10 +206,10 @@ impl<D: Device> ReadAhead<D> {
                     glommio::timer::sleep(std::time::Duration::from_micros(wait_us)).await;
                     wait_us *= 2;
                 }
-                Err(device::DeviceError::Corruption { path, found, expected, .. }) => {
+                Err(device::DeviceError::Corruption { path, found, expected, offset, .. }) => {
                     let column = addresses
                         .iter()
-                        .find(|address| address.crc32c == expected)
+                        .find(|address| address.offset == offset)
                         .map_or(0, |address| address.key.column as usize);
                     let reason = format!("on {} its checksum is {found:#010x}, not {expected:#010x}", path.display());
                     return Err(group.segment.corruption(group.row_group, column, &reason).into());

@@ -10,9 +10,14 @@
 //! - Images wait in a channel of [`IMAGES_PER_CORE`] per core: a slow client stops its scan, not the cell's memory.
 //! - Bytes that a core reads ahead are bounded ([`super::read_ahead`]).
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    pin::pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures::future::{try_join, try_join_all};
+use futures_lite::future::or;
 use heliostat_engine::{CompiledScan, CorePartial, CoreScan, Merge, MergeStep, ScanStats, SharedScan, Step};
 use hidb::{Error, ErrorCode, Result, image::ResultImage};
 
@@ -69,6 +74,9 @@ impl Drop for CancelUnlessFinished {
         }
     }
 }
+
+/// How long an image may wait to be taken before its scan lets go of what it has read ahead.
+const STALL: Duration = Duration::from_secs(1);
 
 /// Scans on all cores and hands every image to `sink` as it comes. Runs on the home core; dropping the future stops
 /// all cores.
@@ -196,10 +204,8 @@ async fn scan_core(request: ScanRequest, images: flume::Sender<ResultImage>) -> 
                     turn.restart();
                 }
                 Step::Image(image) => {
-                    images
-                        .send_async(image)
-                        .await
-                        .map_err(|_| Error::new(ErrorCode::Cancelled, "nobody waits for the result any more"))?;
+                    let sent = send_image(&images, image, || read_ahead.release(index)).await;
+                    sent.map_err(|_| Error::new(ErrorCode::Cancelled, "nobody waits for the result any more"))?;
                     turn.restart();
                 }
                 Step::Progress => {}
@@ -210,4 +216,24 @@ async fn scan_core(request: ScanRequest, images: flume::Sender<ResultImage>) -> 
         turn.yield_if_due().await;
     }
     Ok(CoreOutcome { partial: scan.finish()?, bytes_read_device: read_ahead.bytes_read_device })
+}
+
+/// Hands an image on. When it is not taken for long, `release` is called first: memory that a stalled request holds
+/// is missing to all others.
+async fn send_image<T>(images: &flume::Sender<T>, image: T, release: impl FnOnce()) -> Result<(), flume::SendError<T>> {
+    let mut sending = pin!(images.send_async(image));
+    if let Some(sent) = futures_lite::future::poll_once(sending.as_mut()).await {
+        return sent;
+    }
+    let patience = async {
+        glommio::timer::sleep(STALL).await;
+        None
+    };
+    match or(async { Some(sending.as_mut().await) }, patience).await {
+        Some(sent) => sent,
+        None => {
+            release();
+            sending.await
+        }
+    }
 }

@@ -228,12 +228,15 @@ impl Inner {
             return;
         }
         let ring = Rc::downgrade(self);
-        glommio::spawn_local(async move {
+        let submit = async move {
             if let Some(ring) = ring.upgrade() {
                 ring.submit();
             }
-        })
-        .detach();
+        };
+        // In the queue of requests, whoever asks: the pieces of a scan must not wait for the turn of a merge.
+        if let Ok(task) = glommio::spawn_local_into(submit, glommio::TaskQueueHandle::default()) {
+            task.detach();
+        }
     }
 
     /// Moves waiting pieces to the kernel, up to the queue depth.

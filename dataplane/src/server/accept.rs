@@ -88,7 +88,7 @@ async fn welcome(cell: Arc<Cell>, mut stream: TcpStream) {
     let on_core = cell.clone();
     let run = cell
         .cores
-        .run_on(core, move || async move { session::run(CoreServer::of(&on_core, core), stream, agreed).await });
+        .live_on(core, move || async move { session::run(CoreServer::of(&on_core, core), stream, agreed).await });
     if let Err(error) = run.await {
         tracing::error!(%error, core, "a session failed");
     }
@@ -134,7 +134,7 @@ async fn handshake(cell: &Arc<Cell>, stream: &mut TcpStream) -> Result<Option<Ag
         FEATURES.iter().filter(|name| hello.features.iter().any(|f| f == *name)).map(|f| f.to_string()).collect();
     let image_bytes_max = match hello.result_image_bytes_max as usize {
         0 => cell.image_bytes_max(),
-        asked => asked.clamp(IMAGE_BYTES_MIN, cell.image_bytes_max()),
+        asked => asked.clamp(IMAGE_BYTES_MIN.min(cell.image_bytes_max()), cell.image_bytes_max()),
     };
     let config = &cell.config;
     let session_id = cell.next_session_id();

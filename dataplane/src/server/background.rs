@@ -2,7 +2,8 @@
 //!
 //! Runs as tasks of the control thread that send the work to a core, where the device is. Called by `server::serve`.
 //!
-//! Invariant: one merge at a time, and only with the low shares of background work.
+//! Invariant: one merge at a time, and only with the low shares of background work; decoding and
+//! encoding happen on the worker threads.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;

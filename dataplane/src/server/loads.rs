@@ -13,35 +13,36 @@
 
 use std::cell::{Cell as StdCell, RefCell};
 use std::collections::HashMap;
-use std::future::Future;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 
 use arrow_schema::SchemaRef;
 use bytes::Bytes;
+use futures::FutureExt;
 use futures::channel::oneshot;
 use futures_lite::future::or;
 use glommio::channels::local_channel::{self, LocalReceiver, LocalSender};
 use glommio::sync::Semaphore;
-use heliostat_segment::EncodedRowGroup;
 use hidb::aligned::AlignedBytes;
 use hidb::frame::{Frame, FrameKind};
 use hidb::{Error, ErrorCode, Result, arrow_mapping, convert, image, proto};
 
 use super::session::{Request, Session};
 use super::{Cell, Failure, catalog, to_the_end};
-use crate::cores::{self, Core, Cores};
-use crate::store::{EncodeJob, LoadMode, LoadRequest, LoadState, LoadStatus, LoadWriter, RowGroupEncoder, StoreError};
-
-/// A row group being encoded, as [`RowGroupEncoder`] gives it.
-type Encoding = Pin<Box<dyn Future<Output = Result<EncodedRowGroup>>>>;
+use crate::cores::{self, Core};
+use crate::store::{Catalog, LoadMode, LoadRequest, LoadState, LoadStatus, LoadWriter, StoreError};
 
 /// Batches of one load that may wait for their turn.
 const BATCHES_QUEUED_MAX: usize = 64;
 /// The longest batch in bytes: a row group of the largest size and one value more.
 const BATCH_BYTES_MAX: usize = hidb::ROW_GROUP_RAW_BYTES_MAX + 2 * hidb::VALUE_BYTES_MAX;
+
+/// Loads that one session feeds at a time: each may hold its window, a row group and those in encoding.
+const LOADS_MAX: usize = 16;
+
+/// Memory that a column of a buffered batch takes beside its values, estimated.
+const COLUMN_BYTES_RETAINED: usize = 256;
 
 type LoadId = [u8; 16];
 
@@ -66,6 +67,7 @@ struct Feed {
 #[derive(Default)]
 pub struct Loads {
     feeds: RefCell<HashMap<LoadId, Rc<Feed>>>,
+    connection_has_ended: StdCell<bool>,
 }
 
 fn load_id(bytes: &[u8]) -> Result<LoadId> {
@@ -138,7 +140,13 @@ impl Loads {
 
     /// The connection is gone: feeds end after what they are doing.
     pub fn connection_ended(&self) {
+        self.connection_has_ended.set(true);
         self.feeds.borrow_mut().clear();
+    }
+
+    fn has_room_for(&self, id: &LoadId) -> bool {
+        let feeds = self.feeds.borrow();
+        feeds.len() < LOADS_MAX || feeds.contains_key(id)
     }
 }
 
@@ -151,21 +159,6 @@ fn concatenate(parts: &[Bytes]) -> Bytes {
         at += part.len();
     }
     whole.into_bytes()
-}
-
-/// Encodes row groups on all cores in turn, with the low shares of background work.
-struct SpreadEncoder {
-    cores: Cores,
-    next: AtomicUsize,
-}
-
-impl RowGroupEncoder for SpreadEncoder {
-    fn encode(&self, job: EncodeJob) -> Encoding {
-        let core = self.next.fetch_add(1, Relaxed);
-        let encoded =
-            self.cores.run_on(core, move || async move { cores::run_in_background(async move { job.run() }).await? });
-        Box::pin(async move { encoded.await? })
-    }
 }
 
 /// Begins or resumes a load and starts its feed.
@@ -183,11 +176,14 @@ pub async fn begin(session: &Rc<Session>, request: &Rc<Request>, message: proto:
             return Err(Error::new(ErrorCode::Protocol, "LoadBegin: mode must be CREATE, APPEND or REPLACE").into());
         }
     };
+    if !session.loads.has_room_for(&id) {
+        let text = format!("this session feeds {LOADS_MAX} loads: commit or abort some, or open another connection");
+        return Err(Error::new(ErrorCode::Overloaded, text).into());
+    }
     let arrow_schema = arrow_mapping::to_arrow_schema(&schema, session.agreed.decimal64);
     let load = LoadRequest { load_id: id, table: message.table.clone(), schema, mode, shards: message.shards };
-    let encoder = Rc::new(SpreadEncoder { cores: cell.cores.clone(), next: AtomicUsize::new(session.core.index) });
     let store = cell.store.clone();
-    let begun = to_the_end(async move { Ok(store.load_begin(load, encoder).await) });
+    let begun = to_the_end(async move { Ok(store.load_begin(load).await) });
     let (status, writer) = match session.until_stopped(request, begun).await? {
         Ok(begun) => begun,
         Err(StoreError::StaleSchema { found, .. }) => {
@@ -208,6 +204,9 @@ pub async fn begin(session: &Rc<Session>, request: &Rc<Request>, message: proto:
 }
 
 fn start_feed(session: &Rc<Session>, id: LoadId, writer: LoadWriter, arrow_schema: SchemaRef) {
+    if session.loads.connection_has_ended.get() {
+        return;
+    }
     let (commands, receiver) = local_channel::new_bounded(BATCHES_QUEUED_MAX);
     let window_bytes = session.core.cell.config.load_window.bytes().max(1);
     let feed = Rc::new(Feed {
@@ -224,9 +223,16 @@ fn start_feed(session: &Rc<Session>, id: LoadId, writer: LoadWriter, arrow_schem
     session.core.cell.metrics.loads_open.fetch_add(1, Relaxed);
     glommio::spawn_local(async move {
         let task = FeedTask { id, session: session.clone(), held, arrow_schema };
-        if let Err(error) = cores::catch_panics(task.run(writer, receiver)).await {
+        if let Err(error) = cores::catch_panics(task.run(writer, &receiver)).await {
             tracing::error!(%error, "a load's feed failed");
         }
+        // Nobody may go on waiting for this feed: not at its window, not at its queue (a dropped receiver leaves
+        // senders at a full queue asleep).
+        if let Some(feed) = task.held.upgrade() {
+            session.loads.feeds.borrow_mut().retain(|_, other| !Rc::ptr_eq(other, &feed));
+            feed.window.close();
+        }
+        while let Some(Some(_)) = receiver.recv().now_or_never() {}
         session.core.cell.metrics.loads_open.fetch_sub(1, Relaxed);
     })
     .detach();
@@ -240,7 +246,7 @@ struct FeedTask {
 }
 
 impl FeedTask {
-    async fn run(self, mut writer: LoadWriter, commands: LocalReceiver<Command>) {
+    async fn run(&self, mut writer: LoadWriter, commands: &LocalReceiver<Command>) {
         let Ok(device) = Core::device() else { return };
         let idle = self.session.core.cell.config.load_idle_flush.0;
         // What the client was last told, and where to tell it.
@@ -271,8 +277,9 @@ impl FeedTask {
                         let length = payload.len() as u64;
                         let pushed = match self.read(&writer, payload) {
                             Ok(batch) => {
-                                let rows = batch.num_rows() as u64;
-                                let pushed = writer.push(&device, number, batch).await;
+                                let (rows, columns) = (batch.num_rows() as u64, batch.num_columns());
+                                let retained = length as usize + columns * COLUMN_BYTES_RETAINED;
+                                let pushed = writer.push_retaining(&device, number, batch, retained).await;
                                 let counters = &self.session.core.recorder.counters;
                                 counters.rows_loaded_total.fetch_add(rows, Relaxed);
                                 counters.loaded_bytes_total.fetch_add(length, Relaxed);
@@ -287,7 +294,10 @@ impl FeedTask {
                     }
                 }
                 Some(Command::Commit { batches, answer }) => {
+                    let cell = self.session.core.cell.clone();
+                    let before = cell.store.catalog();
                     let result = writer.commit(&device, batches).await;
+                    announce_if_done(&cell, before, &result);
                     let _ = answer.send(result.map_err(Error::from));
                 }
                 Some(Command::Abort { answer }) => {
@@ -347,7 +357,6 @@ pub async fn commit(session: &Rc<Session>, request: &Rc<Request>, message: proto
     let id = load_id(&message.load_id)?;
     let batches = message.batches;
     let cell = session.core.cell.clone();
-    let before = cell.store.catalog();
     let feed = session.loads.feeds.borrow().get(&id).cloned();
     let status = match feed {
         Some(feed) => {
@@ -359,15 +368,24 @@ pub async fn commit(session: &Rc<Session>, request: &Rc<Request>, message: proto
             let cell = cell.clone();
             let work = async move {
                 let device = Core::device()?;
-                Ok(cell.store.load_commit(&device, &id, batches).await?)
+                let before = cell.store.catalog();
+                let result = cell.store.load_commit(&device, &id, batches).await;
+                announce_if_done(&cell, before, &result);
+                Ok(result?)
             };
             session.until_stopped(request, to_the_end(work)).await?
         }
     };
-    finish(session, request, &id, &status).await?;
-    // Not part of the request: the client may count on its slot as soon as it has the answer.
-    glommio::spawn_local(async move { catalog::announce_changes(&cell, &before).await }).detach();
-    Ok(())
+    finish(session, request, &id, &status).await
+}
+
+/// Tells the sessions what a commit changed. Not part of the request: its client may be gone, or count on its slot as
+/// soon as it has the answer.
+fn announce_if_done(cell: &Arc<Cell>, before: Arc<Catalog>, result: &crate::store::Result<LoadStatus>) {
+    if result.is_ok() {
+        let cell = cell.clone();
+        glommio::spawn_local(async move { catalog::announce_changes(&cell, &before).await }).detach();
+    }
 }
 
 /// Aborts a load, fed here or not.

@@ -15,6 +15,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use bytes::Bytes;
+use futures::FutureExt;
 use futures_lite::AsyncWrite;
 use glommio::channels::local_channel::{self, LocalReceiver, LocalSender};
 use hidb::frame::{self, FrameKind};
@@ -48,6 +49,13 @@ pub struct WriteProgress {
 
 /// The receiving side, for [`write_frames`].
 pub struct Outgoings(LocalReceiver<Outgoing>);
+
+impl Drop for Outgoings {
+    /// glommio's senders wait while the queue is full, whether there is a receiver or not: it must not stay full.
+    fn drop(&mut self) {
+        while let Some(Some(_)) = self.0.recv().now_or_never() {}
+    }
+}
 
 fn gone() -> Error {
     Error::new(ErrorCode::Unavailable, "the session was closed")
@@ -129,4 +137,31 @@ async fn write_all(stream: &SharedStream, mut bytes: &[u8], progress: &WriteProg
         bytes = &bytes[written..];
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use glommio::LocalExecutor;
+    use hidb::proto;
+
+    use super::*;
+
+    #[test]
+    fn who_waits_for_room_learns_that_the_connection_is_gone() {
+        LocalExecutor::default().run(async {
+            let (outbox, outgoings) = Outbox::new();
+            let outbox = Rc::new(outbox);
+            for _ in 0..FRAMES_QUEUED_MAX {
+                outbox.send(FrameKind::Done, 1, &proto::Done {}).await.unwrap();
+            }
+            let waiting = outbox.clone();
+            let waiting =
+                glommio::spawn_local(async move { waiting.send(FrameKind::Done, 1, &proto::Done {}).await }).detach();
+            glommio::executor().yield_now().await;
+            drop(outgoings);
+            let sent = waiting.await.unwrap();
+            assert_eq!(sent.unwrap_err().code, ErrorCode::Unavailable);
+            assert!(outbox.send(FrameKind::Done, 1, &proto::Done {}).await.is_err());
+        });
+    }
 }

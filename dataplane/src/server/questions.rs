@@ -184,11 +184,10 @@ struct Results<'a> {
 
 impl Results<'_> {
     async fn send(&mut self, mut message: proto::FilteredResultSet, payload: Bytes) -> Result<()> {
-        self.request
-            .credits
-            .acquire(1)
-            .await
-            .map_err(|_| Error::new(ErrorCode::Cancelled, "the request's credits were closed"))?;
+        if !payload.is_empty() {
+            let closed = |_| Error::new(ErrorCode::Cancelled, "the request's credits were closed");
+            self.request.credits.acquire(1).await.map_err(closed)?;
+        }
         message.sequence = self.sequence;
         self.sequence += 1;
         self.bytes += payload.len() as u64;

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use futures_lite::future::or;
 use futures_lite::{AsyncRead, AsyncWrite};
 use glommio::net::TcpStream;
-use glommio::sync::Semaphore;
+use glommio::sync::{Semaphore, StaticPermit};
 use glommio::timer::sleep;
 use hidb::frame::{Frame, FrameDecoder, FrameKind};
 use hidb::{Error, ErrorCode, Result, convert, proto};
@@ -41,6 +41,10 @@ pub type SharedStream = Rc<RefCell<TcpStream>>;
 
 /// Bytes read at a time when no payload is under way.
 const READ_BYTES: usize = 8 << 10;
+/// Notices that may wait for a client that does not read.
+const NOTICES_WAITING_MAX: usize = 256;
+/// Answers to cancels and refusals that may wait for a client that does not read.
+const HOUSEKEEPING_MAX: u64 = 64;
 /// The most credits one request can hold.
 const CREDITS_MAX: u64 = 1 << 20;
 
@@ -73,6 +77,10 @@ pub struct Session {
     last_heard: Cell<Instant>,
     reader_waits: Cell<bool>,
     notices: Cell<u64>,
+    /// Notices that wait for room in the outbox.
+    notices_waiting: Cell<usize>,
+    /// Answers that wait for room in the outbox without being those of a request: the reader waits for them.
+    housekeeping: Rc<Semaphore>,
 }
 
 /// A request under way.
@@ -161,6 +169,8 @@ pub async fn run(core: Rc<CoreServer>, stream: std::net::TcpStream, agreed: Agre
         last_heard: Cell::new(Instant::now()),
         reader_waits: Cell::new(false),
         notices: Cell::new(0),
+        notices_waiting: Cell::new(0),
+        housekeeping: Rc::new(Semaphore::new(HOUSEKEEPING_MAX)),
         core: core.clone(),
     });
     core.sessions.borrow_mut().insert(session.agreed.session_id, Rc::downgrade(&session));
@@ -266,8 +276,10 @@ async fn take_frame(session: &Rc<Session>, frame: Frame) -> Result<()> {
         FrameKind::Cancel => {
             let cancel: proto::Cancel = frame.message()?;
             let request = session.requests.borrow().get(&cancel.request_id).cloned();
+            let permit = housekeeping_permit(session).await?;
             let session = session.clone();
             glommio::spawn_local(async move {
+                let _permit = permit;
                 if let Some(request) = request {
                     request.stop(Error::new(ErrorCode::Cancelled, "the client cancelled the request"));
                     request.ended().await;
@@ -286,12 +298,21 @@ async fn take_frame(session: &Rc<Session>, frame: Frame) -> Result<()> {
         FrameKind::Hello => {
             return Err(Error::new(ErrorCode::Protocol, "a second Hello: the handshake is over"));
         }
-        _ => return start_request(session, frame),
+        _ => return start_request(session, frame).await,
     }
     Ok(())
 }
 
-fn start_request(session: &Rc<Session>, frame: Frame) -> Result<()> {
+/// The right to have one more answer wait for room. A client that sends and does not read waits here itself.
+async fn housekeeping_permit(session: &Rc<Session>) -> Result<StaticPermit> {
+    session.reader_waits.set(true);
+    let permit = session.housekeeping.acquire_static_permit(1).await;
+    session.reader_waits.set(false);
+    session.last_heard.set(Instant::now());
+    permit.map_err(|_| Error::new(ErrorCode::Unavailable, "the session was closed"))
+}
+
+async fn start_request(session: &Rc<Session>, frame: Frame) -> Result<()> {
     let id = frame.request_id;
     let in_flight = session.requests.borrow().len();
     let limit = session.core.cell.config.requests_in_flight_max as usize;
@@ -304,10 +325,11 @@ fn start_request(session: &Rc<Session>, frame: Frame) -> Result<()> {
         None
     };
     if let Some(error) = refusal {
-        // Behind a full queue this answer would wait on the reader; a task waits instead, and there are at most
-        // as many as frames fit the socket's receive buffer while the reader goes on.
+        // Behind a full queue the reader would wait at once; a task waits instead.
+        let permit = housekeeping_permit(session).await?;
         let session = session.clone();
         glommio::spawn_local(async move {
+            let _permit = permit;
             let _ = session.outbox.send(FrameKind::Error, id, &convert::error_to_proto(&error)).await;
         })
         .detach();
@@ -321,7 +343,9 @@ fn start_request(session: &Rc<Session>, frame: Frame) -> Result<()> {
     let session = session.clone();
     let counters = session.core.recorder.counters.clone();
     counters.requests_in_flight.fetch_add(1, Relaxed);
+    let busy = session.core.cell.cores.busy();
     glommio::spawn_local(async move {
+        let _busy = busy;
         let answered = catch_panics(requests::answer(&session, &request, frame)).await;
         let result = answered.map_err(Failure::from).and_then(|result| result);
         let failed = result.is_err();
@@ -369,8 +393,14 @@ impl Session {
     /// Sends a notice; they are numbered from 1 without gaps.
     pub async fn notify(&self, mut notice: proto::CacheInvalidationNotice) {
         self.notices.set(self.notices.get() + 1);
+        if self.notices_waiting.get() >= NOTICES_WAITING_MAX {
+            // The gap in the numbers tells the client to forget all it has cached.
+            return;
+        }
+        self.notices_waiting.set(self.notices_waiting.get() + 1);
         notice.sequence = self.notices.get();
         let _ = self.outbox.send(FrameKind::CacheInvalidationNotice, 0, &notice).await;
+        self.notices_waiting.set(self.notices_waiting.get() - 1);
     }
 
     /// Runs work until it is done or the request is asked to stop (cancelled, deadline, end of the connection).

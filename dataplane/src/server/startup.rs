@@ -3,6 +3,7 @@
 //! Called by `main`; each function is one subcommand.
 
 use std::io::{IsTerminal as _, Write as _};
+use std::sync::Arc;
 
 use futures_lite::future::block_on;
 use hidb::{Error, ErrorCode, Result};
@@ -13,6 +14,7 @@ use crate::config::Config;
 use crate::cores::{Core, Cores, CoresConfig};
 use crate::device::file::FileDevice;
 use crate::store::{self, Store, StoreOptions};
+use crate::workers::WorkerThreads;
 
 /// Size of a volume file when `format` is not told.
 const FORMAT_BYTES_DEFAULT: u64 = 10 << 30;
@@ -65,6 +67,7 @@ pub fn run(config: Config) -> Result<()> {
     let options = StoreOptions {
         load_idle_s_max: config.load_expiry.0.as_secs().max(1),
         row_groups_in_flight_max: 2 * count,
+        workers: Arc::new(WorkerThreads::start(count)?),
         ..StoreOptions::new(config.metadata_folder())
     };
     let opened =

@@ -11,7 +11,7 @@ use futures::StreamExt;
 use prost::Message;
 
 use super::decode::read_chunk;
-use super::error::Result;
+use super::error::{Result, StoreError};
 use super::objects::read_segment_footer;
 use super::rebuild::scan_objects;
 use super::{LoadState, METADATA_RESERVE_UNITS, SegmentHandle, Store};
@@ -87,6 +87,14 @@ impl fmt::Display for CheckReport {
 pub async fn check<D: Device>(device: &D, metadata_folder: &Path, deep: bool) -> Result<CheckReport> {
     let superblock = superblock::open(device).await?;
     let _volume_lock = device.path().exists().then(|| VolumeLock::acquire(device.path())).transpose()?;
+    if !metadata_folder.is_dir() {
+        // Locking would make the folder.
+        return Err(StoreError::ManifestLost {
+            folder: metadata_folder.to_path_buf(),
+            volume: superblock.uuid_text(),
+            reason: "there is no such folder".into(),
+        });
+    }
     let _folder_lock = FolderLock::acquire(metadata_folder)?;
     let (_manifest, state) = Manifest::open(metadata_folder, superblock.volume_uuid, None)?;
     check_state(device, &superblock, &state, deep).await

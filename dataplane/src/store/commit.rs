@@ -83,7 +83,7 @@ impl Store {
         self.publish()?;
         drop(changes);
         if replaced.is_some() {
-            self.reclaim(device).await?;
+            self.reclaim_soon(device).await;
         }
         Ok(LoadStatus::of(&committed))
     }
@@ -143,7 +143,7 @@ impl Store {
         changes.write(batch).await?;
         self.state().retire(&load.segments);
         drop(changes);
-        self.reclaim(device).await?;
+        self.reclaim_soon(device).await;
         Ok(LoadStatus::of(&aborted))
     }
 

@@ -31,7 +31,7 @@ pub struct DecodedRowGroup {
     pub rowids: Vec<i64>,
 }
 
-/// Reads, checks and decodes one row group.
+/// Reads, checks and decodes one row group, all of it here: for tools and tests.
 ///
 /// # Errors
 /// [`StoreError::Corruption`], or the device's.
@@ -40,21 +40,41 @@ pub async fn read_row_group<D: Device>(
     segment: &SegmentHandle,
     row_group: usize,
 ) -> Result<DecodedRowGroup> {
-    let schema = &segment.footer.schema;
-    let mut columns = Vec::with_capacity(schema.len());
-    for (column, field) in schema.fields().iter().enumerate() {
-        let chunk = read_chunk(device, segment, row_group, column, &field.data_type).await?;
-        columns.push(decode_chunk(&chunk).map_err(|error| segment.corruption(row_group, column, &error.to_string()))?);
+    decode_row_group(segment, row_group, &read_chunks(device, segment, row_group).await?)
+}
+
+/// Reads and checks all chunks of a row group, the row ids last.
+///
+/// # Errors
+/// [`StoreError::Corruption`], or the device's.
+pub async fn read_chunks<D: Device>(device: &D, segment: &SegmentHandle, row_group: usize) -> Result<Vec<Chunk>> {
+    let types = segment.footer.schema.fields().iter().map(|field| field.data_type).chain([DataType::Int64]);
+    let mut chunks = Vec::with_capacity(types.size_hint().0);
+    for (column, data_type) in types.enumerate() {
+        chunks.push(read_chunk(device, segment, row_group, column, &data_type).await?);
     }
+    Ok(chunks)
+}
+
+/// The rows of what [`read_chunks`] read.
+///
+/// # Errors
+/// [`StoreError::Corruption`].
+pub fn decode_row_group(segment: &SegmentHandle, row_group: usize, chunks: &[Chunk]) -> Result<DecodedRowGroup> {
+    let schema = &segment.footer.schema;
     let rowid_column = schema.len();
     let damaged = |reason: String| segment.corruption(row_group, rowid_column, &reason);
-    let chunk = read_chunk(device, segment, row_group, rowid_column, &DataType::Int64).await?;
-    let rows = chunk.rows();
+    let Some((rowid_chunk, chunks)) = chunks.split_last() else { return Err(damaged("it was not read".into())) };
+    let mut columns = Vec::with_capacity(chunks.len());
+    for (column, chunk) in chunks.iter().enumerate() {
+        columns.push(decode_chunk(chunk).map_err(|error| segment.corruption(row_group, column, &error.to_string()))?);
+    }
+    let rows = rowid_chunk.rows();
     let mut rowids = Vec::with_capacity(rows);
     let mut block = [0i64; BLOCK_ROWS];
-    for b in 0..chunk.blocks() {
-        chunk.decode_i64(b, &mut block).map_err(|error| damaged(error.to_string()))?;
-        rowids.extend_from_slice(&block[..chunk.block_rows(b)]);
+    for b in 0..rowid_chunk.blocks() {
+        rowid_chunk.decode_i64(b, &mut block).map_err(|error| damaged(error.to_string()))?;
+        rowids.extend_from_slice(&block[..rowid_chunk.block_rows(b)]);
     }
     let options = RecordBatchOptions::new().with_row_count(Some(rows));
     let rows = RecordBatch::try_new_with_options(to_arrow_schema(schema, true), columns, &options);

@@ -19,10 +19,18 @@ pub enum StoreError {
     File { path: PathBuf, operation: &'static str, reason: String },
     #[error("the manifest in {} failed: {reason}", folder.display())]
     Manifest { folder: PathBuf, reason: String },
+    #[error(
+        "a change to the manifest failed and may or may not have happened: {reason}; restart the cell, which finds out"
+    )]
+    Undecided { reason: String },
+    #[error("the manifest in {} is whole and belongs to this volume: rebuild is not needed; --force makes it again all the same", folder.display())]
+    ManifestWhole { folder: PathBuf },
     #[error("{} is not a Heliostat volume: run `heliostat-cell format` first", path.display())]
     NotFormatted { path: PathBuf },
     #[error("{} is a Heliostat volume already: --force formats it again and loses what it holds", path.display())]
     AlreadyFormatted { path: PathBuf },
+    #[error("{} holds something that is not a Heliostat volume: --force formats it and loses what it holds", path.display())]
+    NotEmpty { path: PathBuf },
     #[error("{} has {bytes} bytes: a volume needs at least {min}", path.display())]
     VolumeTooSmall { path: PathBuf, bytes: u64, min: u64 },
     #[error("{what} has format version {found}, this build reads up to {supported}: use a newer heliostat-cell")]
@@ -31,7 +39,7 @@ pub enum StoreError {
     Truncated { path: PathBuf, expected_bytes: u64, found_bytes: u64 },
     #[error("{} is in use by another process: stop the other heliostat-cell first", path.display())]
     InUse { path: PathBuf },
-    #[error("{} holds no manifest for volume {volume}: {reason}; run `heliostat-cell rebuild` to make it again from the volume", folder.display())]
+    #[error("{} holds no manifest for volume {volume}: {reason}; if it is elsewhere, say so with --metadata; if it is lost, `heliostat-cell rebuild` makes it again from the volume", folder.display())]
     ManifestLost { folder: PathBuf, volume: String, reason: String },
     #[error(
         "volume {volume} is full: {wanted_bytes} bytes wanted, {free_bytes} free; drop tables or use a larger volume"
@@ -62,9 +70,15 @@ impl StoreError {
     pub fn code(&self) -> ErrorCode {
         match self {
             StoreError::Device(error) => hidb::Error::from(error.clone()).code,
-            StoreError::File { .. } | StoreError::Manifest { .. } | StoreError::Truncated { .. } => ErrorCode::Io,
+            StoreError::File { .. }
+            | StoreError::Manifest { .. }
+            | StoreError::Undecided { .. }
+            | StoreError::Truncated { .. } => ErrorCode::Io,
             StoreError::NotFormatted { .. } => ErrorCode::NotFormatted,
-            StoreError::AlreadyFormatted { .. } | StoreError::InUse { .. } => ErrorCode::VolumeInUse,
+            StoreError::AlreadyFormatted { .. }
+            | StoreError::NotEmpty { .. }
+            | StoreError::ManifestWhole { .. }
+            | StoreError::InUse { .. } => ErrorCode::VolumeInUse,
             StoreError::VolumeTooSmall { .. } => ErrorCode::VolumeFull,
             StoreError::UnsupportedVersion { .. } => ErrorCode::UnsupportedVersion,
             StoreError::ManifestLost { .. } => ErrorCode::ManifestLost,

@@ -13,7 +13,6 @@
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
-use std::rc::Rc;
 use std::sync::Arc;
 
 use arrow_array::{Array, RecordBatch};
@@ -28,6 +27,7 @@ use crate::device::Device;
 use crate::manifest::records::load_text;
 use crate::manifest::{Batch, LoadRecord, ObjectState};
 use crate::volume::ObjectKind;
+use crate::workers::offload;
 
 /// A load to begin.
 #[derive(Clone, Debug)]
@@ -68,46 +68,8 @@ impl LoadStatus {
     }
 }
 
-/// One row group to encode; can be sent to another core.
-#[derive(Clone, Debug)]
-pub struct EncodeJob {
-    /// The table's columns.
-    pub schema: Arc<Schema>,
-    /// The rows, canonical arrays of the schema.
-    pub batches: Vec<RecordBatch>,
-    /// The row id of the first row; the others follow.
-    pub first_rowid: i64,
-}
-
-impl EncodeJob {
-    /// Encodes it here and now: a few milliseconds of work.
-    ///
-    /// # Errors
-    /// As [`encode_row_group`].
-    pub fn run(self) -> Result<EncodedRowGroup, hidb::Error> {
-        Ok(encode_row_group(&self.schema, &self.batches, RowIds::From(self.first_rowid))?)
-    }
-}
-
-/// A row group being encoded.
-pub type Encoding = Pin<Box<dyn Future<Output = Result<EncodedRowGroup, hidb::Error>>>>;
-
-/// Who encodes row groups: the server spreads them over its cores.
-pub trait RowGroupEncoder {
-    /// Starts encoding. The future is polled once right away, then awaited when its turn comes.
-    fn encode(&self, job: EncodeJob) -> Encoding;
-}
-
-impl<F: Fn(EncodeJob) -> Encoding> RowGroupEncoder for F {
-    fn encode(&self, job: EncodeJob) -> Encoding {
-        self(job)
-    }
-}
-
-/// An encoder that works where it is polled, for tools and tests.
-pub fn encode_here(job: EncodeJob) -> Encoding {
-    Box::pin(async move { job.run() })
-}
+/// Memory that the buffered batches of a load may keep alive; several times what their rows take at most.
+const RETAINED_BYTES_MAX: usize = 4 * ROW_GROUP_RAW_BYTES_MAX;
 
 /// A row group and where it ends in the load.
 struct Group {
@@ -125,12 +87,12 @@ pub struct LoadWriter {
     schema: Arc<Schema>,
     table_id: u64,
     shards: u32,
-    encoder: Rc<dyn RowGroupEncoder>,
     /// The number the next batch must have.
     next_batch: u64,
     buffered: Vec<RecordBatch>,
     buffered_rows: usize,
     buffered_bytes: usize,
+    retained_bytes: usize,
     encoding: FuturesOrdered<GroupFuture>,
     ready: VecDeque<Group>,
     /// Why the writer takes no more.
@@ -150,11 +112,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::TableExists`], [`StoreError::UnknownTable`], [`StoreError::StaleSchema`],
     /// [`StoreError::LoadConflict`] when the load was begun otherwise, or the manifest's.
-    pub async fn load_begin(
-        self: &Arc<Self>,
-        request: LoadRequest,
-        encoder: Rc<dyn RowGroupEncoder>,
-    ) -> Result<(LoadStatus, Option<LoadWriter>)> {
+    pub async fn load_begin(self: &Arc<Self>, request: LoadRequest) -> Result<(LoadStatus, Option<LoadWriter>)> {
         let changes = self.change().await?;
         let existing = self.state().manifest.loads.get(&request.load_id).cloned();
         let schema_message = hidb::convert::schema_to_proto(&request.schema);
@@ -202,11 +160,11 @@ impl Store {
             schema: Arc::new(request.schema),
             table_id: record.table_id,
             shards: record.shards,
-            encoder,
             next_batch: record.durable_batches,
             buffered: Vec::new(),
             buffered_rows: 0,
             buffered_bytes: 0,
+            retained_bytes: 0,
             encoding: FuturesOrdered::new(),
             ready: VecDeque::new(),
             failed: None,
@@ -292,6 +250,21 @@ impl LoadWriter {
     /// [`StoreError::LoadConflict`] for a gap or after a take-over, [`StoreError::VolumeFull`] (the load is then
     /// aborted), encoding errors, the device's or the manifest's. After an error the writer takes no more.
     pub async fn push<D: Device>(&mut self, device: &D, number: u64, batch: RecordBatch) -> Result<LoadStatus> {
+        self.push_retaining(device, number, batch, 0).await
+    }
+
+    /// Like [`LoadWriter::push`], of a batch that keeps `retained` bytes of memory alive, which may be much more than
+    /// its rows: the frame that it came in.
+    ///
+    /// # Errors
+    /// As [`LoadWriter::push`].
+    pub async fn push_retaining<D: Device>(
+        &mut self,
+        device: &D,
+        number: u64,
+        batch: RecordBatch,
+        retained: usize,
+    ) -> Result<LoadStatus> {
         self.check()?;
         if number < self.next_batch {
             return self.status();
@@ -321,8 +294,12 @@ impl LoadWriter {
             self.buffered.push(batch);
             self.buffered_rows += rows;
             self.buffered_bytes += bytes;
+            self.retained_bytes += retained;
         }
-        if self.buffered_rows == ROW_GROUP_ROWS || self.buffered_bytes >= ROW_GROUP_RAW_BYTES_MAX {
+        let is_full = self.buffered_rows == ROW_GROUP_ROWS
+            || self.buffered_bytes >= ROW_GROUP_RAW_BYTES_MAX
+            || self.retained_bytes >= RETAINED_BYTES_MAX;
+        if is_full {
             self.cut();
         }
         let in_flight_max = self.store.options.row_groups_in_flight_max.max(1);
@@ -397,8 +374,12 @@ impl LoadWriter {
         let Err(error) = outcome else { return Ok(()) };
         self.discard();
         self.failed = Some(error.clone());
-        if matches!(error, StoreError::VolumeFull { .. }) {
-            self.store.load_abort(device, &self.load_id).await?;
+        // A writer that was superseded must not take away the load of its successor.
+        if matches!(error, StoreError::VolumeFull { .. })
+            && self.check_epoch().is_ok()
+            && let Err(second) = self.store.load_abort(device, &self.load_id).await
+        {
+            tracing::warn!(%second, "a load that does not fit could not be taken away yet");
         }
         Err(error)
     }
@@ -417,9 +398,11 @@ impl LoadWriter {
         };
         let batches_end = self.next_batch;
         let batches = std::mem::take(&mut self.buffered);
-        (self.buffered_rows, self.buffered_bytes) = (0, 0);
-        let encoding = self.encoder.encode(EncodeJob { schema: Arc::clone(&self.schema), batches, first_rowid });
-        self.encoding.push_back(Box::pin(async move { Ok(Group { encoded: encoding.await?, batches_end }) }));
+        (self.buffered_rows, self.buffered_bytes, self.retained_bytes) = (0, 0, 0);
+        let schema = Arc::clone(&self.schema);
+        let encode = move || encode_row_group(&schema, &batches, RowIds::From(first_rowid));
+        let encoding = offload(&*self.store.options.workers, encode);
+        self.encoding.push_back(Box::pin(async move { Ok(Group { encoded: encoding.await??, batches_end }) }));
     }
 
     /// Lets encoding go on, waits until at most `in_flight_max` row groups are in it, writes full segments.
@@ -505,10 +488,8 @@ impl LoadWriter {
         batch.put_object(segment.id, &segment.record(ObjectState::Live, &self.load_id));
         batch.put_load(&self.load_id, &record);
         batch.put_counter(self.table_id, &*self.store.state().counter(self.table_id));
-        if let Err(error) = changes.write(batch).await {
-            self.store.state().free(segment.extent)?;
-            return Err(error);
-        }
+        // After a failure the extent stays in use: the change may be there at the next start.
+        changes.write(batch).await?;
         debug_assert!(segment.record(ObjectState::Live, &[]).is(ObjectKind::Segment));
         self.store.state().handles.insert(segment.id, segment.handle);
         Ok(())

@@ -19,9 +19,10 @@ use super::error::{Result, StoreError};
 use super::{SEGMENT_ROW_GROUPS_MAX, SegmentHandle, Store};
 use crate::device::Device;
 use crate::manifest::{Batch, ObjectRecord, ObjectState, TableRecord};
-use crate::store::decode::{DecodedRowGroup, read_row_group};
+use crate::store::decode::{DecodedRowGroup, decode_row_group, read_chunks};
 use crate::volume::ObjectKind;
 use crate::volume::object::CommitRecord;
+use crate::workers::{Workers, offload};
 
 /// Rows of a merged segment at most.
 const MERGED_ROWS_MAX: u64 = (SEGMENT_ROW_GROUPS_MAX * ROW_GROUP_ROWS) as u64;
@@ -65,7 +66,11 @@ impl Store {
         let catalog = self.catalog();
         let mut best: Option<MergeJob> = None;
         for table in catalog.tables.values() {
-            let small: Vec<_> = table.segments.iter().filter(|s| s.footer.rows() <= SMALL_ROWS_MAX).cloned().collect();
+            // A segment with as many row groups as there may be does not get longer, however few its rows are.
+            let is_small = |segment: &&Arc<SegmentHandle>| {
+                segment.footer.rows() <= SMALL_ROWS_MAX && segment.footer.row_groups.len() < SEGMENT_ROW_GROUPS_MAX
+            };
+            let small: Vec<_> = table.segments.iter().filter(is_small).cloned().collect();
             let mut by_shard: BTreeMap<u32, Vec<Arc<SegmentHandle>>> = BTreeMap::new();
             for segment in &small {
                 by_shard.entry(segment.shard).or_default().push(Arc::clone(segment));
@@ -99,24 +104,27 @@ impl Store {
         best
     }
 
-    /// Merges; the caller's core encodes. `None` when an input stopped being part of its table meanwhile.
+    /// Merges; the store's workers decode and encode. `None` when an input stopped being part of its table meanwhile.
     ///
     /// # Errors
     /// [`StoreError::Corruption`] of an input, [`StoreError::VolumeFull`], the device's or the manifest's.
     pub async fn merge<D: Device>(&self, device: &D, job: MergeJob) -> Result<Option<Merged>> {
+        let workers = &*self.options.workers;
         let mut row_groups = Vec::new();
-        let mut gathered = Gathered::new(&job.schema);
+        let mut gathered = Gathered::default();
         for segment in &job.inputs {
             for row_group in 0..segment.footer.row_groups.len() {
-                let group = read_row_group(device, segment, row_group).await?;
-                if group.rows.num_rows() > 0 {
-                    gathered.push(group, &mut row_groups)?;
+                let chunks = read_chunks(device, segment, row_group).await?;
+                let owner = Arc::clone(segment);
+                let group = offload(workers, move || decode_row_group(&owner, row_group, &chunks)).await??;
+                for part in gathered.push(group) {
+                    row_groups.push(part.encode(workers, &job.schema).await?);
                 }
-                // Encoding took a while: let others on this core have their turn.
-                futures_lite::future::yield_now().await;
             }
         }
-        gathered.cut(&mut row_groups)?;
+        if let Some(part) = gathered.cut() {
+            row_groups.push(part.encode(workers, &job.schema).await?);
+        }
         if row_groups.is_empty() {
             return Ok(None);
         }
@@ -196,7 +204,7 @@ impl Store {
         }
         self.publish()?;
         drop((changes, job));
-        self.reclaim(device).await?;
+        self.reclaim_soon(device).await;
         Ok(Some(merged))
     }
 
@@ -207,22 +215,20 @@ impl Store {
 }
 
 /// Rows on their way into merged row groups.
-struct Gathered<'a> {
-    schema: &'a Schema,
+#[derive(Default)]
+struct Gathered {
     batches: Vec<RecordBatch>,
     rowids: Vec<i64>,
     bytes: usize,
 }
 
-impl<'a> Gathered<'a> {
-    fn new(schema: &'a Schema) -> Self {
-        Gathered { schema, batches: Vec::new(), rowids: Vec::new(), bytes: 0 }
-    }
-
-    fn push(&mut self, group: DecodedRowGroup, out: &mut Vec<EncodedRowGroup>) -> Result<()> {
+impl Gathered {
+    /// Takes a row group; gives back what is full.
+    fn push(&mut self, group: DecodedRowGroup) -> Vec<Gathered> {
+        let mut full = Vec::new();
         let bytes = group.rows.get_array_memory_size();
         if self.bytes + bytes > ROW_GROUP_RAW_BYTES_MAX {
-            self.cut(out)?;
+            full.extend(self.cut());
         }
         let mut from = 0;
         while from < group.rows.num_rows() {
@@ -231,23 +237,24 @@ impl<'a> Gathered<'a> {
             self.rowids.extend_from_slice(&group.rowids[from..from + rows]);
             from += rows;
             if self.rowids.len() == ROW_GROUP_ROWS {
-                self.cut(out)?;
+                full.extend(self.cut());
             }
         }
         if !self.batches.is_empty() {
             self.bytes += bytes;
         }
-        Ok(())
+        full
     }
 
-    fn cut(&mut self, out: &mut Vec<EncodedRowGroup>) -> Result<()> {
-        if !self.batches.is_empty() {
-            let encoded = encode_row_group(self.schema, &self.batches, RowIds::Explicit(&self.rowids));
-            out.push(encoded.map_err(|error| StoreError::Data(error.into()))?);
-        }
-        self.batches.clear();
-        self.rowids.clear();
-        self.bytes = 0;
-        Ok(())
+    /// What was gathered so far, if anything was.
+    fn cut(&mut self) -> Option<Gathered> {
+        let part = std::mem::take(self);
+        (!part.batches.is_empty()).then_some(part)
+    }
+
+    async fn encode(self, workers: &dyn Workers, schema: &Arc<Schema>) -> Result<EncodedRowGroup> {
+        let schema = Arc::clone(schema);
+        let encode = move || encode_row_group(&schema, &self.batches, RowIds::Explicit(&self.rowids));
+        offload(workers, encode).await?.map_err(|error| StoreError::Data(error.into()))
     }
 }

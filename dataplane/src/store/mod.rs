@@ -36,7 +36,7 @@ pub use crate::manifest::records::LoadMode;
 pub use crate::manifest::{LoadState, Observer};
 pub use check::{CheckReport, check};
 pub use error::{Result, StoreError};
-pub use load::{EncodeJob, Encoding, LoadRequest, LoadStatus, LoadWriter, RowGroupEncoder, encode_here};
+pub use load::{LoadRequest, LoadStatus, LoadWriter};
 pub use merge::{MergeJob, Merged};
 pub use open::format;
 pub use rebuild::{RebuildReport, rebuild};
@@ -47,6 +47,7 @@ use crate::manifest::records::CounterRecord;
 use crate::manifest::{Batch, Manifest, ManifestState, ObjectRecord, ObjectState, TableRecord};
 use crate::volume::object::CommitRecord;
 use crate::volume::{Extent, ExtentAllocator, FolderLock, ObjectKind, Superblock, VolumeLock};
+use crate::workers::{Inline, Workers};
 
 /// Row groups of a segment that comes from a load.
 pub const SEGMENT_ROW_GROUPS_MAX: usize = 4;
@@ -70,18 +71,21 @@ pub struct StoreOptions {
     pub row_groups_in_flight_max: usize,
     /// A load without traffic for this long is aborted by the sweep, and a finished one forgotten, in seconds.
     pub load_idle_s_max: u64,
+    /// Who encodes row groups.
+    pub workers: Arc<dyn Workers>,
     /// Called on the manifest's thread after each durable batch (crash simulation, metrics).
     pub observer: Option<Observer>,
 }
 
 impl StoreOptions {
-    /// The defaults, with this metadata folder.
+    /// The defaults, with this metadata folder; encoding happens where it is asked for.
     pub fn new(metadata_folder: impl Into<PathBuf>) -> Self {
         StoreOptions {
             metadata_folder: metadata_folder.into(),
             shards_default: 16,
             row_groups_in_flight_max: 4,
             load_idle_s_max: 24 * 3600,
+            workers: Arc::new(Inline),
             observer: None,
         }
     }
@@ -127,6 +131,9 @@ struct State {
     load_epochs: HashMap<[u8; 16], u64>,
     /// Commit objects may have become erasable since the last look.
     commits_changed: bool,
+    /// Set once a write to the manifest failed: whether it happened shows only at the next start, and until then
+    /// nothing may be changed that contradicts either.
+    undecided: Option<StoreError>,
 }
 
 /// The right to change the store; ids can be taken while it is held.
@@ -145,9 +152,17 @@ impl Changes<'_> {
 
     /// Writes a batch durably, then applies it to the state in memory.
     async fn write(&self, batch: Batch) -> Result<()> {
-        self.store.manifest.write(batch.clone()).await?;
-        self.store.state().manifest.apply(&batch);
-        Ok(())
+        match self.store.manifest.write(batch.clone()).await {
+            Ok(()) => {
+                self.store.state().manifest.apply(&batch);
+                Ok(())
+            }
+            Err(error) => {
+                let undecided = StoreError::Undecided { reason: error.to_string() };
+                self.store.state().undecided = Some(undecided.clone());
+                Err(undecided)
+            }
+        }
     }
 }
 
@@ -163,6 +178,9 @@ impl Store {
 
     async fn change(&self) -> Result<Changes<'_>> {
         let changes = Changes { store: self, _guard: self.changes.lock().await };
+        if let Some(error) = self.state().undecided.clone() {
+            return Err(error);
+        }
         let wanted = {
             let state = self.state();
             (state.next_id + IDS_PER_CHANGE_MAX > state.manifest.next_id).then(|| state.next_id + IDS_RESERVED_AT_ONCE)
@@ -278,7 +296,8 @@ impl Store {
         self.state().retire(&dropped);
         self.publish()?;
         drop(changes);
-        self.reclaim(device).await.map(|_| ())
+        self.reclaim_soon(device).await;
+        Ok(())
     }
 
     /// Makes the catalog again from the state.

@@ -76,8 +76,19 @@ impl Store {
         let id = changes.take_id();
         let object = encode_record(&self.superblock, kind, id, record);
         let units = object.len() as u64 / EXTENT_UNIT_BYTES;
-        let extent = self.state().allocator.allocate_metadata(units);
-        let extent = extent.map_err(|_| self.volume_full(units * EXTENT_UNIT_BYTES))?;
+        let mut extent = self.state().allocator.allocate_metadata(units);
+        if extent.is_err() {
+            // Commit objects that nothing needs any more may hold the space that is kept for their kind.
+            self.state().commits_changed = true;
+            self.erase_pending(device, changes).await?;
+            extent = self.state().allocator.allocate_metadata(units);
+        }
+        let Ok(extent) = extent else {
+            let mut state = self.state();
+            with.iter().try_for_each(|(_, segment)| state.free(segment.extent()))?;
+            drop(state);
+            return Err(self.volume_full(units * EXTENT_UNIT_BYTES));
+        };
         let pending = ObjectRecord {
             kind: kind as u32,
             state: ObjectState::Pending as i32,
@@ -92,10 +103,8 @@ impl Store {
         for (segment, record) in with {
             batch.put_object(*segment, record);
         }
-        if let Err(error) = changes.write(batch).await {
-            self.state().free(extent)?;
-            return Err(error);
-        }
+        // After a failure the extent stays in use: the record may be there at the next start.
+        changes.write(batch).await?;
         let written = async {
             write_pieces(device, extent.offset(), vec![object.to_vec()]).await?;
             device.flush().await

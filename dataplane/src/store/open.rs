@@ -78,6 +78,7 @@ impl Store {
                 retired: HashMap::new(),
                 load_epochs: HashMap::new(),
                 commits_changed: true,
+                undecided: None,
             }),
             catalog: Mutex::new(Arc::new(Catalog::default())),
             changes: futures::lock::Mutex::new(()),

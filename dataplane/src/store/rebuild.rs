@@ -78,14 +78,23 @@ pub async fn rebuild<D: Device>(
     let _volume_lock = device.path().exists().then(|| VolumeLock::acquire(device.path())).transpose()?;
     let _folder_lock = FolderLock::acquire(metadata_folder)?;
     if !force && Manifest::open(metadata_folder, superblock.volume_uuid, None).is_ok() {
-        return Err(StoreError::Manifest {
-            folder: Manifest::folder_of(metadata_folder),
-            reason: "it is whole and belongs to this volume: --force makes it again all the same".into(),
-        });
+        return Err(StoreError::ManifestWhole { folder: Manifest::folder_of(metadata_folder) });
     }
     let found = scan_objects(device, &superblock).await?;
     let plan = Plan::make(&superblock, &found)?;
     let mut report = RebuildReport { volume: superblock.uuid_text(), ..Default::default() };
+    for object in &plan.damaged {
+        let error = StoreError::Corruption {
+            volume: superblock.uuid_text(),
+            what: format!("commit object {}", object.header.id),
+            offset: object.extent.offset(),
+            reason: "its checksum is wrong or it was cut off: the tables and rows that it alone names are lost".into(),
+        };
+        if !leave_out_damaged {
+            return Err(error);
+        }
+        report.lost.push(error.to_string());
+    }
     let mut batch = Batch::new();
     batch.put_identity(superblock.volume_uuid);
     batch.put_next_id(found.iter().map(|object| object.header.id + 1).max().unwrap_or(1));
@@ -212,6 +221,8 @@ struct Plan<'a> {
     dead: Vec<&'a FoundObject>,
     /// Dead objects that end tables, oldest first.
     dead_ends: Vec<&'a FoundObject>,
+    /// Commit objects and tombstones that can't be read.
+    damaged: Vec<&'a FoundObject>,
 }
 
 impl<'a> Plan<'a> {
@@ -226,6 +237,7 @@ impl<'a> Plan<'a> {
             kept: Vec::new(),
             dead: Vec::new(),
             dead_ends: Vec::new(),
+            damaged: Vec::new(),
         };
         let mut replaced: BTreeSet<u64> = BTreeSet::new();
         for (object, record) in records() {
@@ -251,6 +263,9 @@ impl<'a> Plan<'a> {
             if object.header.kind == ObjectKind::Segment && plan.segments.contains_key(&id) {
                 plan.headers.insert(id, object.extent);
             } else {
+                if object.header.kind != ObjectKind::Segment {
+                    plan.damaged.push(object);
+                }
                 plan.dead.push(object);
             }
         }

@@ -27,6 +27,13 @@ impl Store {
         self.erase_pending(device, &changes).await
     }
 
+    /// Reclaims after a change that is durable: what fails here does not undo it, and is tried again from time to time.
+    pub(super) async fn reclaim_soon<D: Device>(&self, device: &D) {
+        if let Err(error) = self.reclaim(device).await {
+            tracing::warn!(%error, "space could not be returned yet");
+        }
+    }
+
     pub(super) async fn erase_pending<D: Device>(&self, device: &D, changes: &Changes<'_>) -> Result<u64> {
         let mut freed = 0;
         loop {

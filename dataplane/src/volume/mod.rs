@@ -29,3 +29,5 @@ pub const FORMAT_VERSION: u32 = 1;
 
 /// The smallest volume that can be formatted, in bytes.
 pub const VOLUME_BYTES_MIN: u64 = 1 << 20;
+/// Bytes at either end that must be zero for a file or device to be formatted without `--force`.
+pub(crate) const BLANK_BYTES: u64 = 1 << 20;

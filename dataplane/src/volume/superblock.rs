@@ -12,7 +12,7 @@ use std::fs::OpenOptions;
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::Path;
 
-use super::{EXTENT_UNIT_BYTES, FORMAT_VERSION, VOLUME_BYTES_MIN};
+use super::{BLANK_BYTES, EXTENT_UNIT_BYTES, FORMAT_VERSION, VOLUME_BYTES_MIN};
 use crate::device::{AlignedBuf, Device};
 use crate::store::error::{Result, StoreError};
 
@@ -164,11 +164,15 @@ pub async fn read_copies<D: Device>(device: &D) -> Result<[Option<Superblock>; 2
 /// is `None`), and returns what was written.
 ///
 /// # Errors
-/// [`StoreError::AlreadyFormatted`] unless `force`, [`StoreError::VolumeTooSmall`], [`StoreError::InUse`], or I/O.
+/// [`StoreError::AlreadyFormatted`] and [`StoreError::NotEmpty`] unless `force`, [`StoreError::VolumeTooSmall`], [`StoreError::InUse`], or I/O.
 pub fn format_file(path: &Path, size_bytes: Option<u64>, force: bool) -> Result<Superblock> {
     let failed = |operation: &'static str| {
         move |error: std::io::Error| StoreError::File { path: path.to_path_buf(), operation, reason: error.to_string() }
     };
+    let too_small = |bytes| StoreError::VolumeTooSmall { path: path.to_path_buf(), bytes, min: VOLUME_BYTES_MIN };
+    if let Some(bytes) = size_bytes.filter(|bytes| *bytes < VOLUME_BYTES_MIN) {
+        return Err(too_small(bytes));
+    }
     let _lock = super::VolumeLock::acquire_or_create(path)?;
     let file = OpenOptions::new().read(true).write(true).open(path).map_err(failed("open"))?;
     let metadata = file.metadata().map_err(failed("stat"))?;
@@ -188,13 +192,12 @@ pub fn format_file(path: &Path, size_bytes: Option<u64>, force: bool) -> Result<
             }
         }
     }
+    if !force && !is_blank(&file, found_bytes).map_err(failed("read"))? {
+        return Err(StoreError::NotEmpty { path: path.to_path_buf() });
+    }
     let wanted_bytes = size_bytes.unwrap_or(found_bytes);
     if wanted_bytes < VOLUME_BYTES_MIN {
-        return Err(StoreError::VolumeTooSmall {
-            path: path.to_path_buf(),
-            bytes: wanted_bytes,
-            min: VOLUME_BYTES_MIN,
-        });
+        return Err(too_small(wanted_bytes));
     }
     if is_block_device && wanted_bytes > found_bytes {
         return Err(StoreError::Truncated { path: path.to_path_buf(), expected_bytes: wanted_bytes, found_bytes });
@@ -211,6 +214,19 @@ pub fn format_file(path: &Path, size_bytes: Option<u64>, force: bool) -> Result<
         file.sync_all().map_err(failed("flush"))?;
     }
     Ok(superblock)
+}
+
+/// Whether the first and the last bytes are zero: file systems, partition tables and files of other programs are not.
+fn is_blank(file: &std::fs::File, bytes: u64) -> std::io::Result<bool> {
+    let length = bytes.min(BLANK_BYTES);
+    let mut buffer = vec![0; length as usize];
+    for at in [0, bytes - length] {
+        file.read_exact_at(&mut buffer, at)?;
+        if buffer.iter().any(|byte| *byte != 0) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 #[cfg(test)]

@@ -176,4 +176,14 @@ fn vectors_need_elements_that_are_not_null() {
     assert_eq!(good.column(0).data_type(), &to_arrow_type(&"vector(2)".parse().unwrap(), true));
     let error = load(list(vec![Some(1.0), None], None)).unwrap_err();
     assert!(error.message.contains("row 0"), "{error}");
+    for (element, text) in [(ArrowType::Float16, "vector(2,f16)"), (ArrowType::Int8, "vector(2,i8)")] {
+        let values = arrow_cast::cast(&Int32Array::from(vec![1, -2, 3, -128]), &element).unwrap();
+        let child = Arc::new(ArrowField::new("x", element, false));
+        let list = FixedSizeListArray::new(child, 2, Arc::clone(&values), None);
+        let vector: DataType = text.parse().unwrap();
+        assert_eq!(from_arrow_type(list.data_type()).unwrap(), vector);
+        let loaded = load(Arc::new(list)).unwrap();
+        assert_eq!(loaded.column(0).data_type(), &to_arrow_type(&vector, true));
+        assert_eq!(loaded.column(0).as_fixed_size_list().values(), &values);
+    }
 }

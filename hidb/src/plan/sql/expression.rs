@@ -201,6 +201,7 @@ impl<'a> Scope<'a> {
         while let Some((op, right, whole)) = links.pop() {
             if is_logical(op) {
                 let conjunction = *op == BinaryOperator::And;
+                let name = if conjunction { "AND" } else { "OR" };
                 let mut list = match run.take() {
                     Some((same, list)) if same == conjunction => list,
                     other => {
@@ -211,12 +212,11 @@ impl<'a> Scope<'a> {
                                 self.settle(term, Some(DataType::Boolean)).map_err(|error| at(error, base))?
                             }
                         };
-                        let first = build::and(vec![first]).map_err(|error| at(error, base))?;
-                        vec![first]
+                        vec![condition(name, first, base)?]
                     }
                 };
                 let item = self.expr_like(right, DataType::Boolean, levels + 1)?;
-                list.push(build::and(vec![item]).map_err(|error| at(error, right))?);
+                list.push(condition(name, item, right)?);
                 run = Some((conjunction, list));
             } else {
                 if let Some(expr) = finish(run.take()).map_err(|error| at(error, whole))? {
@@ -276,9 +276,9 @@ impl<'a> Scope<'a> {
         let placed = |result: Result<Expr>| result.map_err(|error| at(error, tree));
         let negated_if = |negated: bool, expr: Result<Expr>| if negated { build::not(expr?) } else { expr };
         match tree {
-            ast::Expr::Identifier(name) => placed(build::column(self.schema, &name.value)),
+            ast::Expr::Identifier(name) => placed(self.column(name)),
             ast::Expr::CompoundIdentifier(parts) => placed(match parts.as_slice() {
-                [.., table, name] if self.is_table(&table.value) => build::column(self.schema, &name.value),
+                [.., table, name] if self.is_table(&table.value) => self.column(name),
                 _ => Err(Error::new(ErrorCode::UnknownColumn, "only columns of the scanned table can be named")),
             }),
             ast::Expr::UnaryOp { op: UnaryOperator::Not, expr } => {
@@ -360,6 +360,23 @@ impl<'a> Scope<'a> {
                 tree,
             )),
         }
+    }
+
+    /// The column of this name. Who puts an unknown one in double quotes may have meant text.
+    fn column(&self, name: &ast::Ident) -> Result<Expr> {
+        let found = build::column(self.schema, &name.value);
+        if name.quote_style != Some('"') {
+            return found;
+        }
+        found.map_err(|error| {
+            let text = fragment(&name.value).replace('\'', "''");
+            // A name as short as a value is like too many columns.
+            let missing = match name.value.chars().count() {
+                0..3 => format!("there is no column {:?}", name.value),
+                _ => error.message,
+            };
+            Error::new(error.code, format!("double quotes name columns (write '{text}' for text): {missing}"))
+        })
     }
 
     fn like(
@@ -510,6 +527,15 @@ impl<'a> Scope<'a> {
             )),
         }
     }
+}
+
+/// An expression where `clause` needs a boolean.
+pub(super) fn condition(clause: &str, expr: Expr, tree: &ast::Expr) -> Result<Expr> {
+    let found = expr.data_type;
+    build::and(vec![expr]).map_err(|error| match found {
+        DataType::Boolean => at(error, tree),
+        _ => at(Error::new(ErrorCode::TypeMismatch, format!("{clause} needs a boolean, not {found}")), tree),
+    })
 }
 
 /// Whether an expression contains the stand-in of an aggregate.

@@ -22,7 +22,7 @@ use super::{EXPRESSION_DEPTH_MAX, build};
 use crate::error::{Error, ErrorCode, Result};
 use crate::schema::Schema;
 use dialect::BoundedDialect;
-use expression::Scope;
+use expression::{Scope, condition};
 use sqlparser::ast;
 use sqlparser::keywords::Keyword;
 use sqlparser::parser::{Parser, ParserError};
@@ -30,7 +30,7 @@ use sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer, Word};
 
 /// The longest text that is parsed, in bytes.
 pub const SQL_TEXT_BYTES_MAX: usize = 1 << 20;
-/// The most operators in one text. Chains of operators nest in the syntax tree.
+/// The most operators in one text, signs of numbers in lists left out. Chains of operators nest in the syntax tree.
 pub const SQL_OPERATORS_MAX: usize = 2_000;
 /// The deepest nesting of parentheses and function calls.
 pub const SQL_NESTING_MAX: usize = 40;
@@ -59,8 +59,10 @@ pub struct ScanText {
 
 /// Reads a predicate over a table's columns.
 pub fn parse_predicate(text: &str, schema: &Schema) -> Result<Expr> {
-    let expr = parse_expr(text, schema)?;
-    build::and(vec![expr])
+    let tree = Source::new().parse(text, |parser| parser.parse_expr())?;
+    let expr = condition("a predicate", Scope::new(schema, "").row_expression(&tree)?, &tree)?;
+    build::check_limits([&expr])?;
+    Ok(expr)
 }
 
 /// Reads one expression (without aggregates) over a table's columns.
@@ -168,6 +170,7 @@ impl Source {
     fn check_tokens(&mut self, text: &str, tokens: &mut [TokenWithSpan]) -> Result<()> {
         let (mut operators, mut nesting) = (0usize, 0usize);
         let mut before = Keyword::NoKeyword;
+        let mut place = Place::Elsewhere;
         for TokenWithSpan { token, .. } in tokens {
             let keyword = match token {
                 Token::Word(word) if word.quote_style.is_none() => word.keyword,
@@ -175,7 +178,11 @@ impl Source {
                 _ => Keyword::NoKeyword,
             };
             let previous = std::mem::replace(&mut before, keyword);
+            let at = place;
+            place = at.after(token);
             match token {
+                // The sign of a number in a list nests nothing.
+                Token::Number(..) if at == Place::Signed => operators -= 1,
                 Token::Placeholder(name) if name == "?" => {
                     self.parameters += 1;
                     *name = format!("${}", self.parameters);
@@ -222,6 +229,28 @@ impl Source {
             ));
         }
         Ok(())
+    }
+}
+
+/// Where a token stands, as far as it matters for signs of numbers.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// After `(` or `,`.
+    ItemStart,
+    /// After a sign at the start of an item.
+    Signed,
+    Elsewhere,
+}
+
+impl Place {
+    /// The place of what follows `token`; blanks and comments change nothing.
+    fn after(self, token: &Token) -> Place {
+        match (token, self) {
+            (Token::Whitespace(_), place) => place,
+            (Token::LParen | Token::Comma, _) => Place::ItemStart,
+            (Token::Minus | Token::Plus, Place::ItemStart) => Place::Signed,
+            _ => Place::Elsewhere,
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Arranging the parts of a SELECT: aggregation, outputs, hidden outputs, sort keys.
 
-use super::expression::{AGGREGATE_BASE, Scope};
+use super::expression::{AGGREGATE_BASE, Scope, condition};
 use super::fragment;
 use crate::error::{Error, ErrorCode, Result};
 use crate::plan::build;
@@ -28,7 +28,7 @@ fn unsupported(what: impl Into<String>) -> Error {
 /// Plans the parts.
 pub(super) fn plan(parts: &Parts<'_>, table: &str, scope: &Scope<'_>, schema: &Schema) -> Result<ScanPlan> {
     let filter = match parts.filter {
-        Some(tree) => Some(build::and(vec![scope.row_expression(tree)?])?),
+        Some(tree) => Some(condition("WHERE", scope.row_expression(tree)?, tree)?),
         None => None,
     };
     let mut outputs = outputs(parts.items, scope, schema)?;
@@ -41,7 +41,7 @@ pub(super) fn plan(parts: &Parts<'_>, table: &str, scope: &Scope<'_>, schema: &S
         }
     }
     let having = match parts.having {
-        Some(tree) => Some(build::and(vec![scope.expression(tree)?])?),
+        Some(tree) => Some(condition("HAVING", scope.expression(tree)?, tree)?),
         None => None,
     };
     let mut sort = Vec::with_capacity(parts.order_by.len());

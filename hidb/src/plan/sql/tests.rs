@@ -106,7 +106,10 @@ fn errors_say_what_where_and_what_there_is() {
         ("l_shipdate < 'yesterday'", ErrorCode::InvalidCast, "\"yesterday\" is not a date"),
         ("l_quantty < 5", ErrorCode::UnknownColumn, "did you mean l_quantity"),
         ("t.l_quantity < 5", ErrorCode::UnknownColumn, "scanned table"),
-        ("l_quantity", ErrorCode::TypeMismatch, "boolean"),
+        ("l_quantity", ErrorCode::TypeMismatch, "needs a boolean, not decimal(15,2) (in `l_quantity`)"),
+        ("flag or l_quantity", ErrorCode::TypeMismatch, "OR needs a boolean, not decimal(15,2) (in `l_quantity`)"),
+        ("l_returnflag = \"R\"", ErrorCode::UnknownColumn, "(write 'R' for text): there is no column \"R\" (in"),
+        ("\"l_quantty\" < 5", ErrorCode::UnknownColumn, "did you mean l_quantity"),
         ("l_quantity <", ErrorCode::Syntax, "l_quantity <"),
         ("l_quantity < 5 5", ErrorCode::Syntax, "unexpected 5"),
         ("median(l_quantity) < 5", ErrorCode::UnknownFunction, "median(decimal(15,2))"),
@@ -238,6 +241,8 @@ fn what_can_not_be_run_is_refused_by_name() {
         ("select sum(l_tax) over () from lineitem", ErrorCode::UnsupportedPlan, "window"),
         ("select sum(l_tax) filter (where flag) from lineitem", ErrorCode::UnsupportedPlan, "FILTER"),
         ("select sum(distinct l_tax) from lineitem", ErrorCode::UnsupportedPlan, "DISTINCT"),
+        ("select * from lineitem where l_tax", ErrorCode::TypeMismatch, "WHERE needs a boolean, not decimal(15,2)"),
+        ("select count(*) from lineitem having count(*)", ErrorCode::TypeMismatch, "HAVING needs a boolean, not int64"),
         ("select * from nowhere", ErrorCode::UnknownTable, "nowhere"),
         ("select * from lineitem order by 99", ErrorCode::UnknownColumn, "position 99"),
         ("select * from lineitem limit -1", ErrorCode::Syntax, "LIMIT"),
@@ -285,6 +290,9 @@ fn deep_and_long_texts_are_refused_and_never_overflow_the_stack() {
     assert_eq!(predicate(&nested).as_deref(), Ok("l_tax > 1.00"));
     let list: Vec<String> = (0..50_000).map(|value| value.to_string()).collect();
     assert!(predicate(&format!("l_orderkey in ({})", list.join(","))).unwrap().contains("49990 more"));
+    let list: Vec<String> = (0..50_000).map(|value| format!(" -{value}")).collect();
+    assert!(predicate(&format!("l_orderkey in ({})", list.join(","))).unwrap().contains("49990 more"));
+    refused(format!("l_orderkey in ({})", " - -1,".repeat(1_500)));
 }
 
 #[test]

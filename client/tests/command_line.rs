@@ -1,0 +1,209 @@
+//! The `heliostat` command and the `heliostat-cell` it starts: what a person types, exit codes, statistics.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use arrow_array::RecordBatch;
+use arrow_array::cast::AsArray;
+use arrow_array::types::{Date32Type, Decimal128Type, Int64Type};
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use tpchgen::generators::LineItemGenerator;
+use tpchgen_arrow::LineItemArrow;
+
+const HELIOSTAT: &str = env!("CARGO_BIN_EXE_heliostat");
+const SCALE: f64 = 0.1;
+const NARROW: &str = "l_quantity < 5 and l_shipdate between date '1995-03-01' and date '1995-03-07'";
+
+struct Dev {
+    child: Child,
+    url: String,
+}
+
+impl Dev {
+    fn start(data: &Path) -> Self {
+        let cell = Path::new(HELIOSTAT).with_file_name("heliostat-cell");
+        assert!(cell.exists(), "{cell:?} is not built: cargo build --release --workspace --bins");
+        let mut child = Command::new(HELIOSTAT)
+            .args(["dev", "--port", "0", "--size", "1GiB", "--cache", "64MiB", "--cores", "2", "--data"])
+            .arg(data)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let first = lines.next().unwrap().unwrap();
+        let url = first.split("ready at ").nth(1).and_then(|rest| rest.split(';').next()).unwrap().to_string();
+        // The greeting goes on; a closed pipe would end `dev`.
+        std::thread::spawn(move || lines.for_each(drop));
+        Dev { child, url }
+    }
+
+    /// Exit code, standard output, standard error.
+    fn run(&self, arguments: &[&str]) -> (i32, String, String) {
+        run(&[&["--connect", &self.url], arguments].concat())
+    }
+
+    fn done(&self, arguments: &[&str]) -> (String, String) {
+        let (code, out, err) = self.run(arguments);
+        assert_eq!(code, 0, "{arguments:?}: {err}");
+        (out, err)
+    }
+}
+
+impl Drop for Dev {
+    fn drop(&mut self) {
+        let _ = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status();
+        let _ = self.child.wait();
+    }
+}
+
+fn run(arguments: &[&str]) -> (i32, String, String) {
+    let output = Command::new(HELIOSTAT).args(arguments).output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
+}
+
+fn parquet_rows(path: &Path) -> Vec<(i64, i64, i128)> {
+    let reader = ParquetRecordBatchReaderBuilder::try_new(std::fs::File::open(path).unwrap()).unwrap().build().unwrap();
+    let mut rows: Vec<_> = reader.flat_map(|batch| narrow_columns(&batch.unwrap(), [0, 1, 2])).collect();
+    rows.sort_unstable();
+    rows
+}
+
+fn narrow_columns(batch: &RecordBatch, at: [usize; 3]) -> Vec<(i64, i64, i128)> {
+    let key = batch.column(at[0]).as_primitive::<Int64Type>();
+    let part = batch.column(at[1]).as_primitive::<Int64Type>();
+    let price = batch.column(at[2]).as_primitive::<Decimal128Type>();
+    (0..batch.num_rows()).map(|row| (key.value(row), part.value(row), price.value(row))).collect()
+}
+
+/// What the generator makes, filtered here.
+fn expected() -> Vec<(i64, i64, i128)> {
+    let mut rows = Vec::new();
+    for batch in LineItemArrow::new(LineItemGenerator::new(SCALE, 1, 1)) {
+        let place = |name: &str| batch.schema().index_of(name).unwrap();
+        let days = batch.column(place("l_shipdate")).as_primitive::<Date32Type>();
+        let quantity = batch.column(place("l_quantity")).as_primitive::<Decimal128Type>();
+        let all = narrow_columns(&batch, [place("l_orderkey"), place("l_partkey"), place("l_extendedprice")]);
+        let wanted = |row: &usize| (9190..=9196).contains(&days.value(*row)) && quantity.value(*row) < 500;
+        rows.extend((0..batch.num_rows()).filter(wanted).map(|row| all[row]));
+    }
+    rows.sort_unstable();
+    rows
+}
+
+#[test]
+fn tables_are_loaded_asked_shown_and_dropped() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name);
+    let dev = Dev::start(&file("data"));
+    let (out, err) = dev.done(&["load", "lineitem", "--tpch", "lineitem", "--scale", "0.1"]);
+    assert!(out.starts_with("loaded 600,572 rows into lineitem"), "{out}");
+    assert!(err.is_empty(), "no progress bar without a terminal: {err:?}");
+
+    // Through a Parquet file and back, as the issue's example does it.
+    let whole = file("lineitem.parquet");
+    dev.done(&["scan", "lineitem", "--format", "parquet", "--output", whole.to_str().unwrap()]);
+    dev.done(&["load", "again", whole.to_str().unwrap()]);
+    let expected = expected();
+    assert!(expected.len() > 50);
+    for table in ["lineitem", "again"] {
+        let answer = file("out.parquet");
+        let select = "l_orderkey,l_partkey,l_extendedprice";
+        let output = answer.to_str().unwrap();
+        let (_, err) = dev.done(&[
+            "scan", table, "--where", NARROW, "--select", select, "--format", "parquet", "--output", output, "--stats",
+            "json",
+        ]);
+        assert_eq!(parquet_rows(&answer), expected, "{table}");
+        let stats: serde_json::Value = serde_json::from_str(err.trim()).unwrap_or_else(|_| panic!("{err}"));
+        assert_eq!(stats["rows"], expected.len() as u64);
+        assert!(
+            stats["elapsed_us"].as_u64() >= stats["cell_us"].as_u64() && stats["bytes_returned"].as_u64() > Some(0)
+        );
+    }
+    let count = ["--agg", "count(*) as n", "--format", "json"];
+    assert_eq!(dev.done(&[&["scan", "again"][..], &count].concat()).0.trim(), r#"{"n":600572}"#);
+    let csv = dev.done(&[
+        "scan",
+        "again",
+        "--select",
+        "l_orderkey",
+        "--order-by",
+        "l_orderkey",
+        "--limit",
+        "2",
+        "--format",
+        "csv",
+    ]);
+    assert_eq!(csv.0, "l_orderkey\n1\n1\n");
+
+    let (explained, _) = dev.done(&["explain", "lineitem", "--where", NARROW]);
+    assert!(explained.contains("pruned by zone maps"), "{explained}");
+    let (list, _) = dev.done(&["table", "ls", "--format", "json"]);
+    let names: Vec<serde_json::Value> = list.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!((&names[0]["name"], &names[1]["rows"]), (&"again".into(), &600_572.into()));
+    assert!(dev.done(&["table", "show", "again"]).0.contains("l_comment"));
+    let (cell, _) = dev.done(&["cell", "show", "--format", "json"]);
+    assert_eq!(serde_json::from_str::<serde_json::Value>(&cell).unwrap()["tables"], 2);
+    assert!(dev.done(&["cell", "ls"]).0.contains("127.0.0.1"));
+    dev.done(&["table", "drop", "again", "lineitem"]);
+    assert!(dev.done(&["table", "ls"]).0.contains("no tables yet"));
+}
+
+#[test]
+fn what_fails_says_so_in_one_line_and_with_its_exit_code() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_string()
+    };
+    let dev = Dev::start(&folder.path().join("data"));
+    let good = file("good.csv", "a,b\n1,x\n2,y\n");
+    dev.done(&["load", "t", &good]);
+    let bad = file("bad.csv", "a,b\n1,x\n2\n");
+    let no_parquet = file("bad.parquet", "PAR1 and nothing else");
+    for (arguments, words) in [
+        (&["scan", "nope"][..], "there are t"),
+        (&["scan", "t", "--where", "c = 1"], "\"c\""),
+        (&["scan", "t", "--where", "median(a) = 1"], "median"),
+        (&["scan", "t", "--where", "a < 'x'"], "int64 < text"),
+        (&["load", "t", &good], "--append"),
+        (&["load", "u", &bad], "line 3"),
+        (&["load", "u", &no_parquet], "bad.parquet"),
+        (&["load", "u", "no/such/file"], "no/such/file"),
+        (&["load", "u", &good, "--append"], "\"u\""),
+        (&["load", "u", "--tpch", "region", "--scale", "0"], "scale factor"),
+        (&["table", "show", "u"], "\"u\""),
+        (&["table", "drop", "u"], "\"u\""),
+        (&["cell", "show", "no such cell"], "no such cell"),
+        (&["scan", "t", "--transport", "rdma"], "--transport tcp"),
+    ] {
+        let (code, out, err) = dev.run(arguments);
+        assert_eq!((code, out.as_str(), err.trim().lines().count()), (1, "", 1), "{arguments:?}: {err}");
+        assert!(err.contains(words), "{arguments:?}: {err}");
+    }
+    let (code, _, err) = run(&["--connect", "hidb://127.0.0.1:1", "table", "ls"]);
+    assert_eq!((code, err.trim().lines().count()), (1, 1), "{err}");
+    assert!(err.contains("heliostat dev"), "{err}");
+    for wrong in [
+        &["scan", "t", "--format", "xml"][..],
+        &["scan"],
+        &["load", "t", &good, "--append", "--replace"],
+        &["load", "t"],
+        &["tabel", "ls"],
+        &["table", "ls", "--timeout", "soon"],
+    ] {
+        let (code, out, err) = dev.run(wrong);
+        assert_eq!((code, out.as_str(), err.is_empty()), (2, "", false), "{wrong:?}: {err}");
+    }
+    // A refused load left nothing; both ways to load into a table that exists.
+    assert_eq!(dev.done(&["table", "ls", "--format", "json"]).0.lines().count(), 1);
+    dev.done(&["table", "drop", "u", "--if-exists"]);
+    dev.done(&["load", "t", &good, "--append"]);
+    let count = ["scan", "t", "--agg", "count(*) as n", "--format", "json"];
+    assert_eq!(dev.done(&count).0.trim(), r#"{"n":4}"#);
+    dev.done(&["load", "t", &good, "--replace"]);
+    assert_eq!(dev.done(&count).0.trim(), r#"{"n":2}"#);
+}
