@@ -469,6 +469,14 @@ mod tests {
     }
 
     #[test]
+    fn the_example_in_the_documentation_is_right() {
+        let frame = encode_frame(FrameKind::Heartbeat, 0, &proto::Heartbeat { nonce: 77, reply: true }, &[]).unwrap();
+        let text: Vec<String> = frame.iter().map(|byte| format!("{byte:02x}")).collect();
+        let documented = include_str!("../../docs/hidb.md").split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(documented.contains(&text.join(" ")), "{}", text.join(" "));
+    }
+
+    #[test]
     fn the_header_is_laid_out_as_documented() {
         let frame = sample(FrameKind::Heartbeat, b"xyz");
         assert_eq!(&frame[..8], b"HIDB\x01\x20\x00\x00");

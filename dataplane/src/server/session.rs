@@ -390,7 +390,7 @@ async fn watch_peer(session: &Rc<Session>) {
 }
 
 impl Session {
-    /// Sends a notice; they are numbered from 1 without gaps.
+    /// Sends a notice; they are numbered from 1. A client that does not read misses some, and sees the gap.
     pub async fn notify(&self, mut notice: proto::CacheInvalidationNotice) {
         self.notices.set(self.notices.get() + 1);
         if self.notices_waiting.get() >= NOTICES_WAITING_MAX {

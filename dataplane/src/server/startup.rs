@@ -53,6 +53,11 @@ pub fn run(config: Config) -> Result<()> {
         let message = format!("there is no volume {path}: make one with `heliostat-cell format --volume {path}`");
         return Err(Error::new(ErrorCode::NotFormatted, message));
     }
+    if let Ok(level) = std::env::var("HELIOSTAT_SIMD")
+        && !["portable", "avx2", "avx512"].contains(&level.as_str())
+    {
+        tracing::warn!(level, "HELIOSTAT_SIMD is none of portable, avx2, avx512: the best this CPU has is used");
+    }
     let count = if config.cores == 0 { usable_cores() } else { config.cores };
     let cache_bytes = config.cache.bytes() / count as u64;
     let cores = Cores::start(

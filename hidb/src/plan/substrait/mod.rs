@@ -78,25 +78,30 @@ fn nests_deeper_than(bytes: &[u8], limit: usize) -> bool {
     // Where a message begins, where it ends, how deep it is.
     let mut pending = vec![(0usize, bytes.len(), 1usize)];
     while let Some((start, end, depth)) = pending.pop() {
-        let (mut rest, mut group_depth) = (&bytes[start..], 0);
+        let mut rest = &bytes[start..];
+        // Field numbers of the groups that are open here.
+        let mut groups: Vec<u64> = Vec::new();
         while bytes.len() - rest.len() < end {
-            if depth + group_depth > limit || fields_left == 0 {
+            if depth + groups.len() > limit || fields_left == 0 {
                 return true;
             }
             fields_left -= 1;
             let Ok(key) = prost::encoding::decode_varint(&mut rest) else { break };
+            let field = key >> 3;
+            if field == 0 {
+                break;
+            }
             let skip = match key & 7 {
                 0 => prost::encoding::decode_varint(&mut rest).map(|_| 0),
                 1 => Ok(8),
                 2 => prost::encoding::decode_varint(&mut rest),
                 3 => {
-                    group_depth += 1;
+                    groups.push(field);
                     Ok(0)
                 }
-                4 => {
-                    group_depth = group_depth.saturating_sub(1);
-                    Ok(0)
-                }
+                // The end of another group: malformed, or packed numbers that only look like a message.
+                4 if groups.pop() != Some(field) => break,
+                4 => Ok(0),
                 5 => Ok(4),
                 _ => break,
             };

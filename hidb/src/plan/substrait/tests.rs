@@ -296,6 +296,21 @@ fn deep_nesting_is_refused_before_it_is_decoded() {
     assert_eq!(read_error(&plan).code, ErrorCode::LimitExceeded);
 }
 
+/// Packed numbers can look like the beginnings of groups.
+#[test]
+fn every_column_of_a_wide_table_can_be_selected() {
+    for columns in [513, 2000, 4096] {
+        let fields = (0..columns).map(|n| crate::Field::new(format!("c{n}"), DataType::Int32, true)).collect();
+        let schema = Schema::new(fields).unwrap();
+        let text = ScanText { table: "t".into(), ..Default::default() };
+        let plan = crate::plan::sql::parse_scan(&text, &schema).unwrap();
+        let bytes = to_substrait(&plan, &schema);
+        assert!(!nests_deeper_than(&bytes, 32), "{columns} columns");
+        let back = from_substrait(&bytes, &|_: &str| Ok(schema.clone())).unwrap();
+        assert_eq!(back.outputs.len(), columns);
+    }
+}
+
 #[test]
 fn the_deepest_expression_allowed_survives() {
     let schema = schema();
