@@ -45,9 +45,14 @@ pub const PRODUCER: &str = "heliostat";
 /// The most parameters of a prepared statement.
 pub const PARAMETERS_MAX: usize = 1024;
 
-/// The deepest nesting of protobuf messages in a plan: three levels per expression level
-/// (`Expression`, `ScalarFunction`, `FunctionArgument`) and some for relations.
-const MESSAGE_NESTING_MAX: usize = 3 * super::EXPRESSION_DEPTH_MAX + 128;
+/// Nesting of protobuf messages that every stack has room for: three levels per expression level (`Expression`,
+/// `ScalarFunction`, `FunctionArgument`) and some for relations.
+const MESSAGE_NESTING_USUAL: usize = 3 * super::EXPRESSION_DEPTH_MAX + 128;
+/// The deepest nesting of messages, as [`nests_deeper_than`] sees it: the names of a table with thousands of columns can
+/// look like messages within each other. Such plans are read on a stack of their own.
+const MESSAGE_NESTING_MAX: usize = 16 << 10;
+/// Stack that decoding takes per message, with room to spare.
+const STACK_BYTES_PER_MESSAGE: usize = 8 << 10;
 /// The most relations in a plan.
 const RELATIONS_MAX: usize = 64;
 
@@ -55,16 +60,22 @@ fn unsupported(message: impl Into<String>) -> Error {
     Error::new(ErrorCode::UnsupportedPlan, message)
 }
 
-/// Decodes a plan after bounding how deep the decoder will recurse.
-fn decode(bytes: &[u8]) -> Result<Plan> {
-    if nests_deeper_than(bytes, MESSAGE_NESTING_MAX) {
-        return Err(Error::new(
-            ErrorCode::LimitExceeded,
-            format!("the Substrait plan nests more than {MESSAGE_NESTING_MAX} messages deep: simplify it"),
-        ));
+/// Decodes a plan, after bounding how deep the decoder will recurse, and hands it to `read`.
+fn with_plan<T>(bytes: &[u8], read: impl FnOnce(&Plan) -> Result<T>) -> Result<T> {
+    let decode = || {
+        let plan = Plan::decode(bytes)
+            .map_err(|error| Error::new(ErrorCode::Protocol, format!("the bytes are not a Substrait plan: {error}")))?;
+        read(&plan)
+    };
+    if !nests_deeper_than(bytes, MESSAGE_NESTING_USUAL) {
+        return decode();
     }
-    Plan::decode(bytes)
-        .map_err(|error| Error::new(ErrorCode::Protocol, format!("the bytes are not a Substrait plan: {error}")))
+    if nests_deeper_than(bytes, MESSAGE_NESTING_MAX) {
+        let text = format!("the Substrait plan nests more than {MESSAGE_NESTING_MAX} messages deep: simplify it");
+        return Err(Error::new(ErrorCode::LimitExceeded, text));
+    }
+    // Reading and dropping the plan recurse as deep as decoding it.
+    stacker::grow(MESSAGE_NESTING_MAX * STACK_BYTES_PER_MESSAGE, decode)
 }
 
 /// Whether the protobuf decoder could recurse deeper than `limit` over `bytes`.
@@ -171,12 +182,13 @@ fn unsupported_relation(rel: &RelType) -> Error {
 
 /// The table a plan reads, without planning it.
 pub fn table_name(bytes: &[u8]) -> Result<String> {
-    let plan = decode(bytes)?;
-    let (chain, _) = relations(&plan)?;
-    match chain.last() {
-        Some(RelType::Read(read)) => read_table(read).map(str::to_string),
-        _ => Err(unsupported("a plan must end in a Read of one named table")),
-    }
+    with_plan(bytes, |plan| {
+        let (chain, _) = relations(plan)?;
+        match chain.last() {
+            Some(RelType::Read(read)) => read_table(read).map(str::to_string),
+            _ => Err(unsupported("a plan must end in a Read of one named table")),
+        }
+    })
 }
 
 fn read_table(read: &substrait::proto::ReadRel) -> Result<&str> {
@@ -190,10 +202,11 @@ fn read_table(read: &substrait::proto::ReadRel) -> Result<&str> {
 
 /// Plans a Substrait plan. `resolve` gives the schema of a table by name, or its `UnknownTable` error.
 pub fn from_substrait(bytes: &[u8], resolve: &dyn Fn(&str) -> Result<Schema>) -> Result<ScanPlan> {
-    let plan = decode(bytes)?;
-    let scan = read::read_plan(&plan, resolve)?;
-    super::build::check_plan_limits(&scan)?;
-    Ok(scan)
+    with_plan(bytes, |plan| {
+        let scan = read::read_plan(plan, resolve)?;
+        super::build::check_plan_limits(&scan)?;
+        Ok(scan)
+    })
 }
 
 /// Calls `visit` for every expression of a plan.
