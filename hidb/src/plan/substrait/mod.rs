@@ -25,6 +25,8 @@ mod read;
 mod types;
 mod write;
 
+use std::collections::BTreeMap;
+
 use prost::Message;
 use substrait::proto::rel::RelType;
 use substrait::proto::{Plan, Rel, plan_rel, read_rel};
@@ -85,10 +87,11 @@ fn with_plan<T>(bytes: &[u8], read: impl FnOnce(&Plan) -> Result<T>) -> Result<T
 /// taken for a message, so a text that happens to look like one may be overestimated; nothing is
 /// underestimated. Does not recurse, and gives up (true) on input made to be scanned over and over.
 fn nests_deeper_than(bytes: &[u8], limit: usize) -> bool {
-    let mut fields_left = 1024 + 16 * bytes.len();
-    // Where a message begins, where it ends, how deep it is.
-    let mut pending = vec![(0usize, bytes.len(), 1usize)];
-    while let Some((start, end, depth)) = pending.pop() {
+    let mut fields_left = 1024 + 32 * bytes.len();
+    // Where a message begins, where it ends, how deep it is. In ascending order, so that what several parents seem to
+    // contain is looked at once, at its deepest and longest.
+    let mut pending = BTreeMap::from([(0usize, (bytes.len(), 1usize))]);
+    while let Some((start, (end, depth))) = pending.pop_first() {
         let mut rest = &bytes[start..];
         // Field numbers of the groups that are open here.
         let mut groups: Vec<u64> = Vec::new();
@@ -120,7 +123,8 @@ fn nests_deeper_than(bytes: &[u8], limit: usize) -> bool {
             let at = bytes.len() - rest.len();
             let Some(after) = rest.get(skip..) else { break };
             if key & 7 == 2 && skip > 1 {
-                pending.push((at, at + skip, depth + 1));
+                let (known_end, known_depth) = pending.entry(at).or_insert((0, 0));
+                (*known_end, *known_depth) = ((*known_end).max(at + skip), (*known_depth).max(depth + 1));
             }
             rest = after;
         }
