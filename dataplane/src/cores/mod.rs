@@ -397,10 +397,12 @@ async fn run_core(
     ready: flume::Sender<Result<nudge::Watched>>,
 ) {
     let opened = open_core(id, count, &config, cores);
+    let mut answered = Arc::default();
     let is_open = opened.is_ok();
     match opened {
         Ok(core) => {
             let watched = nudge::be_watched(core.ring.in_flight_counter()).await;
+            answered = watched.answered();
             CORE.set(Some(Rc::new(core)));
             let _ = ready.send(Ok(watched));
         }
@@ -410,9 +412,12 @@ async fn run_core(
     }
     drop(ready);
     if is_open {
-        while let Ok(Message::Run(job)) = jobs.recv_async().await {
-            job();
-        }
+        let take_jobs = async {
+            while let Ok(Message::Run(job)) = jobs.recv_async().await {
+                job();
+            }
+        };
+        nudge::answer(answered, take_jobs).await;
     }
     CORE.set(None);
 }

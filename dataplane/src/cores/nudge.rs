@@ -5,12 +5,15 @@
 //! that for idleness and parks, although tasks are ready. Only an event from outside ends that: other programs that
 //! use the CPUs make a cell hang. One wake from another thread made a hung core go on.
 //!
-//! Owns the watch thread: it wakes one task of each core, every 1 ms while a job or device I/O is in flight on any core,
-//! every 20 ms otherwise, so such a stall lasts that long. The task only counts its wakes. A wake that was not counted
+//! Owns the watch thread: it wakes the first task of each core, every 1 ms while a job or device I/O is in flight on any core,
+//! every 20 ms otherwise, so such a stall lasts that long. The task counts its wakes. A wake that was not counted
 //! yet is repeated after 1, 2, 4 ... 256 ms: the woken task may be the one that did not run, and each unanswered wake
-//! holds a reference of the task, of which glommio allows 32,767. Called by [`super::Cores::start`].
+//! holds a reference of the task, of which glommio allows 32,767. Called by [`super::Cores::start`]. Not
+//! covered: a stall before the first task of a core has run at all, when there is no waker yet.
 
 use std::{
+    future::Future,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
@@ -19,8 +22,6 @@ use std::{
     thread,
     time::Duration,
 };
-
-use futures::channel::oneshot;
 
 /// The pace while there is work.
 const ROUND: Duration = Duration::from_millis(1);
@@ -36,23 +37,28 @@ pub(super) struct Watched {
     in_flight: Arc<AtomicU32>,
 }
 
-/// Starts the task of this core that nudges wake; `in_flight` counts its device operations in the kernel.
+/// What is known of this core, whose first task this is called by; `in_flight` counts its device operations in the
+/// kernel. Does not wait: before a core is watched nothing would wake it. The task must go on in [`answer`].
 pub(super) async fn be_watched(in_flight: Arc<AtomicU32>) -> Watched {
-    let answered = Arc::new(AtomicU64::new(0));
-    let (sender, waker) = oneshot::channel();
-    let counter = answered.clone();
-    let mut sender = Some(sender);
-    glommio::spawn_local(std::future::poll_fn(move |context| {
-        match sender.take() {
-            // Nobody waits for the waker when the core is stopping.
-            Some(sender) => drop(sender.send(context.waker().clone())),
-            None => drop(counter.fetch_add(1, Ordering::Relaxed)),
-        }
-        Poll::<()>::Pending
-    }))
-    .detach();
-    let waker = waker.await.unwrap_or_else(|_| Waker::noop().clone());
-    Watched { waker, answered, in_flight }
+    let waker = std::future::poll_fn(|context| Poll::Ready(context.waker().clone())).await;
+    Watched { waker, answered: Arc::default(), in_flight }
+}
+
+impl Watched {
+    /// Where the nudges are counted that this core answered.
+    pub fn answered(&self) -> Arc<AtomicU64> {
+        self.answered.clone()
+    }
+}
+
+/// Runs `work`, the rest of a core's first task, and counts how often it is polled: that answers nudges.
+pub(super) async fn answer<T>(answered: Arc<AtomicU64>, work: impl Future<Output = T>) -> T {
+    let mut work = pin!(work);
+    std::future::poll_fn(|context| {
+        answered.fetch_add(1, Ordering::Relaxed);
+        work.as_mut().poll(context)
+    })
+    .await
 }
 
 /// Starts the watch thread; it ends after `is_stopping` is set.
