@@ -5,10 +5,10 @@ CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/heliostat/target
 export CARGO_TARGET_DIR
 CARGO_FLAGS = --release --locked
 
-.PHONY: help setup build demo test lint fuzz bench clean
+.PHONY: help setup build demo test lint fuzz bench vm vm-test vm-pair-test clean
 
 help: ## what can be made
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
 
 setup: ## install the Debian packages that are missing (says which)
 	@scripts/setup
@@ -38,6 +38,21 @@ fuzz: ## run each fuzz target for 5 minutes
 
 bench: build ## measure against DuckDB at scale 10 (needs python3 with duckdb; half an hour)
 	@benches/against-duckdb --scale 10
+
+# Commands for the VM are taken as they stand: CMD='echo $HOME' is the shell's $HOME, not make's.
+CMD = hw/vm/suite
+SERVER = ibv_rc_pingpong -d rxe0 -g 1
+CLIENT = ibv_rc_pingpong -d rxe0 -g 1 10.77.0.1
+as_is = '$(subst ','\'',$(value $(1)))'
+
+vm: ## a shell in the soft-RoCE development VM (docs/development-vm.md)
+	@hw/vm/vm shell
+
+vm-test: ## run hw/vm/suite, or CMD="...", in the VM
+	@hw/vm/vm test $(call as_is,CMD)
+
+vm-pair-test: ## two VMs: SERVER="..." in one, CLIENT="..." in the other
+	@hw/vm/vm pair $(call as_is,SERVER) $(call as_is,CLIENT)
 
 clean: ## remove the build
 	cargo clean
