@@ -181,8 +181,6 @@ impl Endpoint {
 /// Timers, retries and depths of a connection; the names are those of `struct ibv_qp_attr`.
 #[derive(Debug, Clone)]
 pub struct ConnectOptions {
-    /// What the peer may do through this queue pair, beside each region's rights.
-    pub access: Access,
     /// Local ACK timeout: 4.096 us * 2^n, n of 1 to 31; 0 waits for ever.
     pub timeout: u8,
     /// Retries after timeouts and missing packets, 0 to 7.
@@ -200,7 +198,6 @@ pub struct ConnectOptions {
 impl Default for ConnectOptions {
     fn default() -> Self {
         ConnectOptions {
-            access: Access::ALL,
             timeout: 14,
             retry_count: 7,
             rnr_retry_count: 7,
@@ -220,11 +217,13 @@ pub struct QueuePairOptions {
     pub receive_depth: u32,
     /// Bytes of one inline request at most.
     pub inline_bytes_max: u32,
+    /// What the peer may do through this queue pair, beside each region's rights.
+    pub access: Access,
 }
 
 impl Default for QueuePairOptions {
     fn default() -> Self {
-        QueuePairOptions { send_depth: 128, receive_depth: 128, inline_bytes_max: 128 }
+        QueuePairOptions { send_depth: 128, receive_depth: 128, inline_bytes_max: 128, access: Access::ALL }
     }
 }
 

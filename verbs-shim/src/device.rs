@@ -77,6 +77,11 @@ pub struct OpenOptions {
     pub gid: GidChoice,
     /// Physical port, from 1; 0 is the first.
     pub port: u8,
+    /// UDP port of a soft device: 0 takes any, which is enough among soft peers; 4791 talks to hardware and rxe as well,
+    /// over IPv4 with a raw socket.
+    pub udp_port: u16,
+    /// A plain socket even where port 4791 over IPv4 would mean a raw one: for soft peers only.
+    pub plain_socket: bool,
     /// Who makes progress on a soft device; without meaning for `ibv`, whose device or kernel does.
     pub progress: Progress,
 }

@@ -55,7 +55,7 @@ pub fn engine(data: &[u8]) {
                 peer,
                 ipv4: Ipv4Fields::PLAIN_SOCKET,
                 destination: QueuePairNumber(99),
-                mtu: Mtu::Bytes256,
+                mtu: if pair == 1 { Mtu::Bytes1024 } else { Mtu::Bytes256 },
                 receive_psn: 0xff_fffe,
                 responder_depth: 4,
                 rnr_timer: 1,
@@ -82,7 +82,7 @@ pub fn engine(data: &[u8]) {
         id += 1;
         match command >> 5 {
             0 => engine.receive(now_ns, &header, bytes),
-            1 | 2 | 3 if bytes.len() >= 12 => {
+            1..=3 if bytes.len() >= 12 => {
                 let mut datagram = bytes.to_vec();
                 datagram[2..4].fill(0xff);
                 datagram[5..8].copy_from_slice(&number.0.to_be_bytes()[1..]);
@@ -139,6 +139,12 @@ pub fn engine(data: &[u8]) {
                 engine.handle_deadlines(now_ns);
             }
             _ => {}
+        }
+        if command & 8 != 0 {
+            while let Some(spread) = engine.poll_transmit_pieces(now_ns, &mut buffer) {
+                let memory: usize = spread.memory().iter().map(|piece| piece.length).sum();
+                assert_eq!(spread.buffer_bytes() + memory, spread.packet.bytes);
+            }
         }
         for _ in 0..64 {
             let Some(packet) = engine.poll_transmit(now_ns, &mut buffer) else { break };

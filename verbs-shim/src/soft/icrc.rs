@@ -11,9 +11,11 @@
 //! peers therefore compute with [`Ipv4Fields::PLAIN_SOCKET`] on both sides, whatever segmentation offload
 //! writes into the header. Towards the kernel or hardware the caller says what is in the header.
 //!
-//! Cost: crc32fast folds with carry-less multiplication, over 10 GB/s on the machines measured. The headers in
-//! front of the BTH are the same for all packets of one length on one path, so that [`PathCrc`] keeps the CRC
-//! of the last two lengths.
+//! Cost: one pass over the packet, and nothing else. crc32fast folds with carry-less multiplication, 512 bits
+//! wide where the processor can (VPCLMULQDQ, chosen at run time): 19 GB/s at 4 KiB on a processor with 128-bit
+//! multiplication only, 24 ns for 64 bytes. The headers in front of the BTH are the same for all packets of one
+//! length on one path, so that [`PathCrc`] keeps the CRC of the last two lengths. The congestion byte is neither
+//! overwritten nor jumped over: a CRC is linear, so that `unmask` puts the difference into the start value.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -23,6 +25,8 @@ const UDP_HEADER_BYTES: usize = 8;
 const IPV4_HEADER_BYTES: usize = 20;
 const IPV6_HEADER_BYTES: usize = 40;
 const PROTOCOL_UDP: u8 = 17;
+/// Of Ethernet, lowest power of x in the highest bit.
+const POLYNOMIAL: u32 = 0xedb8_8320;
 /// The masked link header, and room for the larger IP header and UDP.
 const PSEUDO_BYTES_MAX: usize = 8 + IPV6_HEADER_BYTES + UDP_HEADER_BYTES;
 
@@ -92,47 +96,65 @@ impl PathCrc {
         self.recent[0].1
     }
 
+    /// The CRC in front of a packet of `packet_bytes` (ICRC included) whose fifth byte is `congestion`. Extend it
+    /// by everything up to the ICRC, as it is on the wire.
+    pub(crate) fn start(&mut self, packet_bytes: usize, congestion: u8) -> u32 {
+        self.prefix(packet_bytes) ^ unmask(congestion)
+    }
+
     /// Writes the ICRC into the last four bytes of `packet`, a whole UDP payload that starts with a BTH.
     ///
     /// # Panics
     /// If `packet` is shorter than a BTH and an ICRC.
     pub fn seal(&mut self, packet: &mut [u8]) {
-        let prefix = self.prefix(packet.len());
         let end = packet.len() - ICRC_BYTES;
-        let congestion = std::mem::replace(&mut packet[4], 0xff);
-        let crc = extend(prefix, &packet[..end]);
-        packet[4] = congestion;
+        let crc = extend(self.start(packet.len(), packet[4]), &packet[..end]);
         packet[end..].copy_from_slice(&crc.to_le_bytes());
     }
 
     /// Whether the last four bytes of `packet` are its ICRC. False for anything too short to be a packet.
     pub fn verify(&mut self, packet: &[u8]) -> bool {
-        if packet.len() < BTH_BYTES + ICRC_BYTES {
-            return false;
-        }
-        let prefix = self.prefix(packet.len());
-        verify_after(prefix, packet)
+        packet.len() >= BTH_BYTES + ICRC_BYTES && verify_after(self.start(packet.len(), packet[4]), packet)
     }
 }
 
 /// Whether the last four bytes of `packet` are its ICRC, for a datagram of a header seen once.
 pub fn verify(header: &NetworkHeader, packet: &[u8]) -> bool {
-    packet.len() >= BTH_BYTES + ICRC_BYTES && verify_after(pseudo_header_crc(header, packet.len()), packet)
+    packet.len() >= BTH_BYTES + ICRC_BYTES
+        && verify_after(pseudo_header_crc(header, packet.len()) ^ unmask(packet[4]), packet)
 }
 
-fn verify_after(prefix: u32, packet: &[u8]) -> bool {
-    let end = packet.len() - ICRC_BYTES;
-    let mut base = [0u8; BTH_BYTES];
-    base.copy_from_slice(&packet[..BTH_BYTES]);
-    base[4] = 0xff;
-    let crc = extend(extend(prefix, &base), &packet[BTH_BYTES..end]);
-    packet[end..] == crc.to_le_bytes()
+fn verify_after(start: u32, packet: &[u8]) -> bool {
+    let (covered, icrc) = packet.split_at(packet.len() - ICRC_BYTES);
+    icrc == extend(start, covered).to_le_bytes()
 }
 
-fn extend(crc: u32, bytes: &[u8]) -> u32 {
+/// The CRC after `bytes`, continued from `crc`.
+pub(crate) fn extend(crc: u32, bytes: &[u8]) -> u32 {
     let mut hasher = crc32fast::Hasher::new_with_initial(crc);
     hasher.update(bytes);
     hasher.finalize()
+}
+
+/// The change to the CRC in front of the BTH that makes its fifth byte count as ones although it is
+/// `congestion`: the difference of the two, taken back over the four bytes before it.
+const fn unmask(congestion: u8) -> u32 {
+    const OF_ZERO: u32 = take_back_four_bytes(0xff);
+    match congestion {
+        0 => OF_ZERO,
+        marked => take_back_four_bytes(!marked as u32),
+    }
+}
+
+/// The difference of two CRC states that becomes `difference` after four bytes, whatever they are.
+const fn take_back_four_bytes(mut difference: u32) -> u32 {
+    let mut bits = 0;
+    while bits < 32 {
+        let carried = difference >> 31;
+        difference = ((difference ^ (carried * POLYNOMIAL)) << 1) | carried;
+        bits += 1;
+    }
+    difference
 }
 
 fn pseudo_header_crc(header: &NetworkHeader, payload_bytes: usize) -> u32 {
@@ -191,7 +213,7 @@ mod tests {
         for &byte in bytes {
             crc ^= byte as u32;
             for _ in 0..8 {
-                crc = (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg());
+                crc = (crc >> 1) ^ (POLYNOMIAL & (crc & 1).wrapping_neg());
             }
         }
         !crc
@@ -234,9 +256,24 @@ mod tests {
         covered.extend([0xc3, 0x4f, 0x12, 0xb7, 0, 68, 0xff, 0xff]);
         covered.extend([0x0a, 0x0a, 0x0a, 0x0a, 0xff]);
         covered.extend(&packet[5..56]);
-        PathCrc::new(header).seal(&mut packet);
-        assert_eq!(packet[56..], crc_by_definition(&covered).to_le_bytes());
-        assert_eq!(packet[4], 0x0a);
+        let expected = crc_by_definition(&covered).to_le_bytes();
+        let mut path = PathCrc::new(header);
+        for congestion in 0..=255 {
+            packet[4] = congestion;
+            path.seal(&mut packet);
+            assert_eq!(packet[56..], expected);
+            assert!(path.verify(&packet) && verify(&header, &packet));
+            assert_eq!(packet[4], congestion);
+        }
+    }
+
+    #[test]
+    fn every_length_follows_the_definition() {
+        let bytes: Vec<u8> = (0..4200u32).map(|at| (at * 7 / 3) as u8).collect();
+        for length in (0..600).chain((600..4200).step_by(37)) {
+            let (before, after) = bytes[..length].split_at(length / 3);
+            assert_eq!(extend(crc_by_definition(before), after), crc_by_definition(&bytes[..length]));
+        }
     }
 
     #[test]

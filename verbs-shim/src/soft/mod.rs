@@ -1,10 +1,15 @@
-//! RoCEv2 reliable connections in user space, the pure part.
+//! The provider `soft`: RoCEv2 reliable connections in user space, over UDP.
 //!
-//! Three rooms: [`packet`] is the codec of the transport headers, [`icrc`] the invariant CRC that seals each
-//! packet, [`engine`] the state machine of queue pairs. None of them does I/O, reads a clock or starts a
-//! thread: whoever owns a socket feeds datagrams and time in, and takes datagrams, completions and the next
-//! deadline out.
+//! The pure part is [`packet`], the codec of the transport headers, [`icrc`], the invariant CRC that seals each packet,
+//! and [`engine`], the state machine of queue pairs: no I/O, no clock, no thread. Around it, `socket` moves datagrams,
+//! `node` drives the two under one lock, with or without a progress thread, and `provider` is what the rest of the crate
+//! calls.
 
 pub mod engine;
 pub mod icrc;
+mod interfaces;
+mod memory;
+mod node;
 pub mod packet;
+pub(crate) mod provider;
+mod socket;

@@ -419,3 +419,49 @@ fn duplicated_atomics_and_late_duplicates_change_nothing() {
     let memory = pair.network.engines[1].region(pair.keys[1]).unwrap();
     assert_eq!(memory[..8], 1000u64.to_ne_bytes());
 }
+
+#[test]
+fn a_shared_receive_queue_reports_its_limit_once() {
+    let mut network = Network::new(3, Faults::default(), true);
+    let engine = &mut network.engines[1];
+    let queue = engine.create_shared_receive_queue(8).unwrap();
+    let completions = engine.create_completion_queue(16).unwrap();
+    let domain = engine.create_domain();
+    let key = engine.register(domain, vec![0; 64], START, Access::ALL).unwrap();
+    let config = |domain, completions, shared_receives| QueuePairConfig {
+        domain,
+        send_completions: completions,
+        receive_completions: completions,
+        shared_receives,
+        send_depth: 8,
+        receive_depth: 8,
+        inline_bytes_max: 8,
+        signal_all: true,
+    };
+    let theirs = engine.create_queue_pair(config(domain, completions, Some(queue))).unwrap();
+    for id in 0..4 {
+        let pieces = [Sge { address: START, length: 8, key }];
+        engine.post_shared_receive(queue, &ReceiveRequest { id, pieces: &pieces }).unwrap();
+    }
+    engine.set_shared_receive_limit(queue, 3).unwrap();
+    let engine = &mut network.engines[0];
+    let domain = engine.create_domain();
+    let completions = engine.create_completion_queue(16).unwrap();
+    let mine = engine.create_queue_pair(config(domain, completions, None)).unwrap();
+    let numbers = [mine, theirs];
+    for side in 0..2 {
+        let receive = network.receive_attributes(side, numbers[1 - side]);
+        let engine = &mut network.engines[side];
+        engine.to_init(numbers[side], Access::ALL).unwrap();
+        engine.to_ready_to_receive(numbers[side], &receive).unwrap();
+        engine.to_ready_to_send(numbers[side], &SendAttributes::default()).unwrap();
+    }
+    for expected in [None, Some(Event::SharedReceiveLimit(queue)), None] {
+        let operation = Operation::Send { immediate: None };
+        let data = Data::Inline(&[1; 8]);
+        let request = WorkRequest { id: 0, operation, data, signalled: true, fence: false, solicited: false };
+        network.engines[0].post_send(mine, &request).unwrap();
+        network.run();
+        assert_eq!(network.engines[1].poll_event(), expected);
+    }
+}

@@ -86,6 +86,16 @@ impl<M: RegionMemory> Engine<M> {
         }
     }
 
+    /// Asks for one [`super::Event::SharedReceiveLimit`] when fewer than `limit` requests are left (`srq_limit`);
+    /// 0 for none. The event comes when a queue pair takes a request.
+    ///
+    /// # Errors
+    /// [`ControlError::Unknown`].
+    pub fn set_shared_receive_limit(&mut self, queue: SharedReceiveQueueId, limit: usize) -> Result<(), ControlError> {
+        self.shared.receive_queue(queue.0).ok_or(ControlError::Unknown)?.limit = limit;
+        Ok(())
+    }
+
     /// A queue pair in the state RESET, with a number drawn at random.
     ///
     /// # Errors

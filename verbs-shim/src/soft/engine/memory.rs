@@ -27,6 +27,21 @@ pub trait RegionMemory {
     /// Copies `from` to `offset`.
     fn write(&mut self, offset: usize, from: &[u8]);
 
+    /// `length` bytes from `offset`, where they are: for [`super::Engine::poll_transmit_pieces`], which then does
+    /// not copy them. `None`, the default, has them copied by [`Self::read`].
+    ///
+    /// The engine reads the slice once, for the ICRC, and gives out its address; it does not keep it. What Rust
+    /// asks of a `&[u8]` is therefore asked of that one call: nobody may write these bytes while it runs. The
+    /// peer's WRITEs cannot, they come through this engine. Memory that other threads may write at the same
+    /// moment (the application's own words in a region that peers READ, a region registered with several engines)
+    /// must say `None`. Memory that changes later, between the ICRC and the kernel's copy, does no harm beyond a
+    /// packet that its receiver drops for its ICRC and that is sent again after a timeout; where that is usual,
+    /// `None` is faster as well.
+    fn bytes(&self, offset: usize, length: usize) -> Option<&[u8]> {
+        let _ = (offset, length);
+        None
+    }
+
     /// Swaps `swap` in if the native-endian word at `offset` (a multiple of eight from an aligned address)
     /// equals `compare`; returns what was there. Override it where others touch the memory meanwhile.
     fn compare_swap(&mut self, offset: usize, compare: u64, swap: u64) -> u64 {
@@ -62,6 +77,10 @@ impl RegionMemory for Vec<u8> {
 
     fn write(&mut self, offset: usize, from: &[u8]) {
         self[offset..offset + from.len()].copy_from_slice(from);
+    }
+
+    fn bytes(&self, offset: usize, length: usize) -> Option<&[u8]> {
+        Some(&self[offset..offset + length])
     }
 }
 
@@ -166,9 +185,9 @@ impl<M: RegionMemory> Regions<M> {
         self.slots.get_mut((key.0 & self.mask) as usize)?.as_mut().filter(|r| r.key == key.0).map(|r| &mut r.memory)
     }
 
-    /// The slot of the region and the offset in it, once everything is checked.
+    /// Where the range is, once everything is checked.
     #[inline]
-    fn locate(&self, at: Range, needed: Access) -> Result<(usize, usize), AccessError> {
+    pub(crate) fn locate(&self, at: Range, needed: Access) -> Result<Place, AccessError> {
         let slot = (at.key.0 & self.mask) as usize;
         let region = match self.slots.get(slot) {
             Some(Some(region)) if region.key == at.key.0 => region,
@@ -184,34 +203,38 @@ impl<M: RegionMemory> Regions<M> {
         if offset > region.length || at.length > region.length - offset {
             return Err(AccessError::OutOfRange);
         }
-        Ok((slot, offset as usize))
+        Ok(Place { slot, offset: offset as usize, length: at.length as usize })
     }
 
     pub(crate) fn check(&self, at: Range, needed: Access) -> Result<(), AccessError> {
         self.locate(at, needed).map(|_| ())
     }
 
-    pub(crate) fn read(&self, at: Range, needed: Access, into: &mut [u8]) -> Result<(), AccessError> {
-        let (slot, offset) = self.locate(Range { length: into.len() as u64, ..at }, needed)?;
-        if let Some(region) = &self.slots[slot] {
-            region.memory.read(offset, into);
+    /// Copies what is at a place just located.
+    pub(crate) fn read(&self, place: Place, into: &mut [u8]) {
+        if let Some(region) = &self.slots[place.slot] {
+            region.memory.read(place.offset, into);
         }
-        Ok(())
+    }
+
+    /// What is at a place just located, if it can be left there.
+    pub(crate) fn bytes(&self, place: Place) -> Option<&[u8]> {
+        self.slots[place.slot].as_ref()?.memory.bytes(place.offset, place.length)
     }
 
     pub(crate) fn write(&mut self, at: Range, needed: Access, from: &[u8]) -> Result<(), AccessError> {
-        let (slot, offset) = self.locate(Range { length: from.len() as u64, ..at }, needed)?;
-        if let Some(region) = &mut self.slots[slot] {
-            region.memory.write(offset, from);
+        let place = self.locate(Range { length: from.len() as u64, ..at }, needed)?;
+        if let Some(region) = &mut self.slots[place.slot] {
+            region.memory.write(place.offset, from);
         }
         Ok(())
     }
 
     /// The region that an atomic operation works on, and the offset of its eight bytes.
     pub(crate) fn atomic(&mut self, at: Range) -> Result<(&mut M, usize), AccessError> {
-        let (slot, offset) = self.locate(Range { length: 8, ..at }, Access::REMOTE_ATOMIC)?;
-        match &mut self.slots[slot] {
-            Some(region) => Ok((&mut region.memory, offset)),
+        let place = self.locate(Range { length: 8, ..at }, Access::REMOTE_ATOMIC)?;
+        match &mut self.slots[place.slot] {
+            Some(region) => Ok((&mut region.memory, place.offset)),
             None => Err(AccessError::UnknownKey),
         }
     }
@@ -224,6 +247,18 @@ pub(crate) struct Range {
     pub(crate) key: MemoryKey,
     pub(crate) address: u64,
     pub(crate) length: u64,
+}
+
+/// A range that was found right: inside the region of `slot`. Good until a region is registered or deregistered.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place {
+    pub(crate) slot: usize,
+    pub(crate) offset: usize,
+    pub(crate) length: usize,
+}
+
+impl Place {
+    pub(crate) const NOWHERE: Place = Place { slot: 0, offset: 0, length: 0 };
 }
 
 #[cfg(test)]

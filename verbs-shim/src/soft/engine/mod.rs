@@ -7,15 +7,15 @@
 //! ```text
 //! for each datagram received:  engine.receive(now, &header, payload)
 //! if now >= deadline:          engine.handle_deadlines(now)
-//! while let Some(packet) =     engine.poll_transmit(now, &mut buffer)   // send it
+//! while let Some(packet) =     engine.poll_transmit(now, &mut buffer)   // send it (or poll_transmit_pieces)
 //! engine.poll_completions(queue, &mut completions)
 //! sleep until the socket is readable or engine.next_deadline()
 //! ```
 //!
 //! Invariants
 //! - Nothing is allocated after queues are created and regions registered.
-//! - Payload is copied once on each side: from registered memory into the datagram, from the datagram into
-//!   registered memory.
+//! - Payload is copied once on each side: from registered memory into the datagram (by the kernel alone, where
+//!   [`Engine::poll_transmit_pieces`] leaves it in place), from the datagram into registered memory.
 //! - No datagram panics, and none changes anything before its ICRC, address and queue pair are found right.
 //!
 //! Cost: a lookup by index and a few comparisons per packet beside its CRC and its copy. `examples/engine_speed.rs`
@@ -25,6 +25,7 @@
 //! invalidate (refused as an invalid request), end-to-end credits (31, "not counted", is sent; received counts
 //! are ignored, RNR NAKs do the work), congestion notifications (dropped and counted).
 
+mod assembly;
 mod attributes;
 mod completer;
 mod connection;
@@ -41,6 +42,7 @@ mod shared;
 
 use std::net::SocketAddr;
 
+pub use assembly::{IN_PLACE_BYTES_MIN, MemoryPiece};
 pub use attributes::{
     ControlError, EngineConfig, HEADER_CHARGE_BYTES, QueuePairConfig, ReceiveAttributes, RemoteAccess, SendAttributes,
     ack_timeout_ns, rnr_timer_ns,
@@ -48,16 +50,17 @@ pub use attributes::{
 pub use memory::{AccessError, ProtectionDomain, RegionMemory, RegisterError};
 pub use shared::{Counters, Event};
 
+use self::assembly::{Output, Spread};
 use self::memory::Regions;
 use self::pieces::SgeList;
 use self::queue_pair::QueuePair;
 use self::queues::ReceiveEntry;
 use self::random::Random;
 use self::shared::{NEVER, Shared};
-use crate::soft::icrc::{self, NetworkHeader};
+use crate::soft::icrc::{self, NetworkHeader, PathCrc};
 use crate::soft::packet::{BTH_BYTES, ICRC_BYTES, MASK_24, PACKET_BYTES_MAX, Packet, ParseError};
 use crate::verbs::{
-    Access, MemoryKey, PostError, QueuePairNumber, QueuePairState, ReceiveRequest, WcStatus, WorkCompletion,
+    Access, MemoryKey, PostError, QueuePairNumber, QueuePairState, ReceiveRequest, SGE_MAX, WcStatus, WorkCompletion,
     WorkRequest,
 };
 
@@ -82,6 +85,33 @@ pub struct Transmit {
     pub destination: SocketAddr,
     /// Which queue pair it belongs to.
     pub queue_pair: QueuePairNumber,
+}
+
+/// A packet that [`Engine::poll_transmit_pieces`] built: `head_bytes` of the buffer, then [`Self::memory`], then the
+/// `tail_bytes` that follow the head in the buffer. Several packets built one behind the other into one buffer
+/// have tail and next head side by side, one entry of a gather list.
+#[derive(Debug, Clone, Copy)]
+pub struct TransmitPieces {
+    /// Length of the whole datagram, where it goes, and whose it is.
+    pub packet: Transmit,
+    /// Bytes of the buffer in front of the memory. The whole packet, if nothing stays in place.
+    pub head_bytes: usize,
+    /// Bytes of the buffer behind the memory: padding and ICRC.
+    pub tail_bytes: usize,
+    memory: [MemoryPiece; SGE_MAX],
+    count: usize,
+}
+
+impl TransmitPieces {
+    /// The payload that stays in place: memory of registered regions.
+    pub fn memory(&self) -> &[MemoryPiece] {
+        &self.memory[..self.count]
+    }
+
+    /// Bytes of the buffer that this packet takes.
+    pub fn buffer_bytes(&self) -> usize {
+        self.head_bytes + self.tail_bytes
+    }
 }
 
 /// A RoCEv2 transport for reliable connections. See the [module](self).
@@ -245,14 +275,15 @@ impl<M: RegionMemory> Engine<M> {
             cx.counters.wrong_address += 1;
             return;
         }
-        let intact = if pair.link.incoming.header() == header {
-            pair.link.incoming.verify(payload)
-        } else {
-            icrc::verify(header, payload)
-        };
+        let known = pair.link.incoming.header() == header;
+        let intact = if known { pair.link.incoming.verify(payload) } else { icrc::verify(header, payload) };
         if !intact {
             cx.counters.wrong_icrc += 1;
             return;
+        }
+        if !known && pair.link.incoming.header().ipv4 == header.ipv4 {
+            // rxe and hardware send from a port of their own choice: 4791 is only where they listen.
+            pair.link.incoming = PathCrc::new(*header);
         }
         let theirs = u16::from_be_bytes([payload[2], payload[3]]);
         if (theirs ^ partition_key) & 0x7fff != 0 || (theirs | partition_key) & 0x8000 == 0 {
@@ -276,7 +307,29 @@ impl<M: RegionMemory> Engine<M> {
     /// [`PACKET_BYTES_MAX`] bytes; a shorter one gets nothing. Packets to one destination come in runs, so
     /// that segmentation offload has something to work with.
     pub fn poll_transmit(&mut self, now_ns: u64, out: &mut [u8]) -> Option<Transmit> {
-        if out.len() < PACKET_BYTES_MAX {
+        self.next_packet(now_ns, &mut Output { buffer: out, spread: None })
+    }
+
+    /// As [`Self::poll_transmit`], but payload of [`IN_PLACE_BYTES_MIN`] bytes or more, in memory that allows it
+    /// ([`RegionMemory::bytes`]), stays where it is: the ICRC is computed over it in place, and the kernel can
+    /// gather it from there. `out` takes the rest; it must have [`PACKET_BYTES_MAX`] bytes all the same, of which
+    /// only [`TransmitPieces::buffer_bytes`] are used.
+    ///
+    /// The addresses are good until anything but `poll_transmit` and `poll_transmit_pieces` is called that may
+    /// write or free registered memory: [`Self::receive`], [`Self::region_mut`], [`Self::deregister`], dropping the
+    /// engine. So gather and send first; what the socket does not take now must be copied or dropped, the engine
+    /// sends it again. Memory that changes in between makes the ICRC wrong: the receiver drops the packet, and it is
+    /// sent again when its timer runs out. For SENDs and WRITEs the work request owns the memory, so that it cannot;
+    /// for READ responses it is up to who registered it.
+    pub fn poll_transmit_pieces(&mut self, now_ns: u64, out: &mut [u8]) -> Option<TransmitPieces> {
+        let mut spread = Spread::EMPTY;
+        let packet = self.next_packet(now_ns, &mut Output { buffer: out, spread: Some(&mut spread) })?;
+        let Spread { head_bytes, tail_bytes, memory, count } = spread;
+        Some(TransmitPieces { packet, head_bytes, tail_bytes, memory, count })
+    }
+
+    fn next_packet(&mut self, now_ns: u64, out: &mut Output<'_>) -> Option<Transmit> {
+        if out.buffer.len() < PACKET_BYTES_MAX {
             return None;
         }
         while let Some(&slot) = self.shared.ready.front() {

@@ -1,6 +1,6 @@
 //! Scatter and gather lists as the queues hold them.
 
-use super::memory::{AccessError, ProtectionDomain, Range, RegionMemory, Regions};
+use super::memory::{AccessError, Place, ProtectionDomain, Range, RegionMemory, Regions};
 use crate::verbs::{Access, MemoryKey, PostError, SGE_MAX, Sge};
 
 /// A gather or scatter list as the queues hold it.
@@ -68,14 +68,20 @@ impl SgeList {
         if done == bytes { Ok(()) } else { Err(AccessError::OutOfRange) }
     }
 
-    pub(crate) fn gather<M: RegionMemory>(
+    /// Where `bytes` from `offset` on are.
+    pub(crate) fn locate<M: RegionMemory>(
         &self,
         regions: &Regions<M>,
         domain: ProtectionDomain,
         offset: u64,
-        out: &mut [u8],
-    ) -> Result<(), AccessError> {
-        self.walk(domain, offset, out.len(), |at, part| regions.read(at, Access::NONE, &mut out[part]))
+        bytes: usize,
+    ) -> Result<Places, AccessError> {
+        let mut places = Places::NONE;
+        self.walk(domain, offset, bytes, |at, _| {
+            places.push(regions.locate(at, Access::NONE)?);
+            Ok(())
+        })?;
+        Ok(places)
     }
 
     pub(crate) fn scatter<M: RegionMemory>(
@@ -86,5 +92,35 @@ impl SgeList {
         from: &[u8],
     ) -> Result<(), AccessError> {
         self.walk(domain, offset, from.len(), |at, part| regions.write(at, Access::LOCAL_WRITE, &from[part]))
+    }
+}
+
+/// The places of one packet's payload, in order.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Places {
+    entries: [Place; SGE_MAX],
+    count: u8,
+}
+
+impl Places {
+    pub(crate) const NONE: Places = Places { entries: [Place::NOWHERE; SGE_MAX], count: 0 };
+
+    pub(crate) fn one(place: Place) -> Self {
+        let mut places = Places::NONE;
+        places.push(place);
+        places
+    }
+
+    fn push(&mut self, place: Place) {
+        self.entries[self.count as usize] = place;
+        self.count += 1;
+    }
+
+    pub(crate) fn as_slice(&self) -> &[Place] {
+        &self.entries[..self.count as usize]
+    }
+
+    pub(crate) fn length_bytes(&self) -> usize {
+        self.as_slice().iter().map(|place| place.length).sum()
     }
 }

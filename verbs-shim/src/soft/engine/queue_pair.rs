@@ -6,6 +6,7 @@
 //!   once. What the responder has to say (earlier replies, the NAK itself) still leaves.
 //! - A queue pair is in the engine's ready list at most once (`queued`).
 
+use super::assembly::Output;
 use super::attributes::QueuePairConfig;
 use super::memory::RegionMemory;
 use super::requester::Requester;
@@ -103,7 +104,7 @@ impl QueuePair {
         &mut self,
         cx: &mut Shared<M>,
         now_ns: u64,
-        out: &mut [u8],
+        out: &mut Output<'_>,
     ) -> Option<usize> {
         if self.burst >= BURST_PACKETS {
             self.burst = 0;
@@ -117,23 +118,27 @@ impl QueuePair {
         }
     }
 
-    fn next_reply<M: RegionMemory>(&mut self, cx: &mut Shared<M>, out: &mut [u8]) -> Option<usize> {
+    fn next_reply<M: RegionMemory>(&mut self, cx: &mut Shared<M>, out: &mut Output<'_>) -> Option<usize> {
         if self.responder.replies.is_empty() {
             return None;
         }
-        let expected = self.responder.expected;
-        match self.responder.replies.next_packet(cx, &mut self.link, expected, out) {
+        match self.responder.replies.next_packet(cx, &mut self.link, out) {
             Ok(length) => length,
             Err(psn) => {
                 self.responder.replies.refuse_at(psn, NakCode::RemoteAccessError);
                 self.enter_error(cx, WcStatus::WrFlushErr, WcStatus::LocAccessErr);
                 cx.raise(Event::AccessError(self.link.number));
-                self.responder.replies.next_packet(cx, &mut self.link, expected, out).unwrap_or(None)
+                self.responder.replies.next_packet(cx, &mut self.link, out).unwrap_or(None)
             }
         }
     }
 
-    fn next_request<M: RegionMemory>(&mut self, cx: &mut Shared<M>, now_ns: u64, out: &mut [u8]) -> Option<usize> {
+    fn next_request<M: RegionMemory>(
+        &mut self,
+        cx: &mut Shared<M>,
+        now_ns: u64,
+        out: &mut Output<'_>,
+    ) -> Option<usize> {
         if !self.sends_requests() {
             return None;
         }

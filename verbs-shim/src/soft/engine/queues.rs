@@ -94,11 +94,22 @@ pub(crate) struct ReceiveQueue {
     capacity: usize,
     /// For a shared one: queue pairs that use it.
     pub(crate) users: usize,
+    /// For a shared one: below this many requests an event is due, once; 0 for none.
+    pub(crate) limit: usize,
 }
 
 impl ReceiveQueue {
     pub(crate) fn new(capacity: usize) -> Self {
-        ReceiveQueue { entries: VecDeque::with_capacity(capacity), capacity, users: 0 }
+        ReceiveQueue { entries: VecDeque::with_capacity(capacity), capacity, users: 0, limit: 0 }
+    }
+
+    /// Whether it has just fallen below its limit, which is disarmed then (IBA 10.2.9.1).
+    pub(crate) fn take_limit_event(&mut self) -> bool {
+        let below = self.entries.len() < self.limit;
+        if below {
+            self.limit = 0;
+        }
+        below
     }
 
     pub(crate) fn is_full(&self) -> bool {

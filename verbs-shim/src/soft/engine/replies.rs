@@ -2,15 +2,21 @@
 //!
 //! Invariants
 //! - Replies leave in the order of their PSNs, each READ or atomic reply before any acknowledgement or NAK of
-//!   later requests. Acknowledgements are merged: one for everything up to the last request executed.
+//!   later requests. Acknowledgements are merged: one for everything up to the last SEND or WRITE executed.
+//! - No acknowledgement has the PSN of a READ or atomic, which only its own reply may answer: rxe as a requester
+//!   takes an ACK with the PSN of an outstanding READ for the end of it, and completes it without the data.
+//! - A repeated SEND or WRITE is acknowledged with its own PSN, and only if it asks: the requester has just sent it.
+//!   An ACK ahead of what rxe has sent again so far may complete the request that it is in the middle of sending.
 //! - `queue` is sorted, its ranges do not overlap, and it has at most `2 * depth` entries, of which at most
 //!   `depth` are no repetitions.
 //! - READ replies read memory when they are built, checked anew, as the specification allows (9.7.4.4).
 
 use std::collections::VecDeque;
 
+use super::assembly::{Head, Output, Payload};
 use super::memory::{Range, RegionMemory};
-use super::shared::{Head, Link, Shared};
+use super::pieces::Places;
+use super::shared::{Link, Shared};
 use crate::soft::packet::{Aeth, Extension, MASK_24, NakCode, Opcode, Reth, Syndrome};
 use crate::verbs::{Access, MemoryKey};
 
@@ -66,14 +72,15 @@ pub(crate) struct Replies {
     /// (PSN, value before) of the last `depth` atomics.
     results: VecDeque<(u64, u64)>,
     depth: usize,
-    pub(crate) acknowledge: bool,
+    /// The PSN to acknowledge.
+    acknowledge: Option<u64>,
     pub(crate) nak: Option<(u64, Syndrome)>,
     pub(crate) msn: u32,
 }
 
 impl Replies {
     pub(crate) fn new() -> Self {
-        Replies { queue: VecDeque::new(), results: VecDeque::new(), depth: 0, acknowledge: false, nak: None, msn: 0 }
+        Replies { queue: VecDeque::new(), results: VecDeque::new(), depth: 0, acknowledge: None, nak: None, msn: 0 }
     }
 
     pub(crate) fn connect(&mut self, depth: u8) {
@@ -87,12 +94,31 @@ impl Replies {
     pub(crate) fn clear(&mut self) {
         self.queue.clear();
         self.results.clear();
-        self.acknowledge = false;
+        self.acknowledge = None;
         self.nak = None;
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.queue.is_empty() && !self.acknowledge && self.nak.is_none()
+        self.queue.is_empty() && self.acknowledge.is_none() && self.nak.is_none()
+    }
+
+    /// A packet of a SEND or WRITE was executed.
+    pub(crate) fn executed(&mut self, psn: u64, ack_request: bool) {
+        if ack_request || self.acknowledge.is_some() {
+            self.acknowledge = Some(psn);
+        }
+    }
+
+    /// A packet of a SEND or WRITE came again.
+    pub(crate) fn executed_before(&mut self, psn: u64, ack_request: bool) {
+        if ack_request {
+            self.acknowledge = self.acknowledge.max(Some(psn));
+        }
+    }
+
+    /// A READ or atomic was executed, whose reply acknowledges everything before it.
+    pub(crate) fn answered(&mut self) {
+        self.acknowledge = None;
     }
 
     /// Whether the peer may have one more READ or atomic outstanding.
@@ -149,7 +175,7 @@ impl Replies {
         self.results.iter().rev().find(|result| result.0 == psn).map(|result| result.1)
     }
 
-    /// Builds the next answer, if there is one; its length in bytes. `expected` is the responder's next PSN.
+    /// Builds the next answer, if there is one; its length in bytes.
     ///
     /// # Errors
     /// The PSN at which a READ lost its right (its region was deregistered after the request was accepted).
@@ -157,19 +183,15 @@ impl Replies {
         &mut self,
         cx: &mut Shared<M>,
         link: &mut Link,
-        expected: u64,
-        out: &mut [u8],
+        out: &mut Output<'_>,
     ) -> Result<Option<usize>, u64> {
         while let Some(reply) = self.queue.front_mut() {
             let aeth = Aeth { syndrome: Syndrome::ACK, msn: self.msn & MASK_24 };
             match reply {
                 Reply::Atomic { psn, original, .. } => {
-                    let extension = Extension::AtomicAck(aeth, *original);
-                    let opcode = Opcode::AtomicAcknowledge;
-                    let head = Head { opcode, psn: *psn, solicited: false, extension, payload_bytes: 0 };
-                    let end = link.begin(out, &head);
+                    let head = answer(Opcode::AtomicAcknowledge, *psn, Extension::AtomicAck(aeth, *original));
                     self.queue.pop_front();
-                    return Ok(Some(link.seal(out, end, false)));
+                    return Ok(Some(link.assemble(&cx.regions, &head, &Payload::NONE, out)));
                 }
                 Reply::Read { request, first_psn, next_psn, end_psn, repeat } => {
                     let psn = *next_psn;
@@ -182,45 +204,44 @@ impl Replies {
                         (false, false) => (Opcode::ReadResponseMiddle, Extension::None),
                         (false, true) => (Opcode::ReadResponseLast, Extension::Ack(aeth)),
                     };
-                    let start = link.begin(out, &Head { opcode, psn, solicited: false, extension, payload_bytes });
                     let at = Range {
                         domain: link.domain,
                         key: MemoryKey(request.remote_key),
                         address: request.address.wrapping_add(offset),
                         length: payload_bytes as u64,
                     };
-                    let payload = &mut out[start..start + payload_bytes];
-                    let repeat = *repeat;
-                    if payload_bytes > 0 && cx.regions.read(at, Access::REMOTE_READ, payload).is_err() {
-                        self.queue.pop_front();
-                        if repeat {
-                            continue;
-                        }
-                        return Err(psn);
-                    }
+                    let payload = match payload_bytes {
+                        0 => Payload::NONE,
+                        _ => match cx.regions.locate(at, Access::REMOTE_READ) {
+                            Ok(place) => Payload::Memory(Places::one(place)),
+                            Err(_) => {
+                                let repeat = *repeat;
+                                self.queue.pop_front();
+                                if repeat {
+                                    continue;
+                                }
+                                return Err(psn);
+                            }
+                        },
+                    };
                     *next_psn += 1;
                     if last {
                         self.queue.pop_front();
                     }
-                    return Ok(Some(link.seal(out, start + payload_bytes, false)));
+                    return Ok(Some(link.assemble(&cx.regions, &answer(opcode, psn, extension), &payload, out)));
                 }
             }
         }
-        let (psn, syndrome) = match self.nak.take() {
-            Some(nak) => nak,
-            None if self.acknowledge => (expected - 1, Syndrome::ACK),
-            None => return Ok(None),
-        };
-        self.acknowledge = false;
+        let acknowledge = self.acknowledge.take().map(|psn| (psn, Syndrome::ACK));
+        let Some((psn, syndrome)) = self.nak.take().or(acknowledge) else { return Ok(None) };
         match syndrome {
             Syndrome::RnrNak { .. } => cx.counters.rnr_naks_sent += 1,
             Syndrome::Nak(_) => cx.counters.naks_sent += 1,
             _ => {}
         }
         let extension = Extension::Ack(Aeth { syndrome, msn: self.msn & MASK_24 });
-        let opcode = Opcode::Acknowledge;
-        let end = link.begin(out, &Head { opcode, psn, solicited: false, extension, payload_bytes: 0 });
-        Ok(Some(link.seal(out, end, false)))
+        let head = answer(Opcode::Acknowledge, psn, extension);
+        Ok(Some(link.assemble(&cx.regions, &head, &Payload::NONE, out)))
     }
 
     /// Drops everything and answers `nak` at `psn` as the last thing.
@@ -228,4 +249,8 @@ impl Replies {
         self.queue.clear();
         self.nak = Some((psn, Syndrome::Nak(nak)));
     }
+}
+
+fn answer(opcode: Opcode, psn: u64, extension: Extension) -> Head {
+    Head { opcode, psn, solicited: false, ack_request: false, extension }
 }

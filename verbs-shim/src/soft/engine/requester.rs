@@ -13,11 +13,12 @@
 //!   fixed places, so that a retry never spans two of them.
 //! - A request asks for an acknowledgement whenever nothing may follow it at once.
 
+use super::assembly::{Head, Output, Payload};
 use super::attributes::{HEADER_CHARGE_BYTES, SendAttributes, ack_timeout_ns};
 use super::memory::RegionMemory;
-use super::pieces::SgeList;
+use super::pieces::{Places, SgeList};
 use super::psn::{OUTSTANDING_PACKETS_MAX, first};
-use super::shared::{Head, Link, NEVER, Shared};
+use super::shared::{Link, NEVER, Shared};
 use crate::soft::packet::{AtomicEth, Extension, Opcode, Reth};
 use crate::verbs::{
     Access, Data, MESSAGE_BYTES_MAX, Operation, PostError, WcOpcode, WcStatus, WorkCompletion, WorkRequest,
@@ -227,7 +228,6 @@ impl Requester {
         let mut entry = SendEntry { id: request.id, ..SendEntry::EMPTY };
         entry.signalled = request.signalled || self.signal_all;
         entry.fence = request.fence;
-        entry.solicited = request.solicited;
         match request.operation {
             Operation::Send { immediate } => (entry.kind, entry.immediate) = (Kind::Send, immediate),
             Operation::Write { remote_address, remote_key, immediate } => {
@@ -250,6 +250,9 @@ impl Requester {
                 entry.swap_or_add = add;
             }
         }
+        // Only what completes a receive request can ask for an event there (IBA 9.2.3).
+        let completes_receive = entry.kind == Kind::Send || (entry.kind == Kind::Write && entry.immediate.is_some());
+        entry.solicited = request.solicited && completes_receive;
         if entry.kind.has_result() && self.attributes.initiator_depth == 0 {
             return Err(PostError::ReadAtomicDisabled);
         }
@@ -384,7 +387,7 @@ impl Requester {
         cx: &mut Shared<M>,
         link: &mut Link,
         now_ns: u64,
-        out: &mut [u8],
+        out: &mut Output<'_>,
     ) -> Result<Option<usize>, WcStatus> {
         if !self.can_send() {
             let poison = if self.cursor < self.tail { self.entry(self.cursor).poison } else { None };
@@ -402,17 +405,16 @@ impl Requester {
             _ => 0,
         };
         let last = end_psn == entry.end_psn();
-        let (opcode, extension) = self.headers(&entry, offset, end_psn);
-        let solicited = entry.solicited && last;
-        let start = link.begin(out, &Head { opcode, psn, solicited, extension, payload_bytes });
-        let payload = &mut out[start..start + payload_bytes];
-        if entry.inline {
-            let at = (self.cursor as usize & (self.entries.len() - 1)) * self.inline_max + offset as usize;
-            payload.copy_from_slice(&self.inline[at..at + payload_bytes]);
-        } else if payload_bytes > 0 && entry.pieces.gather(&cx.regions, link.domain, offset, payload).is_err() {
-            // Deregistered since it was posted. What is in flight before it still gets its answer.
-            return if self.unacked == psn { Err(WcStatus::LocProtErr) } else { Ok(None) };
-        }
+        let inline_start = (self.cursor as usize & (self.entries.len() - 1)) * self.inline_max + offset as usize;
+        let places = match entry.inline || payload_bytes == 0 {
+            true => Places::NONE,
+            false => match entry.pieces.locate(&cx.regions, link.domain, offset, payload_bytes) {
+                Ok(places) => places,
+                // Deregistered since it was posted. What is in flight before it still gets its answer.
+                Err(_) if self.unacked == psn => return Err(WcStatus::LocProtErr),
+                Err(_) => return Ok(None),
+            },
+        };
 
         cx.counters.retransmitted += (psn < self.sent_end) as u64;
         self.send_psn = end_psn;
@@ -431,7 +433,13 @@ impl Requester {
         if self.ack_deadline == NEVER {
             self.start_ack_timer(cx, now_ns);
         }
-        Ok(Some(link.seal(out, start + payload_bytes, ask)))
+        let (opcode, extension) = self.headers(&entry, offset, end_psn);
+        let head = Head { opcode, psn, solicited: entry.solicited && last, ack_request: ask, extension };
+        let payload = match entry.inline {
+            true => Payload::Inline(&self.inline[inline_start..inline_start + payload_bytes]),
+            false => Payload::Memory(places),
+        };
+        Ok(Some(link.assemble(&cx.regions, &head, &payload, out)))
     }
 
     fn headers(&self, entry: &SendEntry, offset: u64, end_psn: u64) -> (Opcode, Extension) {

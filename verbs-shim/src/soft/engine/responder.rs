@@ -9,12 +9,13 @@
 //! - A gap is answered by one NAK, until the expected packet comes. An RNR NAK counts as one.
 //! - At most `2 * depth` replies and `depth` results of atomics are kept.
 
+use super::SharedReceiveQueueId;
 use super::attributes::ReceiveAttributes;
 use super::memory::{Range, RegionMemory};
 use super::psn::{distance, first};
 use super::queues::{ReceiveEntry, ReceiveQueue};
 use super::replies::{Replies, Reply};
-use super::shared::{Link, Shared};
+use super::shared::{Event, Link, Shared};
 use crate::soft::packet::{AtomicEth, Extension, NakCode, Opcode, Packet, Reth, Syndrome};
 use crate::verbs::{Access, MESSAGE_BYTES_MAX, MemoryKey, WcOpcode, WcStatus, WorkCompletion};
 
@@ -142,7 +143,7 @@ impl Responder {
     }
 
     /// Moves on by `packets`, `ends` if a message is complete.
-    fn accept(&mut self, packet: &Packet<'_>, packets: u64, ends: bool) {
+    fn accept(&mut self, packets: u64, ends: bool) {
         self.expected += packets;
         self.gap_reported = false;
         self.replies.nak = None;
@@ -150,7 +151,18 @@ impl Responder {
             self.message = Message::None;
             self.replies.msn = self.replies.msn.wrapping_add(1);
         }
-        self.replies.acknowledge |= packet.bth.ack_request;
+    }
+
+    /// The same for a packet of a SEND or WRITE.
+    fn accept_data(&mut self, packet: &Packet<'_>, ends: bool) {
+        self.replies.executed(self.expected, packet.bth.ack_request);
+        self.accept(1, ends);
+    }
+
+    /// The same for a READ or atomic; its reply acknowledges it and everything before it.
+    fn accept_answered(&mut self, packets: u64) {
+        self.accept(packets, true);
+        self.replies.answered();
     }
 
     /// A receive request, with room for its completion; none makes the peer wait.
@@ -162,7 +174,11 @@ impl Responder {
                 {
                     None
                 } else {
-                    cx.receive_queue(index).and_then(ReceiveQueue::pop)
+                    let entry = cx.receive_queue(index).and_then(ReceiveQueue::pop);
+                    if cx.receive_queue(index).is_some_and(ReceiveQueue::take_limit_event) {
+                        cx.raise(Event::SharedReceiveLimit(SharedReceiveQueueId(index)));
+                    }
+                    entry
                 }
             }
         };
@@ -205,7 +221,7 @@ impl Responder {
         }
         self.filled += bytes;
         self.message = Message::Send;
-        self.accept(packet, 1, ends);
+        self.accept_data(packet, ends);
         if ends {
             self.current = None;
             let immediate = match packet.extension {
@@ -262,7 +278,7 @@ impl Responder {
         self.write = write;
         self.written = written + bytes;
         self.message = Message::Write;
-        self.accept(packet, 1, ends);
+        self.accept_data(packet, ends);
         if let Some(entry) = entry {
             self.complete(cx, link, entry.id, WcOpcode::RecvRdmaWithImm, write.length as u64, immediate);
         }
@@ -287,9 +303,7 @@ impl Responder {
         if !self.replies.push(reply) {
             return Err(INVALID);
         }
-        self.accept(packet, reply.end_psn() - self.expected, true);
-        // The last response acknowledges it.
-        self.replies.acknowledge = false;
+        self.accept_answered(reply.end_psn() - self.expected);
         Ok(())
     }
 
@@ -314,16 +328,12 @@ impl Responder {
         };
         self.replies.remember(self.expected, original);
         self.replies.push(Reply::Atomic { psn: self.expected, original, repeat: false });
-        self.replies.msn = self.replies.msn.wrapping_add(1);
-        self.replies.acknowledge = false;
-        self.replies.nak = None;
-        self.expected += 1;
-        self.gap_reported = false;
+        self.accept_answered(1);
         Ok(())
     }
 
-    /// A request below the expected PSN (IBA 9.7.4.4): SENDs and WRITEs are acknowledged again, READs read
-    /// again if they still may, atomics answered from memory; anything else is dropped.
+    /// A request below the expected PSN (IBA 9.7.4.4): SENDs and WRITEs that ask are acknowledged again, READs
+    /// read again if they still may, atomics answered from memory; anything else is dropped.
     fn repeat<M: RegionMemory>(&mut self, cx: &mut Shared<M>, link: &Link, packet: &Packet<'_>, psn: u64) {
         match packet.extension {
             Extension::Rdma(reth) if packet.bth.opcode == Opcode::ReadRequest => {
@@ -341,7 +351,7 @@ impl Responder {
                     self.replies.repeat(Reply::Atomic { psn, original, repeat: true });
                 }
             }
-            _ => self.replies.acknowledge = true,
+            _ => self.replies.executed_before(psn, packet.bth.ack_request),
         }
     }
 

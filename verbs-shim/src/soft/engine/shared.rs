@@ -3,10 +3,10 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 
+use super::SharedReceiveQueueId;
 use super::memory::{ProtectionDomain, RegionMemory, Regions};
 use super::queues::{CompletionQueue, ReceiveQueue};
 use crate::soft::icrc::PathCrc;
-use crate::soft::packet::{Bth, Extension, ICRC_BYTES, Opcode, pad_bytes, write_headers};
 use crate::verbs::{QueuePairNumber, WorkCompletion};
 
 /// A deadline that never comes.
@@ -70,6 +70,9 @@ pub enum Event {
     SendQueueDrained(QueuePairNumber),
     /// The peer broke the rules; the queue pair is in the error state (`IBV_EVENT_QP_REQ_ERR`).
     RequestError(QueuePairNumber),
+    /// A shared receive queue holds fewer requests than its limit; the limit is disarmed
+    /// (`IBV_EVENT_SRQ_LIMIT_REACHED`).
+    SharedReceiveLimit(SharedReceiveQueueId),
     /// The peer violated access rights; the queue pair is in the error state (`IBV_EVENT_QP_ACCESS_ERR`).
     AccessError(QueuePairNumber),
 }
@@ -145,7 +148,7 @@ impl<M: RegionMemory> Shared<M> {
     }
 }
 
-/// Identity, path and packet building of one queue pair.
+/// Identity and path of one queue pair. `assembly.rs` builds its packets.
 #[derive(Debug)]
 pub(crate) struct Link {
     pub(crate) number: QueuePairNumber,
@@ -159,40 +162,4 @@ pub(crate) struct Link {
     pub(crate) peer: SocketAddr,
     pub(crate) outgoing: PathCrc,
     pub(crate) incoming: PathCrc,
-}
-
-/// What goes into the headers of a packet.
-pub(crate) struct Head {
-    pub(crate) opcode: Opcode,
-    pub(crate) psn: u64,
-    pub(crate) solicited: bool,
-    pub(crate) extension: Extension,
-    pub(crate) payload_bytes: usize,
-}
-
-impl Link {
-    /// Writes the headers; returns where the payload starts. The ICRC and the padding wait for [`Self::seal`].
-    pub(crate) fn begin(&self, out: &mut [u8], head: &Head) -> usize {
-        let bth = Bth {
-            opcode: head.opcode,
-            solicited: head.solicited,
-            migration: false,
-            pad: pad_bytes(head.payload_bytes),
-            partition_key: self.partition_key,
-            destination: self.destination,
-            ack_request: false,
-            psn: super::psn::to_wire(head.psn),
-        };
-        write_headers(&bth, &head.extension, out)
-    }
-
-    /// Ends the packet whose payload ends at `end`; returns its length.
-    pub(crate) fn seal(&mut self, out: &mut [u8], end: usize, ack_request: bool) -> usize {
-        let padded = end.next_multiple_of(4);
-        out[end..padded].fill(0);
-        out[8] |= (ack_request as u8) << 7;
-        let length = padded + ICRC_BYTES;
-        self.outgoing.seal(&mut out[..length]);
-        length
-    }
 }

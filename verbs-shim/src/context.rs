@@ -1,0 +1,179 @@
+//! Opened devices and protection domains: where everything else is made.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::completion::CompletionQueue;
+use crate::connect::QueuePairOptions;
+use crate::device::{DeviceAttributes, OpenOptions};
+use crate::memory::{Buffer, Pages, Region, Registered, RemoteBuffer, StableMemory};
+use crate::provider::{RawContext, RawDomain};
+use crate::queue_pair::{QueuePair, SharedReceiveQueue};
+use crate::soft::engine::{Counters, RegisterError};
+use crate::verbs::Access;
+use crate::{Error, ibv, soft};
+
+/// The devices of both providers that this process can open: hardware and kernel devices first. None of `ibv` where
+/// libibverbs is missing.
+///
+/// # Errors
+/// [`Error::Os`] if the library is there and fails.
+pub fn devices() -> Result<Vec<DeviceAttributes>, Error> {
+    let mut devices = ibv::list()?;
+    devices.extend(soft::provider::list());
+    Ok(devices)
+}
+
+/// An opened device. Cheap to clone.
+#[derive(Clone)]
+pub struct Context {
+    raw: RawContext,
+}
+
+impl Context {
+    /// Opens a device by name: `mlx5_0`, `rxe0`; `soft`, `soft:eth0`, `soft:10.0.0.7`, `soft:::1`.
+    ///
+    /// # Errors
+    /// [`Error`], each with what to do.
+    pub fn open(name: &str, options: &OpenOptions) -> Result<Self, Error> {
+        RawContext::open(name, options).map(|raw| Context { raw })
+    }
+
+    /// Name, provider, limits.
+    pub fn attributes(&self) -> &DeviceAttributes {
+        self.raw.attributes()
+    }
+
+    /// A protection domain: memory regions and queue pairs of one domain work together.
+    ///
+    /// # Errors
+    /// [`Error::Os`].
+    pub fn create_domain(&self) -> Result<ProtectionDomain, Error> {
+        Ok(ProtectionDomain { raw: self.raw.create_domain()?, device: self.attributes().name.as_str().into() })
+    }
+
+    /// A completion queue with `capacity` places. Every posted request takes one until its completion is polled: give it
+    /// the sum of the depths of the queues that complete there.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn create_completion_queue<B: Registered>(&self, capacity: u32) -> Result<CompletionQueue<B>, Error> {
+        Ok(CompletionQueue::new(self.raw.create_completion_queue(capacity)?))
+    }
+
+    /// What a soft device has counted since it was opened; `None` for the others.
+    pub fn soft_counters(&self) -> Option<Counters> {
+        match &self.raw {
+            RawContext::Soft(context) => Some(context.counters()),
+            RawContext::Ibv(_) => None,
+        }
+    }
+}
+
+impl fmt::Debug for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Context({})", self.attributes().name)
+    }
+}
+
+/// A protection domain. Cheap to clone.
+#[derive(Clone)]
+pub struct ProtectionDomain {
+    raw: RawDomain,
+    device: Arc<str>,
+}
+
+impl ProtectionDomain {
+    /// New memory, zeroed, for work requests of one's own: sources, receive buffers, results.
+    ///
+    /// # Errors
+    /// [`Error::Os`] when memory, or the allowance for locked memory, is short.
+    pub fn allocate(&self, bytes: usize) -> Result<Buffer, Error> {
+        self.register(self.pages(bytes)?)
+    }
+
+    /// Registers memory that exists, for work requests of one's own. It is given back to its owner by dropping the last
+    /// buffer.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn register(&self, memory: impl StableMemory) -> Result<Buffer, Error> {
+        let (start, bytes) = memory.range();
+        let region = self.region(Box::new(memory), Access::LOCAL_WRITE)?;
+        Ok(Buffer::new(region, start, bytes))
+    }
+
+    /// New memory, zeroed, that the peer may use as `access` says.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn expose(&self, bytes: usize, access: Access) -> Result<RemoteBuffer, Error> {
+        self.expose_memory(self.pages(bytes)?, access)
+    }
+
+    /// Registers memory that exists, for the peer's use.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn expose_memory(&self, memory: impl StableMemory, access: Access) -> Result<RemoteBuffer, Error> {
+        let (start, bytes) = memory.range();
+        // A message has at most 2^31 bytes, a region may have more.
+        let region = self.region(Box::new(memory), access)?;
+        Ok(RemoteBuffer::new(region, start, bytes))
+    }
+
+    fn pages(&self, bytes: usize) -> Result<Pages, Error> {
+        Pages::new(bytes).map_err(|error| Error::os(&*self.device, "mmap", error))
+    }
+
+    fn region(&self, memory: Box<dyn StableMemory>, access: Access) -> Result<Arc<Region>, Error> {
+        let (start, bytes) = memory.range();
+        if (start.as_ptr() as usize).checked_add(bytes).is_none() {
+            return Err(RegisterError::Address.into());
+        }
+        // SAFETY: `StableMemory` promises it for as long as the owner lives, which the region keeps.
+        let raw = unsafe { self.raw.register(start.as_ptr(), bytes, access) }?;
+        Ok(Region::new(raw, memory))
+    }
+
+    /// A queue pair in the state INIT: receive requests can be posted, then it is connected.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn create_queue_pair<B: Registered>(
+        &self,
+        send: &CompletionQueue<B>,
+        receive: &CompletionQueue<B>,
+        options: &QueuePairOptions,
+    ) -> Result<QueuePair<B>, Error> {
+        QueuePair::new(&self.raw, send, receive, None, options)
+    }
+
+    /// A queue pair that takes its receive requests from a shared queue.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn create_queue_pair_sharing<B: Registered>(
+        &self,
+        send: &CompletionQueue<B>,
+        receive: &CompletionQueue<B>,
+        shared: &SharedReceiveQueue<B>,
+        options: &QueuePairOptions,
+    ) -> Result<QueuePair<B>, Error> {
+        QueuePair::new(&self.raw, send, receive, Some(shared), options)
+    }
+
+    /// A receive queue that several queue pairs take from.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn create_shared_receive_queue<B: Registered>(&self, depth: u32) -> Result<SharedReceiveQueue<B>, Error> {
+        Ok(SharedReceiveQueue::new(self.raw.create_shared_receive_queue(depth)?, depth))
+    }
+}
+
+impl fmt::Debug for ProtectionDomain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ProtectionDomain({})", self.device)
+    }
+}

@@ -1,0 +1,261 @@
+//! The two providers behind one set of enums, chosen once when a device is opened: a branch per call, no dispatch
+//! through pointers. The objects are those of the providers; what owns what while the hardware works is the business of
+//! the safe layer above.
+
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use crate::connect::{ConnectOptions, Endpoint, QueuePairOptions};
+use crate::device::{DeviceAttributes, OpenOptions};
+use crate::soft::provider as soft;
+use crate::verbs::{
+    Access, MemoryKey, PostError, QueuePairNumber, QueuePairState, ReceiveRequest, WorkCompletion, WorkRequest,
+};
+use crate::{Error, ibv};
+
+#[derive(Clone)]
+pub(crate) enum RawContext {
+    Soft(soft::Context),
+    Ibv(Arc<ibv::Context>),
+}
+
+impl RawContext {
+    pub(crate) fn open(name: &str, options: &OpenOptions) -> Result<Self, Error> {
+        if name == "soft" || name.starts_with("soft:") {
+            return soft::Context::open(name, options).map(RawContext::Soft);
+        }
+        ibv::Context::open(name, options).map(RawContext::Ibv)
+    }
+
+    pub(crate) fn attributes(&self) -> &DeviceAttributes {
+        match self {
+            RawContext::Soft(context) => context.attributes(),
+            RawContext::Ibv(context) => context.attributes(),
+        }
+    }
+
+    pub(crate) fn create_domain(&self) -> Result<RawDomain, Error> {
+        match self {
+            RawContext::Soft(context) => Ok(RawDomain::Soft(context.create_domain())),
+            RawContext::Ibv(context) => context.create_domain().map(RawDomain::Ibv),
+        }
+    }
+
+    pub(crate) fn create_completion_queue(&self, capacity: u32) -> Result<RawCompletionQueue, Error> {
+        match self {
+            RawContext::Soft(context) => context.create_completion_queue(capacity).map(RawCompletionQueue::Soft),
+            RawContext::Ibv(context) => context.create_completion_queue(capacity).map(RawCompletionQueue::Ibv),
+        }
+    }
+}
+
+#[derive(Clone)]
+pub(crate) enum RawDomain {
+    Soft(soft::Domain),
+    Ibv(ibv::Domain),
+}
+
+impl RawDomain {
+    /// # Safety
+    /// The range stays mapped, and writable if `access` allows writing, until the region is dropped.
+    pub(crate) unsafe fn register(&self, start: *mut u8, bytes: usize, access: Access) -> Result<RawRegion, Error> {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self {
+                RawDomain::Soft(domain) => domain.register(start, bytes, access).map(RawRegion::Soft),
+                RawDomain::Ibv(domain) => domain.register(start, bytes, access).map(RawRegion::Ibv),
+            }
+        }
+    }
+
+    pub(crate) fn create_shared_receive_queue(&self, depth: u32) -> Result<RawSharedReceiveQueue, Error> {
+        match self {
+            RawDomain::Soft(domain) => domain.create_shared_receive_queue(depth).map(RawSharedReceiveQueue::Soft),
+            RawDomain::Ibv(domain) => domain.create_shared_receive_queue(depth).map(RawSharedReceiveQueue::Ibv),
+        }
+    }
+
+    pub(crate) fn create_queue_pair(
+        &self,
+        send: &RawCompletionQueue,
+        receive: &RawCompletionQueue,
+        shared: Option<&RawSharedReceiveQueue>,
+        options: &QueuePairOptions,
+    ) -> Result<RawQueuePair, Error> {
+        use RawCompletionQueue as Queue;
+        match (self, send, receive, shared) {
+            (RawDomain::Soft(domain), Queue::Soft(send), Queue::Soft(receive), None) => {
+                domain.create_queue_pair(send, receive, None, options).map(RawQueuePair::Soft)
+            }
+            (
+                RawDomain::Soft(domain),
+                Queue::Soft(send),
+                Queue::Soft(receive),
+                Some(RawSharedReceiveQueue::Soft(shared)),
+            ) => domain.create_queue_pair(send, receive, Some(shared), options).map(RawQueuePair::Soft),
+            (RawDomain::Ibv(domain), Queue::Ibv(send), Queue::Ibv(receive), None) => {
+                domain.create_queue_pair(send, receive, None, options).map(RawQueuePair::Ibv)
+            }
+            (
+                RawDomain::Ibv(domain),
+                Queue::Ibv(send),
+                Queue::Ibv(receive),
+                Some(RawSharedReceiveQueue::Ibv(shared)),
+            ) => domain.create_queue_pair(send, receive, Some(shared), options).map(RawQueuePair::Ibv),
+            _ => Err(crate::soft::engine::ControlError::Unknown.into()),
+        }
+    }
+}
+
+pub(crate) enum RawRegion {
+    Soft(soft::Region),
+    Ibv(ibv::Region),
+}
+
+impl RawRegion {
+    pub(crate) fn local_key(&self) -> MemoryKey {
+        match self {
+            RawRegion::Soft(region) => region.key(),
+            RawRegion::Ibv(region) => region.local_key(),
+        }
+    }
+
+    pub(crate) fn remote_key(&self) -> MemoryKey {
+        match self {
+            RawRegion::Soft(region) => region.key(),
+            RawRegion::Ibv(region) => region.remote_key(),
+        }
+    }
+}
+
+#[derive(Clone)]
+pub(crate) enum RawCompletionQueue {
+    Soft(soft::CompletionQueue),
+    Ibv(ibv::CompletionQueue),
+}
+
+impl RawCompletionQueue {
+    #[inline]
+    pub(crate) fn poll(&self, out: &mut [WorkCompletion]) -> Result<usize, Error> {
+        match self {
+            RawCompletionQueue::Soft(queue) => Ok(queue.poll(out)),
+            RawCompletionQueue::Ibv(queue) => queue.poll(out),
+        }
+    }
+
+    pub(crate) fn arm(&self) -> Result<bool, Error> {
+        match self {
+            RawCompletionQueue::Soft(queue) => Ok(queue.arm()),
+            RawCompletionQueue::Ibv(queue) => queue.arm().map(|()| true),
+        }
+    }
+
+    pub(crate) fn clear_events(&self) {
+        match self {
+            RawCompletionQueue::Soft(queue) => queue.clear_events(),
+            RawCompletionQueue::Ibv(queue) => queue.clear_events(),
+        }
+    }
+
+    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
+        match self {
+            RawCompletionQueue::Soft(queue) => queue.descriptor(),
+            RawCompletionQueue::Ibv(queue) => queue.as_fd(),
+        }
+    }
+}
+
+#[derive(Clone)]
+pub(crate) enum RawSharedReceiveQueue {
+    Soft(soft::SharedReceiveQueue),
+    Ibv(ibv::SharedReceiveQueue),
+}
+
+impl RawSharedReceiveQueue {
+    /// # Safety
+    /// As for [`RawQueuePair::post_receive`].
+    pub(crate) unsafe fn post_receive(&self, requests: &[ReceiveRequest<'_>]) -> Result<(), (usize, PostError)> {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self {
+                RawSharedReceiveQueue::Soft(queue) => queue.post_receive(requests),
+                RawSharedReceiveQueue::Ibv(queue) => queue.post_receive(requests),
+            }
+        }
+    }
+}
+
+pub(crate) enum RawQueuePair {
+    Soft(soft::QueuePair),
+    Ibv(ibv::QueuePair),
+}
+
+impl RawQueuePair {
+    pub(crate) fn number(&self) -> QueuePairNumber {
+        match self {
+            RawQueuePair::Soft(pair) => pair.number(),
+            RawQueuePair::Ibv(pair) => pair.number(),
+        }
+    }
+
+    pub(crate) fn endpoint(&self) -> Endpoint {
+        match self {
+            RawQueuePair::Soft(pair) => pair.endpoint(),
+            RawQueuePair::Ibv(pair) => pair.endpoint(),
+        }
+    }
+
+    pub(crate) fn to_init(&self, access: Access) -> Result<(), Error> {
+        match self {
+            RawQueuePair::Soft(pair) => pair.to_init(access),
+            RawQueuePair::Ibv(pair) => pair.to_init(access),
+        }
+    }
+
+    pub(crate) fn connect(&self, remote: &Endpoint, options: &ConnectOptions) -> Result<(), Error> {
+        match self {
+            RawQueuePair::Soft(pair) => pair.connect(remote, options),
+            RawQueuePair::Ibv(pair) => pair.connect(remote, options),
+        }
+    }
+
+    pub(crate) fn to_error(&self) -> Result<(), Error> {
+        match self {
+            RawQueuePair::Soft(pair) => pair.to_error(),
+            RawQueuePair::Ibv(pair) => pair.to_error(),
+        }
+    }
+
+    pub(crate) fn state(&self) -> Result<QueuePairState, Error> {
+        match self {
+            RawQueuePair::Soft(pair) => Ok(pair.state()),
+            RawQueuePair::Ibv(pair) => pair.state(),
+        }
+    }
+
+    /// # Safety
+    /// The memory of the requests belongs to them until they complete or the queue pair is dropped.
+    #[inline]
+    pub(crate) unsafe fn post_send(&self, requests: &[WorkRequest<'_>]) -> Result<(), (usize, PostError)> {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self {
+                RawQueuePair::Soft(pair) => pair.post_send(requests),
+                RawQueuePair::Ibv(pair) => pair.post_send(requests),
+            }
+        }
+    }
+
+    /// # Safety
+    /// As for [`Self::post_send`].
+    #[inline]
+    pub(crate) unsafe fn post_receive(&self, requests: &[ReceiveRequest<'_>]) -> Result<(), (usize, PostError)> {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self {
+                RawQueuePair::Soft(pair) => pair.post_receive(requests),
+                RawQueuePair::Ibv(pair) => pair.post_receive(requests),
+            }
+        }
+    }
+}

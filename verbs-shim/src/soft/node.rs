@@ -1,0 +1,381 @@
+//! One soft device at work: the engine, its socket, and whoever drives them.
+//!
+//! Owns: the lock under which all of it happens, the progress thread if there is one, and the accounting of the
+//! socket's receive buffer. Called by [`provider`](super::provider) only.
+//!
+//! Invariants
+//! - Grants given out sum up to what the socket's receive buffer holds, so that peers who keep to them never make it
+//!   overflow, however long nobody reads it. (Below [`GRANT_BYTES_MIN`] a grant is of no use: past that many queue
+//!   pairs the buffer is overcommitted, and lost packets are sent again.)
+//! - Nothing here blocks but the progress thread, and that never under the lock.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
+
+use crate::Error;
+use crate::soft::engine::{CompletionQueueId, Engine, EngineConfig};
+use crate::soft::memory::RawMemory;
+use crate::soft::socket::{Socket, Transmission};
+
+/// What a packet costs in a socket's buffer beyond its bytes: the kernel's `struct sk_buff` and shared info.
+pub(crate) const PACKET_OVERHEAD_BYTES: u32 = 768;
+/// The least that a queue pair is granted: a packet of 4,096 bytes each way, and some.
+const GRANT_BYTES_MIN: u64 = 24 << 10;
+/// The most: beyond it more in flight only leaves the caches.
+const GRANT_BYTES_MAX: u64 = 4 << 20;
+/// Turns of receiving in one call.
+const TURNS: usize = 4;
+/// While somebody polls, the progress thread looks on from this distance.
+const ATTENDED: Duration = Duration::from_millis(2);
+
+/// The state behind the lock.
+pub(crate) struct Node {
+    pub(crate) engine: Engine<RawMemory>,
+    socket: Socket,
+    transmission: Transmission,
+    epoch: Instant,
+    notified: Vec<(CompletionQueueId, Arc<OwnedFd>)>,
+    ungranted_bytes: u64,
+    /// Calls of the kernel that failed for another reason than "try again".
+    pub(crate) socket_errors: u64,
+}
+
+impl Node {
+    fn new(socket: Socket, config: EngineConfig, epoch: Instant) -> Self {
+        // The kernel counts a packet's buffer rounded up to at most twice its bytes, and gives back what was read
+        // only when it is a quarter of the whole (`udp_rmem_release`).
+        let ungranted_bytes = socket.receive_buffer_bytes() as u64 * 3 / 8;
+        let transmission = Transmission::new();
+        let (notified, socket_errors) = (Vec::new(), 0);
+        let engine = Engine::new(config);
+        Node { engine, socket, transmission, epoch, notified, ungranted_bytes, socket_errors }
+    }
+
+    pub(crate) fn socket(&self) -> &Socket {
+        &self.socket
+    }
+
+    fn now_ns(&self) -> u64 {
+        self.epoch.elapsed().as_nanos() as u64
+    }
+
+    /// A share of the receive buffer: half of what is left, within bounds.
+    pub(crate) fn grant(&mut self) -> u64 {
+        let grant = (self.ungranted_bytes / 2).min(GRANT_BYTES_MAX);
+        self.ungranted_bytes -= grant;
+        grant
+    }
+
+    pub(crate) fn return_grant(&mut self, grant: u64) {
+        self.ungranted_bytes += grant;
+    }
+
+    /// Takes what has arrived, handles timers, sends.
+    pub(crate) fn progress(&mut self) {
+        let now_ns = self.take_in();
+        self.transmit_at(now_ns);
+        self.notify();
+    }
+
+    /// Like [`Self::progress`], for somebody who waits for completions: when there are some, sending waits for what they
+    /// post next, or for their next call, so that an answer and the acknowledgement of what it answers share a call of
+    /// the kernel.
+    pub(crate) fn progress_for(&mut self, queue: CompletionQueueId) {
+        let now_ns = self.take_in();
+        if self.engine.completions_waiting(queue) == 0 || !self.transmission.is_empty() {
+            self.transmit_at(now_ns);
+        }
+        self.notify();
+    }
+
+    fn take_in(&mut self) -> u64 {
+        let now_ns = self.now_ns();
+        for _ in 0..TURNS {
+            let engine = &mut self.engine;
+            match self.socket.receive(|header, packet| engine.receive(now_ns, header, packet)) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(_) => {
+                    self.socket_errors += 1;
+                    break;
+                }
+            }
+        }
+        if self.engine.next_deadline().is_some_and(|deadline| deadline <= now_ns) {
+            self.engine.handle_deadlines(now_ns);
+        }
+        now_ns
+    }
+
+    /// Sends what there is to send.
+    pub(crate) fn transmit(&mut self) {
+        if self.engine.wants_transmit() || !self.transmission.is_empty() {
+            self.transmit_at(self.now_ns());
+        }
+    }
+
+    fn transmit_at(&mut self, now_ns: u64) {
+        loop {
+            let mut dry = true;
+            while let Some(room) = self.transmission.room() {
+                let Some(packet) = self.engine.poll_transmit(now_ns, room) else { break };
+                self.transmission.push(packet.bytes, packet.destination);
+                dry = false;
+            }
+            if self.transmission.is_empty() {
+                return;
+            }
+            if self.socket.send(&mut self.transmission).is_err() {
+                self.socket_errors += 1;
+                return;
+            }
+            if dry || !self.transmission.is_empty() {
+                return;
+            }
+        }
+    }
+
+    /// Signals the descriptors of armed queues that got a completion.
+    pub(crate) fn notify(&mut self) {
+        for (queue, descriptor) in &self.notified {
+            if self.engine.take_notification(*queue) {
+                // It can only fail when the counter is at its end, and then it is readable anyway.
+                let _ = rustix::io::write(&**descriptor, &1u64.to_ne_bytes());
+            }
+        }
+    }
+
+    pub(crate) fn watch(&mut self, queue: CompletionQueueId, descriptor: Arc<OwnedFd>) {
+        self.notified.push((queue, descriptor));
+    }
+
+    pub(crate) fn unwatch(&mut self, queue: CompletionQueueId) {
+        self.notified.retain(|(watched, _)| *watched != queue);
+    }
+
+    /// How long nothing needs to be done unless something arrives.
+    fn rest(&self) -> Option<Duration> {
+        if !self.transmission.is_empty() {
+            return Some(Duration::from_millis(1));
+        }
+        let deadline = self.engine.next_deadline()?;
+        Some(Duration::from_nanos(deadline.saturating_sub(self.now_ns())))
+    }
+}
+
+/// What is shared with the progress thread.
+struct Inner {
+    node: Mutex<Node>,
+    epoch: Instant,
+    /// When somebody last polled, in nanoseconds since the epoch; 0 when they sleep on a descriptor.
+    attended_ns: AtomicU64,
+    ending: AtomicBool,
+    wake: OwnedFd,
+}
+
+/// A node, and its progress thread: ends it when dropped.
+pub(crate) struct Driver {
+    inner: Arc<Inner>,
+    thread: Option<JoinHandle<()>>,
+    /// In polled mode: readable when there is something to do.
+    poller: Option<Poller>,
+}
+
+/// A descriptor that is readable when the socket or a timer is.
+struct Poller {
+    epoll: OwnedFd,
+    timer: OwnedFd,
+}
+
+impl Driver {
+    pub(crate) fn start(socket: Socket, config: EngineConfig, threaded: bool) -> Result<Arc<Driver>, Error> {
+        let name = socket.local().to_string();
+        let fail = |call| {
+            let name = name.clone();
+            move |error: rustix::io::Errno| Error::os(name, call, error.into())
+        };
+        let poller = if threaded { None } else { Some(Poller::new(socket.as_fd()).map_err(fail("epoll"))?) };
+        let epoch = Instant::now();
+        let inner = Arc::new(Inner {
+            node: Mutex::new(Node::new(socket, config, epoch)),
+            epoch,
+            attended_ns: AtomicU64::new(0),
+            ending: AtomicBool::new(false),
+            wake: eventfd().map_err(fail("eventfd"))?,
+        });
+        let thread = if threaded {
+            let inner = inner.clone();
+            let run = move || inner.run();
+            let thread = std::thread::Builder::new().name("verbs-progress".into()).spawn(run);
+            Some(thread.map_err(|error| Error::os(name, "spawning the progress thread", error))?)
+        } else {
+            None
+        };
+        Ok(Arc::new(Driver { inner, thread, poller }))
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Node> {
+        self.inner.lock()
+    }
+
+    /// The node, for somebody who polls: the progress thread stays away for a while.
+    pub(crate) fn attend(&self) -> MutexGuard<'_, Node> {
+        if self.thread.is_some() {
+            self.inner.attended_ns.store(self.inner.now_ns(), Ordering::Relaxed);
+        }
+        self.inner.lock()
+    }
+
+    /// For somebody who is about to sleep on a descriptor.
+    pub(crate) fn leave(&self) {
+        if let Some(poller) = &self.poller {
+            let rest = self.lock().rest();
+            poller.set(rest);
+        } else if self.inner.attended_ns.swap(0, Ordering::Relaxed) != 0 {
+            self.inner.wake();
+        }
+    }
+
+    /// Readable when the node has something to do; only without a progress thread.
+    pub(crate) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.poller.as_ref().map(|poller| poller.epoll.as_fd())
+    }
+
+    /// After [`Self::descriptor`] was readable.
+    pub(crate) fn clear(&self) {
+        if let Some(poller) = &self.poller {
+            drain(&poller.timer);
+        }
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            self.inner.ending.store(true, Ordering::Release);
+            self.inner.wake();
+            // A progress thread that panicked has said so already.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Inner {
+    fn lock(&self) -> MutexGuard<'_, Node> {
+        self.node.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn now_ns(&self) -> u64 {
+        (self.epoch.elapsed().as_nanos() as u64).max(1)
+    }
+
+    fn wake(&self) {
+        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+    }
+
+    fn run(&self) {
+        let socket = match self.lock().socket().as_fd().try_clone_to_owned() {
+            Ok(socket) => socket,
+            Err(error) => {
+                eprintln!("verbs-shim: no progress thread: the socket cannot be watched: {error}");
+                return;
+            }
+        };
+        while !self.ending.load(Ordering::Acquire) {
+            let attended = self.attended_ns.load(Ordering::Relaxed);
+            let since = Duration::from_nanos(self.now_ns().saturating_sub(attended));
+            if attended != 0 && since < ATTENDED {
+                self.sleep(None, Some(ATTENDED - since));
+                continue;
+            }
+            let rest = {
+                let mut node = self.lock();
+                node.progress();
+                node.rest()
+            };
+            self.sleep(Some(&socket), rest);
+        }
+    }
+
+    fn sleep(&self, socket: Option<&OwnedFd>, at_most: Option<Duration>) {
+        let wait = at_most.map(timespec);
+        let wake = PollFd::new(&self.wake, PollFlags::IN);
+        let result = match socket {
+            Some(socket) => rustix::event::poll(&mut [wake, PollFd::new(socket, PollFlags::IN)], wait.as_ref()),
+            None => rustix::event::poll(&mut [wake], wait.as_ref()),
+        };
+        if result.is_ok() {
+            drain(&self.wake);
+        }
+    }
+}
+
+impl Poller {
+    fn new(socket: BorrowedFd<'_>) -> rustix::io::Result<Self> {
+        use rustix::event::epoll;
+        use rustix::time::{TimerfdClockId, TimerfdFlags};
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
+        let timer = rustix::time::timerfd_create(TimerfdClockId::Monotonic, flags)?;
+        for descriptor in [socket, timer.as_fd()] {
+            let data = epoll::EventData::new_u64(descriptor.as_raw_fd() as u64);
+            epoll::add(&epoll, descriptor, data, epoll::EventFlags::IN)?;
+        }
+        Ok(Poller { epoll, timer })
+    }
+
+    fn set(&self, rest: Option<Duration>) {
+        use rustix::time::{Itimerspec, TimerfdTimerFlags};
+        let zero = timespec(Duration::ZERO);
+        // A timer of zero would never fire.
+        let value = rest.map_or(zero, |rest| timespec(rest.max(Duration::from_nanos(1))));
+        let time = Itimerspec { it_interval: zero, it_value: value };
+        // It fails for descriptors that are no timers only.
+        let _ = rustix::time::timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &time);
+    }
+}
+
+fn timespec(duration: Duration) -> Timespec {
+    Timespec { tv_sec: duration.as_secs() as i64, tv_nsec: duration.subsec_nanos().into() }
+}
+
+/// An event counter that never blocks.
+pub(crate) fn eventfd() -> rustix::io::Result<OwnedFd> {
+    rustix::event::eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)
+}
+
+/// Makes an event counter or timer unreadable until the next event.
+pub(crate) fn drain(descriptor: &OwnedFd) {
+    let mut count = [0u8; 8];
+    let _: Result<usize, rustix::io::Errno> = rustix::io::read(descriptor, &mut count);
+}
+
+impl Node {
+    /// The bytes that a peer may have in flight towards a queue pair, and those it may ask for itself, out of a grant.
+    pub(crate) fn windows(grant: u64) -> (u64, u64) {
+        let half = grant.max(GRANT_BYTES_MIN) / 2;
+        (half, half)
+    }
+}
+
+impl std::fmt::Debug for Driver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Driver").field("threaded", &self.thread.is_some()).finish_non_exhaustive()
+    }
+}
+
+/// A number that nobody can guess, for keys and queue pair numbers.
+pub(crate) fn random_u64() -> io::Result<u64> {
+    let mut bytes = [0u8; 8];
+    let mut filled = 0;
+    while filled < bytes.len() {
+        filled += rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty())?;
+    }
+    Ok(u64::from_ne_bytes(bytes))
+}
