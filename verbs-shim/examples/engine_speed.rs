@@ -5,8 +5,6 @@
 //! the kernel's; the receiver takes them out of that buffer. The two are timed apart: a socket path has them on two
 //! cores, and pays the system calls on top.
 
-#![allow(unsafe_code)]
-
 use std::time::{Duration, Instant};
 
 use verbs_shim::soft::engine::*;
@@ -19,29 +17,22 @@ const KERNEL_BYTES: usize = 64 << 10;
 const ROUNDS: usize = 7;
 
 fn main() {
-    println!("{:14} {:9} {:>8} {:>8} {:>10} {:>10}", "", "payload", "M op/s", "GB/s", "send ns", "receive ns");
+    println!("{:14} {:>8} {:>8} {:>10} {:>10}", "", "M op/s", "GB/s", "send ns", "receive ns");
     for (name, bytes, total) in
         [("8 B WRITE", 8u32, 200_000u64), ("64 KiB WRITE", 65_536, 6_000), ("64 KiB READ", 65_536, 6_000)]
     {
-        let mut measured = [Vec::new(), Vec::new()];
-        for _ in 0..ROUNDS {
-            for in_place in [false, true] {
-                measured[in_place as usize].push(measure(name.ends_with("READ"), bytes, total, in_place));
-            }
-        }
-        for (how, rounds) in ["copied", "in place"].into_iter().zip(&mut measured) {
-            let mut median = |of: fn(&Measured) -> f64| {
-                rounds.sort_by(|a, b| of(a).total_cmp(&of(b)));
-                of(&rounds[ROUNDS / 2])
-            };
-            let (sending, receiving) = (median(|m| m.send_ns_per_packet), median(|m| m.receive_ns_per_packet));
-            let seconds = median(|m| m.seconds);
-            println!(
-                "{name:14} {how:9} {:8.2} {:8.2} {sending:10.0} {receiving:10.0}",
-                total as f64 / seconds / 1e6,
-                total as f64 * bytes as f64 / seconds / 1e9,
-            );
-        }
+        let mut rounds: Vec<Measured> = (0..ROUNDS).map(|_| measure(name.ends_with("READ"), bytes, total)).collect();
+        let mut median = |of: fn(&Measured) -> f64| {
+            rounds.sort_by(|a, b| of(a).total_cmp(&of(b)));
+            of(&rounds[ROUNDS / 2])
+        };
+        let (sending, receiving) = (median(|m| m.send_ns_per_packet), median(|m| m.receive_ns_per_packet));
+        let seconds = median(|m| m.seconds);
+        println!(
+            "{name:14} {:8.2} {:8.2} {sending:10.0} {receiving:10.0}",
+            total as f64 / seconds / 1e6,
+            total as f64 * bytes as f64 / seconds / 1e9,
+        );
     }
 }
 
@@ -52,54 +43,28 @@ struct Measured {
     receive_ns_per_packet: f64,
 }
 
-/// Packets of one call into the kernel: what was built, and what the kernel has of it.
+/// Packets of one call into the kernel, and what the kernel has of them.
 struct Batch {
     staging: Vec<u8>,
     kernel: Vec<u8>,
-    /// Address in `staging` or in registered memory, and bytes.
-    gather: Vec<(*const u8, usize)>,
     lengths: Vec<usize>,
 }
 
 impl Batch {
     fn new() -> Self {
-        let staging = vec![0; KERNEL_BYTES + PACKET_BYTES_MAX];
-        Batch { staging, kernel: vec![0; KERNEL_BYTES], gather: Vec::new(), lengths: Vec::new() }
+        Batch { staging: vec![0; KERNEL_BYTES], kernel: vec![0; KERNEL_BYTES], lengths: Vec::new() }
     }
 
     /// Builds packets until the engine is dry or the call is full, and lets "the kernel" copy them.
-    fn fill(&mut self, engine: &mut Engine<Vec<u8>>, in_place: bool) {
+    fn fill(&mut self, engine: &mut Engine<Vec<u8>>) {
         self.lengths.clear();
-        self.gather.clear();
-        let (mut used, mut total) = (0, 0);
-        while total + PACKET_BYTES_MAX <= KERNEL_BYTES {
-            let out = &mut self.staging[used..used + PACKET_BYTES_MAX];
-            let base = out.as_ptr();
-            let packet = if in_place {
-                let Some(spread) = engine.poll_transmit_pieces(0, out) else { break };
-                self.gather.push((base, spread.head_bytes));
-                self.gather.extend(spread.memory().iter().map(|piece| (piece.address, piece.length)));
-                self.gather.push((base.wrapping_add(spread.head_bytes), spread.tail_bytes));
-                used += spread.buffer_bytes();
-                spread.packet
-            } else {
-                let Some(packet) = engine.poll_transmit(0, out) else { break };
-                used += packet.bytes;
-                packet
-            };
-            total += packet.bytes;
+        let mut used = 0;
+        while used + PACKET_BYTES_MAX <= KERNEL_BYTES {
+            let Some(packet) = engine.poll_transmit(0, &mut self.staging[used..]) else { break };
+            used += packet.bytes;
             self.lengths.push(packet.bytes);
         }
-        if !in_place {
-            self.gather.push((self.staging.as_ptr(), used));
-        }
-        let mut at = 0;
-        for &(address, length) in &self.gather {
-            // SAFETY: in `staging`, or in registered memory that nobody touched since the engine gave its address.
-            let bytes = unsafe { std::slice::from_raw_parts(address, length) };
-            self.kernel[at..at + length].copy_from_slice(bytes);
-            at += length;
-        }
+        self.kernel[..used].copy_from_slice(&self.staging[..used]);
     }
 
     fn empty(&self, engine: &mut Engine<Vec<u8>>, header: &NetworkHeader) {
@@ -111,7 +76,7 @@ impl Batch {
     }
 }
 
-fn measure(read: bool, bytes: u32, total: u64, in_place: bool) -> Measured {
+fn measure(read: bool, bytes: u32, total: u64) -> Measured {
     let addresses = ["[fd00::1]:4791".parse().unwrap(), "[fd00::2]:4791".parse().unwrap()];
     let mut engines: [Engine<Vec<u8>>; 2] = [0, 1].map(|_| Engine::new(EngineConfig::default()));
     let mut ends = Vec::new();
@@ -172,7 +137,7 @@ fn measure(read: bool, bytes: u32, total: u64, in_place: bool) -> Measured {
         for side in 0..2 {
             for _ in 0..8 {
                 let begin = Instant::now();
-                batch.fill(&mut engines[side], in_place);
+                batch.fill(&mut engines[side]);
                 let between = Instant::now();
                 batch.empty(&mut engines[1 - side], &headers[1 - side]);
                 if side == data_from {

@@ -140,12 +140,6 @@ pub fn engine(data: &[u8]) {
             }
             _ => {}
         }
-        if command & 8 != 0 {
-            while let Some(spread) = engine.poll_transmit_pieces(now_ns, &mut buffer) {
-                let memory: usize = spread.memory().iter().map(|piece| piece.length).sum();
-                assert_eq!(spread.buffer_bytes() + memory, spread.packet.bytes);
-            }
-        }
         for _ in 0..64 {
             let Some(packet) = engine.poll_transmit(now_ns, &mut buffer) else { break };
             assert!(icrc::verify(&NetworkHeader::new(local, peer), &buffer[..packet.bytes]));

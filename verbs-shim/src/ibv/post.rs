@@ -96,9 +96,10 @@ unsafe fn write_send(
     inline_piece: &mut MaybeUninit<ibv_sge>,
     limits: &Limits,
 ) -> Result<(), PostError> {
-    let mut flags = (request.signalled as u32) * value::SEND_SIGNALED
-        | (request.fence as u32) * value::SEND_FENCE
-        | (request.solicited as u32) * value::SEND_SOLICITED;
+    let flag = |set: bool, flag: u32| if set { flag } else { 0 };
+    let mut flags = flag(request.signalled, value::SEND_SIGNALED)
+        | flag(request.fence, value::SEND_FENCE)
+        | flag(request.solicited, value::SEND_SOLICITED);
     let (pieces, count, bytes) = match request.data {
         Data::Pieces(pieces) => {
             if pieces.len() > SGE_MAX {
@@ -248,7 +249,8 @@ fn post_receives(
 #[cold]
 fn place<T>(first: *mut T, bad: *mut T, length: usize) -> usize {
     let bytes = (bad as usize).wrapping_sub(first as usize);
-    if bytes % size_of::<T>() == 0 && bytes / size_of::<T>() < length { bytes / size_of::<T>() } else { 0 }
+    let index = bytes / size_of::<T>();
+    if bytes.is_multiple_of(size_of::<T>()) && index < length { index } else { 0 }
 }
 
 #[cold]

@@ -10,7 +10,7 @@
 //! - Nothing here blocks but the progress thread, and that never under the lock.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
@@ -319,10 +319,14 @@ impl Inner {
 impl Poller {
     fn new(socket: BorrowedFd<'_>) -> rustix::io::Result<Self> {
         use rustix::event::epoll;
-        use rustix::time::{TimerfdClockId, TimerfdFlags};
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
-        let timer = rustix::time::timerfd_create(TimerfdClockId::Monotonic, flags)?;
+        // SAFETY: a call without pointers.
+        let timer = unsafe { libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_NONBLOCK | libc::TFD_CLOEXEC) };
+        if timer < 0 {
+            return Err(rustix::io::Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(rustix::io::Errno::INVAL));
+        }
+        // SAFETY: just opened, nobody else's.
+        let timer = unsafe { OwnedFd::from_raw_fd(timer) };
         for descriptor in [socket, timer.as_fd()] {
             let data = epoll::EventData::new_u64(descriptor.as_raw_fd() as u64);
             epoll::add(&epoll, descriptor, data, epoll::EventFlags::IN)?;
@@ -331,13 +335,13 @@ impl Poller {
     }
 
     fn set(&self, rest: Option<Duration>) {
-        use rustix::time::{Itimerspec, TimerfdTimerFlags};
-        let zero = timespec(Duration::ZERO);
         // A timer of zero would never fire.
-        let value = rest.map_or(zero, |rest| timespec(rest.max(Duration::from_nanos(1))));
-        let time = Itimerspec { it_interval: zero, it_value: value };
+        let rest = rest.map_or(Duration::ZERO, |rest| rest.max(Duration::from_nanos(1)));
+        let value = libc::timespec { tv_sec: rest.as_secs() as libc::time_t, tv_nsec: rest.subsec_nanos() as libc::c_long };
+        let time = libc::itimerspec { it_interval: libc::timespec { tv_sec: 0, tv_nsec: 0 }, it_value: value };
         // It fails for descriptors that are no timers only.
-        let _ = rustix::time::timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &time);
+        // SAFETY: the pointer is to `time`; the old setting is not asked for.
+        unsafe { libc::timerfd_settime(self.timer.as_raw_fd(), 0, &time, std::ptr::null_mut()) };
     }
 }
 
@@ -373,9 +377,6 @@ impl std::fmt::Debug for Driver {
 /// A number that nobody can guess, for keys and queue pair numbers.
 pub(crate) fn random_u64() -> io::Result<u64> {
     let mut bytes = [0u8; 8];
-    let mut filled = 0;
-    while filled < bytes.len() {
-        filled += rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty())?;
-    }
+    getrandom::fill(&mut bytes).map_err(|error| io::Error::other(error.to_string()))?;
     Ok(u64::from_ne_bytes(bytes))
 }

@@ -2,8 +2,6 @@
 //!
 //! `SIM_SEED=n cargo test --release --test simulation one_seed -- --nocapture` replays a seed.
 
-#![allow(unsafe_code)]
-
 mod errors;
 mod interop;
 mod model;
@@ -47,10 +45,8 @@ fn run(seed: u64, operations: u64) -> u64 {
     let domains = [network.engines[0].create_domain(), network.engines[1].create_domain()];
     let slot_bytes = [300, 4000, 20_000][random.random_range(0..3)];
     let mut flows = Vec::new();
-    let mut mtu_max = Mtu::Bytes256;
     for connection in 0..3 {
         let mtu = Mtu::ALL[random.random_range(0..5)];
-        mtu_max = mtu_max.max(mtu);
         let with_shared = connection == 2;
         let mut queues = Vec::new();
         let mut numbers = Vec::new();
@@ -144,10 +140,6 @@ fn run(seed: u64, operations: u64) -> u64 {
         if seed.is_multiple_of(8) {
             assert_eq!((counters.timeouts, counters.naks_sent, counters.wrong_icrc), (0, 0, 0), "{counters:?}");
         }
-    }
-    let long_packets = slot_bytes == 20_000 && mtu_max.bytes() as usize >= IN_PLACE_BYTES_MIN && operations > 1000;
-    if network.in_place == [true, true] && long_packets {
-        assert!(network.left_in_place > 0, "payload can stay in place and never did");
     }
     network.engines.iter().map(|engine| engine.counters().received).sum()
 }

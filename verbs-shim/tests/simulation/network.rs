@@ -34,9 +34,6 @@ pub struct Network {
     pub addresses: [SocketAddr; 2],
     pub faults: Faults,
     pub random: ChaCha8Rng,
-    /// Which sides leave payload in place, and the packets for which that happened.
-    pub in_place: [bool; 2],
-    pub left_in_place: u64,
     in_flight: BinaryHeap<Reverse<Datagram>>,
     spare: Vec<Vec<u8>>,
     sent: u64,
@@ -58,8 +55,6 @@ impl Network {
             addresses: addresses.map(|address| address.parse().unwrap()),
             faults,
             random: ChaCha8Rng::seed_from_u64(seed),
-            in_place: [seed % 5 < 2, seed % 7 < 3],
-            left_in_place: 0,
             in_flight: BinaryHeap::new(),
             spare: Vec::new(),
             sent: 0,
@@ -81,28 +76,8 @@ impl Network {
         }
     }
 
-    /// The next packet of an engine, as one datagram at the start of `buffer`.
-    fn next_packet(&mut self, from: usize) -> Option<Transmit> {
-        if !self.in_place[from] {
-            return self.engines[from].poll_transmit(self.now_ns, &mut self.buffer);
-        }
-        let spread = self.engines[from].poll_transmit_pieces(self.now_ns, &mut self.buffer)?;
-        self.left_in_place += !spread.memory().is_empty() as u64;
-        let tail = self.buffer[spread.head_bytes..spread.buffer_bytes()].to_vec();
-        let mut at = spread.head_bytes;
-        for piece in spread.memory() {
-            // SAFETY: the engine was not called since, so that the memory is registered and nobody writes it.
-            let bytes = unsafe { std::slice::from_raw_parts(piece.address, piece.length) };
-            self.buffer[at..at + bytes.len()].copy_from_slice(bytes);
-            at += bytes.len();
-        }
-        self.buffer[at..at + tail.len()].copy_from_slice(&tail);
-        assert_eq!(at + tail.len(), spread.packet.bytes);
-        Some(spread.packet)
-    }
-
     pub fn transmit(&mut self, from: usize) {
-        while let Some(packet) = self.next_packet(from) {
+        while let Some(packet) = self.engines[from].poll_transmit(self.now_ns, &mut self.buffer) {
             assert_eq!(packet.destination, self.addresses[1 - from]);
             self.sent += 1;
             let now = self.now_ns;

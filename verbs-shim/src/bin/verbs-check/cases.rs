@@ -7,8 +7,11 @@ use verbs_shim::{Capabilities, ConnectOptions, RemoteMemory, SendRequest};
 
 use crate::link::{End, Link, Result, expect, fill};
 
-/// Messages of one size in the message cases.
+/// Messages in the message cases, and places of the batch case.
 const MESSAGES: usize = 8;
+/// Above this size there are [`MESSAGES_LONG`] of them.
+const LONG_BYTES: usize = 64 << 10;
+const MESSAGES_LONG: usize = 2;
 const ATOMICS: u64 = 64;
 
 struct Case {
@@ -128,13 +131,17 @@ fn post(end: &End, request: SendRequest<'_>) -> Result<()> {
     end.queue_pair.post_send(request).map_err(|refused| refused.error.into())
 }
 
+fn messages(size: usize) -> u64 {
+    if size > LONG_BYTES { MESSAGES_LONG as u64 } else { MESSAGES as u64 }
+}
+
 fn send(link: &mut Link, end: &mut End, size: usize) -> Result<()> {
     link.meet()?;
-    for seed in 0..MESSAGES as u64 {
+    for seed in 0..messages(size) {
         let buffer = end.pattern(size, seed)?;
         post(end, SendRequest::send(buffer).token(seed))?;
     }
-    for seed in 0..MESSAGES as u64 {
+    for seed in 0..messages(size) {
         let done = end.succeed()?;
         if (done.token, done.opcode) != (seed, WcOpcode::Send) {
             return Err(format!("completion {done:?} instead of SEND {seed}").into());
@@ -145,11 +152,11 @@ fn send(link: &mut Link, end: &mut End, size: usize) -> Result<()> {
 }
 
 fn sent(link: &mut Link, end: &mut End, size: usize) -> Result<()> {
-    for _ in 0..MESSAGES {
+    for _ in 0..messages(size) {
         end.receive(size)?;
     }
     link.meet()?;
-    for seed in 0..MESSAGES as u64 {
+    for seed in 0..messages(size) {
         let done = end.succeed()?;
         if (done.opcode, done.length_bytes as usize, done.immediate) != (WcOpcode::Recv, size, None) {
             return Err(format!("received {done:?}").into());

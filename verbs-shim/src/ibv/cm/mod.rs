@@ -38,6 +38,8 @@ use crate::connect::{ConnectOptions, RemoteMemory};
 use crate::device::{GidChoice, OpenOptions, Transport};
 use crate::verbs::QueuePairState;
 
+// Until the safe layer uses them.
+#[allow(unused_imports)]
 pub(crate) use self::listener::{Listener, Request};
 
 /// A way to a peer: which device and port lead there.

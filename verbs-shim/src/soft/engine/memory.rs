@@ -27,21 +27,6 @@ pub trait RegionMemory {
     /// Copies `from` to `offset`.
     fn write(&mut self, offset: usize, from: &[u8]);
 
-    /// `length` bytes from `offset`, where they are: for [`super::Engine::poll_transmit_pieces`], which then does
-    /// not copy them. `None`, the default, has them copied by [`Self::read`].
-    ///
-    /// The engine reads the slice once, for the ICRC, and gives out its address; it does not keep it. What Rust
-    /// asks of a `&[u8]` is therefore asked of that one call: nobody may write these bytes while it runs. The
-    /// peer's WRITEs cannot, they come through this engine. Memory that other threads may write at the same
-    /// moment (the application's own words in a region that peers READ, a region registered with several engines)
-    /// must say `None`. Memory that changes later, between the ICRC and the kernel's copy, does no harm beyond a
-    /// packet that its receiver drops for its ICRC and that is sent again after a timeout; where that is usual,
-    /// `None` is faster as well.
-    fn bytes(&self, offset: usize, length: usize) -> Option<&[u8]> {
-        let _ = (offset, length);
-        None
-    }
-
     /// Swaps `swap` in if the native-endian word at `offset` (a multiple of eight from an aligned address)
     /// equals `compare`; returns what was there. Override it where others touch the memory meanwhile.
     fn compare_swap(&mut self, offset: usize, compare: u64, swap: u64) -> u64 {
@@ -77,10 +62,6 @@ impl RegionMemory for Vec<u8> {
 
     fn write(&mut self, offset: usize, from: &[u8]) {
         self[offset..offset + from.len()].copy_from_slice(from);
-    }
-
-    fn bytes(&self, offset: usize, length: usize) -> Option<&[u8]> {
-        Some(&self[offset..offset + length])
     }
 }
 
@@ -215,11 +196,6 @@ impl<M: RegionMemory> Regions<M> {
         if let Some(region) = &self.slots[place.slot] {
             region.memory.read(place.offset, into);
         }
-    }
-
-    /// What is at a place just located, if it can be left there.
-    pub(crate) fn bytes(&self, place: Place) -> Option<&[u8]> {
-        self.slots[place.slot].as_ref()?.memory.bytes(place.offset, place.length)
     }
 
     pub(crate) fn write(&mut self, at: Range, needed: Access, from: &[u8]) -> Result<(), AccessError> {

@@ -7,15 +7,15 @@
 //! ```text
 //! for each datagram received:  engine.receive(now, &header, payload)
 //! if now >= deadline:          engine.handle_deadlines(now)
-//! while let Some(packet) =     engine.poll_transmit(now, &mut buffer)   // send it (or poll_transmit_pieces)
+//! while let Some(packet) =     engine.poll_transmit(now, &mut buffer)   // send it
 //! engine.poll_completions(queue, &mut completions)
 //! sleep until the socket is readable or engine.next_deadline()
 //! ```
 //!
 //! Invariants
 //! - Nothing is allocated after queues are created and regions registered.
-//! - Payload is copied once on each side: from registered memory into the datagram (by the kernel alone, where
-//!   [`Engine::poll_transmit_pieces`] leaves it in place), from the datagram into registered memory.
+//! - Payload is copied once on each side: from registered memory into the datagram, from the datagram into
+//!   registered memory.
 //! - No datagram panics, and none changes anything before its ICRC, address and queue pair are found right.
 //!
 //! Cost: a lookup by index and a few comparisons per packet beside its CRC and its copy. `examples/engine_speed.rs`
@@ -42,7 +42,6 @@ mod shared;
 
 use std::net::SocketAddr;
 
-pub use assembly::{IN_PLACE_BYTES_MIN, MemoryPiece};
 pub use attributes::{
     ControlError, EngineConfig, HEADER_CHARGE_BYTES, QueuePairConfig, ReceiveAttributes, RemoteAccess, SendAttributes,
     ack_timeout_ns, rnr_timer_ns,
@@ -50,7 +49,6 @@ pub use attributes::{
 pub use memory::{AccessError, ProtectionDomain, RegionMemory, RegisterError};
 pub use shared::{Counters, Event};
 
-use self::assembly::{Output, Spread};
 use self::memory::Regions;
 use self::pieces::SgeList;
 use self::queue_pair::QueuePair;
@@ -60,7 +58,7 @@ use self::shared::{NEVER, Shared};
 use crate::soft::icrc::{self, NetworkHeader, PathCrc};
 use crate::soft::packet::{BTH_BYTES, ICRC_BYTES, MASK_24, PACKET_BYTES_MAX, Packet, ParseError};
 use crate::verbs::{
-    Access, MemoryKey, PostError, QueuePairNumber, QueuePairState, ReceiveRequest, SGE_MAX, WcStatus, WorkCompletion,
+    Access, MemoryKey, PostError, QueuePairNumber, QueuePairState, ReceiveRequest, WcStatus, WorkCompletion,
     WorkRequest,
 };
 
@@ -85,33 +83,6 @@ pub struct Transmit {
     pub destination: SocketAddr,
     /// Which queue pair it belongs to.
     pub queue_pair: QueuePairNumber,
-}
-
-/// A packet that [`Engine::poll_transmit_pieces`] built: `head_bytes` of the buffer, then [`Self::memory`], then the
-/// `tail_bytes` that follow the head in the buffer. Several packets built one behind the other into one buffer
-/// have tail and next head side by side, one entry of a gather list.
-#[derive(Debug, Clone, Copy)]
-pub struct TransmitPieces {
-    /// Length of the whole datagram, where it goes, and whose it is.
-    pub packet: Transmit,
-    /// Bytes of the buffer in front of the memory. The whole packet, if nothing stays in place.
-    pub head_bytes: usize,
-    /// Bytes of the buffer behind the memory: padding and ICRC.
-    pub tail_bytes: usize,
-    memory: [MemoryPiece; SGE_MAX],
-    count: usize,
-}
-
-impl TransmitPieces {
-    /// The payload that stays in place: memory of registered regions.
-    pub fn memory(&self) -> &[MemoryPiece] {
-        &self.memory[..self.count]
-    }
-
-    /// Bytes of the buffer that this packet takes.
-    pub fn buffer_bytes(&self) -> usize {
-        self.head_bytes + self.tail_bytes
-    }
 }
 
 /// A RoCEv2 transport for reliable connections. See the [module](self).
@@ -307,29 +278,7 @@ impl<M: RegionMemory> Engine<M> {
     /// [`PACKET_BYTES_MAX`] bytes; a shorter one gets nothing. Packets to one destination come in runs, so
     /// that segmentation offload has something to work with.
     pub fn poll_transmit(&mut self, now_ns: u64, out: &mut [u8]) -> Option<Transmit> {
-        self.next_packet(now_ns, &mut Output { buffer: out, spread: None })
-    }
-
-    /// As [`Self::poll_transmit`], but payload of [`IN_PLACE_BYTES_MIN`] bytes or more, in memory that allows it
-    /// ([`RegionMemory::bytes`]), stays where it is: the ICRC is computed over it in place, and the kernel can
-    /// gather it from there. `out` takes the rest; it must have [`PACKET_BYTES_MAX`] bytes all the same, of which
-    /// only [`TransmitPieces::buffer_bytes`] are used.
-    ///
-    /// The addresses are good until anything but `poll_transmit` and `poll_transmit_pieces` is called that may
-    /// write or free registered memory: [`Self::receive`], [`Self::region_mut`], [`Self::deregister`], dropping the
-    /// engine. So gather and send first; what the socket does not take now must be copied or dropped, the engine
-    /// sends it again. Memory that changes in between makes the ICRC wrong: the receiver drops the packet, and it is
-    /// sent again when its timer runs out. For SENDs and WRITEs the work request owns the memory, so that it cannot;
-    /// for READ responses it is up to who registered it.
-    pub fn poll_transmit_pieces(&mut self, now_ns: u64, out: &mut [u8]) -> Option<TransmitPieces> {
-        let mut spread = Spread::EMPTY;
-        let packet = self.next_packet(now_ns, &mut Output { buffer: out, spread: Some(&mut spread) })?;
-        let Spread { head_bytes, tail_bytes, memory, count } = spread;
-        Some(TransmitPieces { packet, head_bytes, tail_bytes, memory, count })
-    }
-
-    fn next_packet(&mut self, now_ns: u64, out: &mut Output<'_>) -> Option<Transmit> {
-        if out.buffer.len() < PACKET_BYTES_MAX {
+        if out.len() < PACKET_BYTES_MAX {
             return None;
         }
         while let Some(&slot) = self.shared.ready.front() {

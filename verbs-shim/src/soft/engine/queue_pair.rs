@@ -6,7 +6,6 @@
 //!   once. What the responder has to say (earlier replies, the NAK itself) still leaves.
 //! - A queue pair is in the engine's ready list at most once (`queued`).
 
-use super::assembly::Output;
 use super::attributes::QueuePairConfig;
 use super::memory::RegionMemory;
 use super::requester::Requester;
@@ -104,7 +103,7 @@ impl QueuePair {
         &mut self,
         cx: &mut Shared<M>,
         now_ns: u64,
-        out: &mut Output<'_>,
+        out: &mut [u8],
     ) -> Option<usize> {
         if self.burst >= BURST_PACKETS {
             self.burst = 0;
@@ -118,7 +117,7 @@ impl QueuePair {
         }
     }
 
-    fn next_reply<M: RegionMemory>(&mut self, cx: &mut Shared<M>, out: &mut Output<'_>) -> Option<usize> {
+    fn next_reply<M: RegionMemory>(&mut self, cx: &mut Shared<M>, out: &mut [u8]) -> Option<usize> {
         if self.responder.replies.is_empty() {
             return None;
         }
@@ -133,12 +132,7 @@ impl QueuePair {
         }
     }
 
-    fn next_request<M: RegionMemory>(
-        &mut self,
-        cx: &mut Shared<M>,
-        now_ns: u64,
-        out: &mut Output<'_>,
-    ) -> Option<usize> {
+    fn next_request<M: RegionMemory>(&mut self, cx: &mut Shared<M>, now_ns: u64, out: &mut [u8]) -> Option<usize> {
         if !self.sends_requests() {
             return None;
         }

@@ -13,7 +13,7 @@
 
 use std::collections::VecDeque;
 
-use super::assembly::{Head, Output, Payload};
+use super::assembly::{Head, Payload};
 use super::memory::{Range, RegionMemory};
 use super::pieces::Places;
 use super::shared::{Link, Shared};
@@ -183,7 +183,7 @@ impl Replies {
         &mut self,
         cx: &mut Shared<M>,
         link: &mut Link,
-        out: &mut Output<'_>,
+        out: &mut [u8],
     ) -> Result<Option<usize>, u64> {
         while let Some(reply) = self.queue.front_mut() {
             let aeth = Aeth { syndrome: Syndrome::ACK, msn: self.msn & MASK_24 };

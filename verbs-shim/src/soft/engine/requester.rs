@@ -13,7 +13,7 @@
 //!   fixed places, so that a retry never spans two of them.
 //! - A request asks for an acknowledgement whenever nothing may follow it at once.
 
-use super::assembly::{Head, Output, Payload};
+use super::assembly::{Head, Payload};
 use super::attributes::{HEADER_CHARGE_BYTES, SendAttributes, ack_timeout_ns};
 use super::memory::RegionMemory;
 use super::pieces::{Places, SgeList};
@@ -387,7 +387,7 @@ impl Requester {
         cx: &mut Shared<M>,
         link: &mut Link,
         now_ns: u64,
-        out: &mut Output<'_>,
+        out: &mut [u8],
     ) -> Result<Option<usize>, WcStatus> {
         if !self.can_send() {
             let poison = if self.cursor < self.tail { self.entry(self.cursor).poison } else { None };
