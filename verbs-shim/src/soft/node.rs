@@ -227,7 +227,12 @@ impl Driver {
     /// The node, for somebody who polls: the progress thread stays away for a while.
     pub(crate) fn attend(&self) -> MutexGuard<'_, Node> {
         if self.thread.is_some() {
-            self.inner.attended_ns.store(self.inner.now_ns(), Ordering::Relaxed);
+            let now_ns = self.inner.now_ns();
+            let before = self.inner.attended_ns.swap(now_ns, Ordering::Relaxed);
+            // The thread may sleep on the socket, and would not see what we take away from under it.
+            if now_ns.saturating_sub(before) > ATTENDED.as_nanos() as u64 / 2 {
+                self.inner.wake();
+            }
         }
         self.inner.lock()
     }
