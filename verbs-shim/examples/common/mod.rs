@@ -43,9 +43,12 @@ pub struct End {
     pub domain: ProtectionDomain,
     pub completions: CompletionQueue,
     pub queue_pair: QueuePair,
-    pub memory: RemoteBuffer,
+    /// Kept for the peer to write to.
+    pub _memory: RemoteBuffer,
+    #[allow(dead_code, reason = "not every example needs it")]
     pub peer: Endpoint,
     pub stream: TcpStream,
+    #[allow(dead_code, reason = "not every example needs it")]
     pub context: Context,
 }
 
@@ -75,15 +78,27 @@ impl End {
         mine.memory = Some(memory.remote());
         let peer = mine.exchange(&mut stream)?;
         queue_pair.connect(&peer, &ConnectOptions::default())?;
-        let mut end = End { domain, completions, queue_pair, memory, peer, stream, context };
+        let mut end = End { domain, completions, queue_pair, _memory: memory, peer, stream, context };
         end.barrier()?;
         Ok(end)
     }
 
-    /// Waits until the peer is here too.
-    pub fn barrier(&mut self) -> std::io::Result<()> {
+    /// Waits until the peer is here too. Polls meanwhile: the peer may wait for our acknowledgements, and nobody else
+    /// sends them on a device without a progress thread.
+    pub fn barrier(&mut self) -> Result<(), Box<dyn std::error::Error>> {
         self.stream.write_all(b".")?;
-        self.stream.read_exact(&mut [0])
+        self.stream.set_nonblocking(true)?;
+        let mut done = Vec::new();
+        loop {
+            self.completions.poll(&mut done)?;
+            match self.stream.read(&mut [0]) {
+                Ok(0) => return Err("the peer is gone".into()),
+                Ok(_) => break,
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(self.stream.set_nonblocking(false)?)
     }
 }
 

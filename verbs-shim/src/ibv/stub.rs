@@ -94,7 +94,20 @@ pub(crate) struct Record {
     pub link_layer: u8,
     pub port_state: c_int,
     pub atomic_cap: c_int,
+    /// Which object, by address, uses which.
+    uses: Vec<(usize, usize)>,
     next_number: u32,
+}
+
+impl Record {
+    fn made(&mut self, object: usize, uses: &[usize]) {
+        self.uses.extend(uses.iter().map(|used| (object, *used)));
+    }
+
+    fn destroyed(&mut self, object: usize) {
+        assert!(self.uses.iter().all(|(_, used)| *used != object), "destroyed before what uses it");
+        self.uses.retain(|(user, _)| *user != object);
+    }
 }
 
 const RING: usize = 4096;

@@ -63,10 +63,12 @@ pub(super) fn exists(name: &str) -> bool {
     !name.is_empty() && !name.contains('/') && Path::new("/sys/class/net").join(name).exists()
 }
 
+/// Whether it is administratively down (IFF_UP is the lowest flag).
 fn is_down(name: &str) -> bool {
-    // "unknown" is what loopback and dummy interfaces are.
-    let path = Path::new("/sys/class/net").join(name).join("operstate");
-    std::fs::read_to_string(path).is_ok_and(|state| matches!(state.trim(), "down" | "lowerlayerdown" | "notpresent"))
+    let path = Path::new("/sys/class/net").join(name).join("flags");
+    let flags = std::fs::read_to_string(path).ok();
+    let flags = flags.and_then(|text| u32::from_str_radix(text.trim().trim_start_matches("0x"), 16).ok());
+    flags.is_some_and(|flags| flags & 1 == 0)
 }
 
 fn mtu_bytes(name: &str) -> usize {

@@ -328,7 +328,9 @@ impl Poller {
         // SAFETY: a call without pointers.
         let timer = unsafe { libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_NONBLOCK | libc::TFD_CLOEXEC) };
         if timer < 0 {
-            return Err(rustix::io::Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(rustix::io::Errno::INVAL));
+            return Err(
+                rustix::io::Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(rustix::io::Errno::INVAL)
+            );
         }
         // SAFETY: just opened, nobody else's.
         let timer = unsafe { OwnedFd::from_raw_fd(timer) };
@@ -342,7 +344,8 @@ impl Poller {
     fn set(&self, rest: Option<Duration>) {
         // A timer of zero would never fire.
         let rest = rest.map_or(Duration::ZERO, |rest| rest.max(Duration::from_nanos(1)));
-        let value = libc::timespec { tv_sec: rest.as_secs() as libc::time_t, tv_nsec: rest.subsec_nanos() as libc::c_long };
+        let value =
+            libc::timespec { tv_sec: rest.as_secs() as libc::time_t, tv_nsec: rest.subsec_nanos() as libc::c_long };
         let time = libc::itimerspec { it_interval: libc::timespec { tv_sec: 0, tv_nsec: 0 }, it_value: value };
         // It fails for descriptors that are no timers only.
         // SAFETY: the pointer is to `time`; the old setting is not asked for.

@@ -76,8 +76,7 @@ pub fn lead(link: &mut Link, only: Option<&str>) -> Result<usize> {
                 link.say(&format!("case {index} {size} {}", !acting))?;
                 let mine = run(link, case, size, acting);
                 let mine = mine.map_or_else(|error| error.to_string(), |()| "ok".to_string());
-                link.say(&mine)?;
-                let theirs = link.hear()?.ok_or("the other side is gone")?;
+                let theirs = link.compare(&mine)?;
                 let what = if case.sized { format!("{}, {size} bytes", case.name) } else { case.name.to_string() };
                 if mine == "ok" && theirs == "ok" {
                     println!("{arrow} {what:<42} ok");
@@ -113,8 +112,7 @@ pub fn follow(link: &mut Link) -> Result<usize> {
         let mine = run(link, case, size.parse()?, acting.parse()?);
         let mine = mine.map_or_else(|error| error.to_string(), |()| "ok".to_string());
         failed += (mine != "ok") as usize;
-        link.say(&mine.replace('\n', " "))?;
-        link.hear()?;
+        link.compare(&mine)?;
     }
     Ok(failed)
 }

@@ -22,9 +22,12 @@ pub struct Setup {
 /// How long anything may take before it counts as failed.
 const PATIENCE: Duration = Duration::from_secs(60);
 const DEPTH: u32 = 256;
+const RESULT: &str = "result ";
 
 pub struct Link {
     stream: BufReader<TcpStream>,
+    /// What the other side said of a case that this side was still in.
+    early: Option<String>,
     pub context: Context,
     pub setup: Setup,
 }
@@ -43,7 +46,7 @@ impl Link {
     pub fn new(stream: TcpStream, context: Context, setup: Setup) -> Result<Self> {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(2 * PATIENCE))?;
-        Ok(Link { stream: BufReader::new(stream), context, setup })
+        Ok(Link { stream: BufReader::new(stream), early: None, context, setup })
     }
 
     pub fn say(&mut self, line: &str) -> Result<()> {
@@ -63,7 +66,26 @@ impl Link {
         self.say("here")?;
         match self.hear()? {
             Some(line) if line == "here" => Ok(()),
+            Some(line) if line.starts_with(RESULT) => {
+                self.early = Some(line);
+                Err("the other side gave up".into())
+            }
             other => Err(format!("the other side said {other:?} instead of being here").into()),
+        }
+    }
+
+    /// Tells how a case ended here, and hears how it ended there.
+    pub fn compare(&mut self, mine: &str) -> Result<String> {
+        self.say(&format!("{RESULT}{}", mine.replace('\n', " ")))?;
+        loop {
+            let line = match self.early.take() {
+                Some(line) => line,
+                None => self.hear()?.ok_or("the other side is gone")?,
+            };
+            // What else comes was meant for a step that this side did not reach.
+            if let Some(theirs) = line.strip_prefix(RESULT) {
+                return Ok(theirs.to_string());
+            }
         }
     }
 
@@ -81,6 +103,7 @@ impl Link {
         let memory = domain.expose(bytes.max(8), rights)?;
         let mut mine = queue_pair.endpoint();
         mine.memory = Some(memory.remote());
+        mine.mtu = mine.mtu.min(self.setup.mtu);
         let line: String = mine.to_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
         self.say(&line)?;
         let theirs = self.hear()?.ok_or("the other side is gone")?;

@@ -108,14 +108,12 @@ unsafe extern "C" fn open_device(_: *mut ibv_device) -> *mut ibv_context {
 }
 
 unsafe extern "C" fn close_device(context: *mut ibv_context) -> c_int {
-    // SAFETY: a live context, as below.
+    // SAFETY: a live context.
     let mut record = unsafe { record(context) };
-    let live = record.live;
-    assert!(
-        live.contexts > 1 || live.domains + live.channels + live.completion_queues == 0,
-        "context in use: {live:?}"
-    );
     record.live.contexts -= 1;
+    if record.live.contexts == 0 {
+        record.destroyed(context as usize);
+    }
     0
 }
 
@@ -161,18 +159,18 @@ unsafe extern "C" fn query_port(context: *mut ibv_context, port: u8, into: *mut 
 }
 
 unsafe extern "C" fn alloc_pd(context: *mut ibv_context) -> *mut ibv_pd {
+    let domain = made(ibv_pd { context, handle: 1 });
     // SAFETY: a live context.
-    unsafe { record(context) }.live.domains += 1;
-    made(ibv_pd { context, handle: 1 })
+    let mut record = unsafe { record(context) };
+    record.live.domains += 1;
+    record.made(domain as usize, &[context as usize]);
+    domain
 }
 
 unsafe extern "C" fn dealloc_pd(domain: *mut ibv_pd) -> c_int {
-    // SAFETY: from `alloc_pd`.
-    let domain = unsafe { Box::from_raw(domain) };
-    // SAFETY: its context is alive.
-    let mut record = unsafe { record(domain.context) };
-    let live = record.live;
-    assert!(live.regions + live.queue_pairs + live.shared_receive_queues == 0 || live.domains > 1, "{live:?}");
+    // SAFETY: from `alloc_pd`, of a live context.
+    let mut record = unsafe { record(Box::from_raw(domain).context) };
+    record.destroyed(domain as usize);
     record.live.domains -= 1;
     0
 }
@@ -186,32 +184,38 @@ unsafe extern "C" fn reg_mr(domain: *mut ibv_pd, addr: *mut c_void, length: usiz
     record.live.regions += 1;
     record.next_number += 1;
     let key = record.next_number;
-    made(ibv_mr { context, pd: domain, addr, length, handle: 0, lkey: key, rkey: key | 1 << 31 })
+    let region = made(ibv_mr { context, pd: domain, addr, length, handle: 0, lkey: key, rkey: key | 1 << 31 });
+    record.made(region as usize, &[domain as usize]);
+    region
 }
 
 unsafe extern "C" fn dereg_mr(region: *mut ibv_mr) -> c_int {
     // SAFETY: from `reg_mr`, of a live context.
-    unsafe { record(Box::from_raw(region).context) }.live.regions -= 1;
+    let mut record = unsafe { record(Box::from_raw(region).context) };
+    record.destroyed(region as usize);
+    record.live.regions -= 1;
     0
 }
 
 unsafe extern "C" fn create_comp_channel(context: *mut ibv_context) -> *mut ibv_comp_channel {
-    // SAFETY: a live context; an eventfd that counts down one event a read.
-    let fd = unsafe {
-        record(context).live.channels += 1;
-        libc::eventfd(0, libc::EFD_SEMAPHORE)
-    };
-    made(ibv_comp_channel { context, fd, refcnt: 0 })
+    // SAFETY: an eventfd that counts down one event a read.
+    let fd = unsafe { libc::eventfd(0, libc::EFD_SEMAPHORE) };
+    let channel = made(ibv_comp_channel { context, fd, refcnt: 0 });
+    // SAFETY: a live context.
+    let mut record = unsafe { record(context) };
+    record.live.channels += 1;
+    record.made(channel as usize, &[context as usize]);
+    channel
 }
 
 unsafe extern "C" fn destroy_comp_channel(channel: *mut ibv_comp_channel) -> c_int {
     // SAFETY: from `create_comp_channel`, of a live context.
-    unsafe {
-        let channel = Box::from_raw(channel);
-        assert_eq!(channel.refcnt, 0, "a completion queue still uses the channel");
-        libc::close(channel.fd);
-        record(channel.context).live.channels -= 1;
-    }
+    let mut record = unsafe {
+        libc::close((*channel).fd);
+        record(Box::from_raw(channel).context)
+    };
+    record.destroyed(channel as usize);
+    record.live.channels -= 1;
     0
 }
 
@@ -222,23 +226,19 @@ unsafe extern "C" fn create_cq(
     channel: *mut ibv_comp_channel,
     _vector: c_int,
 ) -> *mut ibv_cq {
-    // SAFETY: a live context and channel.
-    unsafe {
-        record(context).live.completion_queues += 1;
-        (*channel).refcnt += 1;
-    }
-    made(ibv_cq { context, channel, cq_context, handle: 0, cqe: cqe + 1 })
+    let queue = made(ibv_cq { context, channel, cq_context, handle: 0, cqe: cqe + 1 });
+    // SAFETY: a live context.
+    let mut record = unsafe { record(context) };
+    record.live.completion_queues += 1;
+    record.made(queue as usize, &[context as usize, channel as usize]);
+    queue
 }
 
 unsafe extern "C" fn destroy_cq(queue: *mut ibv_cq) -> c_int {
-    // SAFETY: from `create_cq`; its channel and context are alive.
-    unsafe {
-        let queue = Box::from_raw(queue);
-        (*queue.channel).refcnt -= 1;
-        let mut record = record(queue.context);
-        assert!(record.live.queue_pairs == 0 || record.live.completion_queues > 1, "{:?}", record.live);
-        record.live.completion_queues -= 1;
-    }
+    // SAFETY: from `create_cq`, of a live context.
+    let mut record = unsafe { record(Box::from_raw(queue).context) };
+    record.destroyed(queue as usize);
+    record.live.completion_queues -= 1;
     0
 }
 
@@ -271,16 +271,19 @@ unsafe extern "C" fn ack_cq_events(queue: *mut ibv_cq, count: c_uint) {
 
 unsafe extern "C" fn create_srq(domain: *mut ibv_pd, _: *mut ibv_srq_init_attr) -> *mut ibv_srq {
     // SAFETY: a live domain of a live context.
-    unsafe {
-        record((*domain).context).live.shared_receive_queues += 1;
-        made(ibv_srq { context: (*domain).context, srq_context: std::ptr::null_mut(), pd: domain, handle: 0 })
-    }
+    let context = unsafe { (*domain).context };
+    let queue = made(ibv_srq { context, srq_context: std::ptr::null_mut(), pd: domain, handle: 0 });
+    // SAFETY: as above.
+    let mut record = unsafe { record(context) };
+    record.live.shared_receive_queues += 1;
+    record.made(queue as usize, &[domain as usize]);
+    queue
 }
 
 unsafe extern "C" fn destroy_srq(queue: *mut ibv_srq) -> c_int {
     // SAFETY: from `create_srq`, of a live context.
     let mut record = unsafe { record(Box::from_raw(queue).context) };
-    assert!(record.live.queue_pairs == 0 || record.live.shared_receive_queues > 1, "{:?}", record.live);
+    record.destroyed(queue as usize);
     record.live.shared_receive_queues -= 1;
     0
 }
@@ -313,13 +316,17 @@ unsafe extern "C" fn create_qp(domain: *mut ibv_pd, attributes: *mut ibv_qp_init
             handle: 0,
             qp_num: record.next_number,
         };
-        made(QueuePair { raw, state: value::QPS_RESET }).cast()
+        let pair: *mut ibv_qp = made(QueuePair { raw, state: value::QPS_RESET }).cast();
+        record.made(pair as usize, &[domain as usize, send_cq as usize, recv_cq as usize, srq as usize]);
+        pair
     }
 }
 
 unsafe extern "C" fn destroy_qp(queue_pair: *mut ibv_qp) -> c_int {
     // SAFETY: from `create_qp`, of a live context.
-    unsafe { record(Box::from_raw(queue_pair.cast::<QueuePair>()).raw.context) }.live.queue_pairs -= 1;
+    let mut record = unsafe { record(Box::from_raw(queue_pair.cast::<QueuePair>()).raw.context) };
+    record.destroyed(queue_pair as usize);
+    record.live.queue_pairs -= 1;
     0
 }
 

@@ -110,11 +110,17 @@ impl QueuePair {
             self.requests_first = !self.requests_first;
         }
         self.burst += 1;
-        if self.requests_first {
+        let packet = if self.requests_first {
             self.next_request(cx, now_ns, out).or_else(|| self.next_reply(cx, out))
         } else {
             self.next_reply(cx, out).or_else(|| self.next_request(cx, now_ns, out))
+        };
+        if packet.is_none() {
+            // The next turn begins with requests: an answer leaves before the acknowledgement of what it answers, for
+            // which nobody waits so eagerly.
+            (self.burst, self.requests_first) = (0, true);
         }
+        packet
     }
 
     fn next_reply<M: RegionMemory>(&mut self, cx: &mut Shared<M>, out: &mut [u8]) -> Option<usize> {

@@ -180,10 +180,11 @@ mod tests {
         from.send(&mut transmission).unwrap();
         assert!(transmission.is_empty());
         let mut seen = Vec::new();
+        let own = to.local();
         for _ in 0..100 {
             to.receive(|header, packet| {
                 assert_eq!(header.source, from.local());
-                assert_eq!(header.destination, to.local);
+                assert_eq!(header.destination, own);
                 assert!(packet.iter().all(|&byte| byte == packet[0]));
                 seen.push((packet[0] as usize - 1, packet.len()));
             })

@@ -1,0 +1,326 @@
+//! What goes wrong, and what is said then.
+
+use std::net::{IpAddr, UdpSocket};
+use std::time::{Duration, Instant};
+
+use verbs_shim::verbs::{Access, Mtu, PostError, QueuePairState, WcOpcode, WcStatus};
+use verbs_shim::{
+    Buffer, Completion, CompletionQueue, ConnectOptions, Context, Error, GidChoice, OpenOptions, Progress,
+    ProtectionDomain, QueuePair, QueuePairOptions, Receive, SendRequest,
+};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+struct Side {
+    context: Context,
+    domain: ProtectionDomain,
+    completions: CompletionQueue,
+    done: Vec<Completion>,
+}
+
+impl Side {
+    fn new(progress: Progress) -> Self {
+        let options = OpenOptions { progress, ..OpenOptions::default() };
+        let context = Context::open("soft:127.0.0.1", &options).unwrap();
+        let domain = context.create_domain().unwrap();
+        let completions = context.create_completion_queue(1024).unwrap();
+        Side { context, domain, completions, done: Vec::new() }
+    }
+
+    fn queue_pair(&self) -> QueuePair {
+        self.domain.create_queue_pair(&self.completions, &self.completions, &QueuePairOptions::default()).unwrap()
+    }
+
+    fn buffer(&self, fill: u8, bytes: usize) -> Buffer {
+        let mut buffer = self.domain.allocate(bytes).unwrap();
+        buffer.fill(fill);
+        buffer
+    }
+
+    fn next(&mut self) -> Completion {
+        if self.done.is_empty() {
+            self.completions.wait(&mut self.done, PATIENCE).unwrap();
+        }
+        assert!(!self.done.is_empty(), "no completion in time");
+        self.done.remove(0)
+    }
+}
+
+/// Gives up after a few milliseconds.
+fn hasty() -> ConnectOptions {
+    ConnectOptions { timeout: 8, retry_count: 3, rnr_retry_count: 1, rnr_timer: 1, ..ConnectOptions::default() }
+}
+
+fn connected(a: &Side, b: &Side, options: &ConnectOptions) -> (QueuePair, QueuePair) {
+    let (here, there) = (a.queue_pair(), b.queue_pair());
+    here.connect(&there.endpoint(), options).unwrap();
+    there.connect(&here.endpoint(), options).unwrap();
+    (here, there)
+}
+
+#[test]
+fn a_peer_that_computes_for_long_keeps_its_connections() {
+    let (mut active, computing) = (Side::new(Progress::Polled), Side::new(Progress::Thread));
+    // Without anybody answering, this gives up after 4 * 34 ms.
+    let (here, _there) = connected(&active, &computing, &ConnectOptions { timeout: 13, ..hasty() });
+    let memory = computing.domain.expose(4096, Access::ALL).unwrap();
+    let end = Instant::now() + Duration::from_secs(3);
+    let mut writes = 0u64;
+    while Instant::now() < end {
+        let mut buffer = active.buffer(0, 8);
+        buffer.copy_from_slice(&writes.to_ne_bytes());
+        here.post_send(SendRequest::write(buffer, memory.remote())).unwrap();
+        assert_eq!(active.next().status, WcStatus::Success, "after {writes} writes");
+        writes += 1;
+        // The other side does not call anything meanwhile; pauses of all lengths between requests.
+        std::thread::sleep(Duration::from_micros(writes % 50 * 100));
+    }
+    assert_eq!(memory.load(0), writes - 1);
+}
+
+#[test]
+fn a_peer_that_is_gone_ends_everything_outstanding() {
+    let (mut here, there) = (Side::new(Progress::Thread), Side::new(Progress::Polled));
+    let (pair, gone) = connected(&here, &there, &hasty());
+    let memory = there.domain.expose(64, Access::ALL).unwrap().remote();
+    drop((gone, there));
+    pair.post_receive(Receive::new(here.buffer(0, 64)).token(9)).unwrap();
+    for token in 0..3 {
+        pair.post_send(SendRequest::write(here.buffer(1, 64), memory).token(token)).unwrap();
+    }
+    let ended: Vec<_> =
+        (0..4).map(|_| here.next()).map(|done| (done.token, done.status, done.buffer.is_some())).collect();
+    assert_eq!(ended[0], (0, WcStatus::RetryExcErr, true));
+    for token in [1, 2, 9] {
+        assert!(ended.contains(&(token, WcStatus::WrFlushErr, true)), "{ended:?}");
+    }
+    assert_eq!(pair.state().unwrap(), QueuePairState::Error);
+}
+
+#[test]
+fn a_restarted_peer_with_another_psn_is_not_taken_for_the_old_one() {
+    let (mut here, mut there) = (Side::new(Progress::Thread), Side::new(Progress::Thread));
+    let (pair, _other) = connected(&here, &there, &hasty());
+    // The peer starts anew and expects another first PSN; ours is connected to the old number.
+    let mut stale = pair.endpoint();
+    stale.psn = (stale.psn + 1000) & 0xff_ffff;
+    let (restarted, mine) = (there.queue_pair(), here.queue_pair());
+    restarted.connect(&stale, &hasty()).unwrap();
+    restarted.post_receive(Receive::new(there.buffer(0, 64))).unwrap();
+    mine.connect(&restarted.endpoint(), &hasty()).unwrap();
+    mine.post_send(SendRequest::send(here.buffer(1, 8))).unwrap();
+    assert_eq!(here.next().status, WcStatus::RetryExcErr);
+    assert_eq!(there.completions.poll(&mut there.done).unwrap(), 0, "nothing may be delivered");
+}
+
+#[test]
+fn shared_receive_queues_serve_several_queue_pairs() {
+    let (mut here, mut there) = (Side::new(Progress::Thread), Side::new(Progress::Thread));
+    let shared = there.domain.create_shared_receive_queue(16).unwrap();
+    let options = QueuePairOptions::default();
+    let pairs: Vec<_> = (0..4)
+        .map(|_| {
+            let (queue, domain) = (&there.completions, &there.domain);
+            let theirs = domain.create_queue_pair_sharing(queue, queue, &shared, &options).unwrap();
+            let ours = here.queue_pair();
+            ours.connect(&theirs.endpoint(), &ConnectOptions::default()).unwrap();
+            theirs.connect(&ours.endpoint(), &ConnectOptions::default()).unwrap();
+            (ours, theirs)
+        })
+        .collect();
+    for token in 0..16 {
+        shared.post_receive(Receive::new(there.buffer(0, 8)).token(token)).unwrap();
+    }
+    let refused = shared.post_receive(Receive::new(there.buffer(0, 8))).unwrap_err();
+    assert_eq!(refused.error, PostError::QueueFull);
+    for round in 0..4u8 {
+        for (index, (ours, _)) in pairs.iter().enumerate() {
+            ours.post_send(SendRequest::send(here.buffer(round * 4 + index as u8, 8))).unwrap();
+        }
+    }
+    let mut seen = Vec::new();
+    for _ in 0..16 {
+        assert_eq!(here.next().status, WcStatus::Success);
+        let done = there.next();
+        assert_eq!((done.status, done.opcode), (WcStatus::Success, WcOpcode::Recv));
+        seen.push(done.buffer.unwrap()[0]);
+    }
+    seen.sort();
+    assert_eq!(seen, (0..16).collect::<Vec<_>>());
+    let direct = pairs[0].1.post_receive(Receive::new(there.buffer(0, 8))).unwrap_err();
+    assert_eq!(direct.error, PostError::UsesSharedReceiveQueue);
+}
+
+#[test]
+fn what_an_unposted_request_owned_comes_back() {
+    let (here, there) = (Side::new(Progress::Thread), Side::new(Progress::Thread));
+    let unconnected = here.queue_pair();
+    let refused = unconnected.post_send(SendRequest::send(here.buffer(3, 8)).token(5)).unwrap_err();
+    assert_eq!(refused.error, PostError::State);
+    let (pair, _other) = connected(&here, &there, &hasty());
+    pair.post_send(SendRequest::write_inline(&[1; 8], there.domain.expose(8, Access::ALL).unwrap().remote())).unwrap();
+    let long = pair.post_send(SendRequest::send_inline(&[0; 4096])).unwrap_err();
+    assert_eq!(long.error, PostError::InlineTooLong { bytes: 4096, limit: 128 });
+    let memory = there.domain.expose(64, Access::ALL).unwrap();
+    let atomic = pair.post_send(SendRequest::fetch_add(here.buffer(0, 16), memory.remote(), 1)).unwrap_err();
+    assert_eq!(atomic.error, PostError::AtomicLength(16));
+}
+
+#[test]
+fn descriptors_wake_whoever_sleeps() {
+    for progress in [Progress::Thread, Progress::Polled] {
+        let (mut sleeping, active) = (Side::new(progress), Side::new(Progress::Thread));
+        let (here, there) = connected(&sleeping, &active, &ConnectOptions::default());
+        here.post_receive(Receive::new(sleeping.buffer(0, 8))).unwrap();
+        let sender = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(300));
+            there.post_send(SendRequest::send(active.buffer(7, 8))).unwrap();
+            // Stays until the acknowledgement is in.
+            let mut active = active;
+            assert_eq!(active.next().status, WcStatus::Success);
+            drop(there);
+        });
+        let start = Instant::now();
+        let done = sleeping.next();
+        assert_eq!(done.buffer.unwrap()[0], 7);
+        assert!(start.elapsed() >= Duration::from_millis(250));
+        // Acknowledgements leave with the next call.
+        while !sender.is_finished() {
+            sleeping.completions.poll(&mut sleeping.done).unwrap();
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        sender.join().unwrap();
+    }
+}
+
+#[test]
+fn strangers_packets_are_counted_and_change_nothing() {
+    let (mut here, there) = (Side::new(Progress::Thread), Side::new(Progress::Thread));
+    let (pair, _other) = connected(&here, &there, &ConnectOptions::default());
+    let port = pair.endpoint().soft.unwrap().port;
+    let stranger = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let mut packet = vec![0u8; 64];
+    packet[4..8].copy_from_slice(&pair.number().0.to_be_bytes());
+    for length in [0, 1, 11, 15, 16, 20, 64] {
+        stranger.send_to(&packet[..length], ("127.0.0.1", port)).unwrap();
+    }
+    packet[5..8].copy_from_slice(&(!pair.number().0).to_be_bytes()[1..]);
+    stranger.send_to(&packet, ("127.0.0.1", port)).unwrap();
+    let memory = there.domain.expose(8, Access::ALL).unwrap();
+    pair.post_send(SendRequest::write(here.buffer(5, 8), memory.remote())).unwrap();
+    assert_eq!(here.next().status, WcStatus::Success);
+    let counters = here.context.soft_counters().unwrap();
+    assert!(counters.malformed + counters.wrong_icrc >= 6, "{counters:?}");
+    assert_eq!(counters.unknown_queue_pair, 1, "{counters:?}");
+    assert_eq!(memory.load(0), 0x0505_0505_0505_0505);
+}
+
+#[test]
+fn devices_that_cannot_be_opened_say_what_to_do() {
+    let open = |name: &str, options: &OpenOptions| Context::open(name, options).unwrap_err().to_string();
+    let none = open("nonsense0", &OpenOptions::default());
+    assert!(none.contains("nonsense0"), "{none}");
+    let none = open("soft:nonsense0", &OpenOptions::default());
+    assert!(none.contains("soft:lo"), "{none}");
+    let index = open("soft:lo", &OpenOptions { gid: GidChoice::Index(99), ..OpenOptions::default() });
+    assert!(index.contains("none of index 99"), "{index}");
+    let stranger = GidChoice::Address(IpAddr::from([192, 0, 2, 77]));
+    let address = open("soft:lo", &OpenOptions { gid: stranger, ..OpenOptions::default() });
+    assert!(address.contains("has not the address 192.0.2.77"), "{address}");
+    let holder = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let udp_port = holder.local_addr().unwrap().port();
+    let taken = open("soft:127.0.0.1", &OpenOptions { udp_port, ..OpenOptions::default() });
+    assert!(taken.contains("the port is taken"), "{taken}");
+}
+
+#[test]
+fn endpoints_that_cannot_talk_are_refused_with_the_reason() {
+    let side = Side::new(Progress::Thread);
+    let pair = side.queue_pair();
+    let mine = pair.endpoint();
+    let connect = |change: fn(&mut verbs_shim::Endpoint)| {
+        let mut peer = mine;
+        change(&mut peer);
+        let error = side.queue_pair().connect(&peer, &ConnectOptions::default()).unwrap_err();
+        assert!(matches!(error, Error::Mismatch { .. }), "{error}");
+        error.to_string()
+    };
+    assert!(connect(|peer| peer.gid = "fd00::1".parse().unwrap()).contains("one family"));
+    assert!(connect(|peer| peer.soft = None).contains("4791"));
+    let raw = connect(|peer| {
+        if let Some(soft) = &mut peer.soft {
+            soft.plain_socket = false;
+        }
+    });
+    assert!(raw.contains("same kind of socket"), "{raw}");
+}
+
+#[test]
+fn the_smaller_path_mtu_is_used_by_both() {
+    let (mut here, there) = (Side::new(Progress::Thread), Side::new(Progress::Thread));
+    let (a, b) = (here.queue_pair(), there.queue_pair());
+    let mut smaller = b.endpoint();
+    smaller.mtu = Mtu::Bytes512;
+    a.connect(&smaller, &ConnectOptions::default()).unwrap();
+    b.connect(&a.endpoint(), &ConnectOptions { mtu: Mtu::Bytes512, ..ConnectOptions::default() }).unwrap();
+    let memory = there.domain.expose(100_000, Access::ALL).unwrap();
+    a.post_send(SendRequest::write(here.buffer(9, 100_000), memory.remote())).unwrap();
+    assert_eq!(here.next().status, WcStatus::Success);
+    let mut copy = vec![0; 100_000];
+    memory.read(0, &mut copy);
+    assert!(copy.iter().all(|&byte| byte == 9));
+    // 512 bytes a packet, and no packet longer than that went out.
+    assert!(here.context.soft_counters().unwrap().transmitted >= 100_000 / 512);
+}
+
+#[test]
+fn different_path_mtus_end_with_an_error_not_with_wrong_data() {
+    let (mut here, there) = (Side::new(Progress::Thread), Side::new(Progress::Thread));
+    let (a, b) = (here.queue_pair(), there.queue_pair());
+    a.connect(&b.endpoint(), &ConnectOptions { mtu: Mtu::Bytes4096, ..hasty() }).unwrap();
+    b.connect(&a.endpoint(), &ConnectOptions { mtu: Mtu::Bytes1024, ..hasty() }).unwrap();
+    let memory = there.domain.expose(100_000, Access::ALL).unwrap();
+    a.post_send(SendRequest::write(here.buffer(9, 100_000), memory.remote())).unwrap();
+    assert_eq!(here.next().status, WcStatus::RemInvReqErr);
+}
+
+/// Buffers of one region come from many threads and go back in any order; the region goes with the last of them.
+#[test]
+fn buffers_outlive_what_they_were_made_from() {
+    let side = Side::new(Progress::Thread);
+    let mut first = side.buffer(1, 4096);
+    let mut second = first.split_off(1024);
+    let third = second.split_off(2048);
+    drop(side);
+    second.fill(2);
+    let join = std::thread::spawn(move || third.iter().all(|&byte| byte == 1));
+    assert!(join.join().unwrap());
+    first.join(second).unwrap();
+    assert_eq!((first.len(), first[1023], first[1024]), (3072, 1, 2));
+}
+
+#[test]
+fn a_window_is_never_exceeded_however_long_nobody_reads() {
+    // Polled and never polled: everything stays in the socket's buffer, and none of it may be lost.
+    let (active, asleep) = (Side::new(Progress::Polled), Side::new(Progress::Polled));
+    let patient = ConnectOptions { timeout: 20, ..ConnectOptions::default() };
+    let (here, _there) = connected(&active, &asleep, &patient);
+    let memory = asleep.domain.expose(1 << 20, Access::ALL).unwrap();
+    for _ in 0..64 {
+        here.post_send(SendRequest::write(active.buffer(1, 1 << 20), memory.remote())).unwrap();
+    }
+    let (mut done, mut other) = (Vec::new(), Vec::new());
+    let quiet = Instant::now() + Duration::from_millis(300);
+    while Instant::now() < quiet {
+        active.completions.poll(&mut done).unwrap();
+    }
+    assert!(done.is_empty(), "nobody acknowledged");
+    let end = Instant::now() + PATIENCE;
+    while done.len() < 64 && Instant::now() < end {
+        asleep.completions.poll(&mut other).unwrap();
+        active.completions.poll(&mut done).unwrap();
+    }
+    assert!(done.len() == 64 && done.iter().all(|done| done.status == WcStatus::Success));
+    let counters = active.context.soft_counters().unwrap();
+    assert_eq!((counters.retransmitted, counters.timeouts), (0, 0), "{counters:?}");
+}

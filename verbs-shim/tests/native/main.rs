@@ -1,0 +1,4 @@
+//! The provider `soft` on this machine's own network stack: loopback, two network namespaces, faults.
+
+mod faults;
+mod suite;
