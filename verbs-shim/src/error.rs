@@ -118,6 +118,11 @@ fn advice(call: &str, error: &io::Error) -> &'static str {
             ": a raw socket needs CAP_NET_RAW (setcap cap_net_raw+ep PROGRAM); over IPv6 none is needed"
         }
         ("bind", io::ErrorKind::AddrNotAvailable) => ": no interface has this address (ip address)",
+        ("ibv_open_device", io::ErrorKind::PermissionDenied) => ": this user may not use /dev/infiniband/uverbs*",
+        ("rdma_create_event_channel", _) => ": is the module rdma_ucm loaded? (modprobe rdma_ucm)",
+        ("rdma_resolve_addr", _) if error.raw_os_error() == Some(libc::ENODEV) => {
+            ": the route to this address leads over no RDMA device"
+        }
         _ => "",
     }
 }

@@ -35,11 +35,15 @@ pub mod connect;
 mod context;
 mod device;
 mod error;
+#[cfg(feature = "glommio")]
+pub mod glommio;
 mod ibv;
 mod memory;
 mod provider;
 mod queue_pair;
 pub mod soft;
+#[cfg(feature = "tokio")]
+pub mod tokio;
 pub mod verbs;
 
 pub use completion::{Completion, CompletionQueue};

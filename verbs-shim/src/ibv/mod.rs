@@ -27,7 +27,7 @@ mod library;
 mod memory;
 mod post;
 mod queue_pair;
-#[cfg(any(test, feature = "bench-stub"))]
+#[cfg(test)]
 pub(crate) mod stub;
 mod sysfs;
 #[cfg(test)]

@@ -8,7 +8,8 @@
 //!   before it is posted, and nothing after it is.
 //! - Pointers in a chain live until the device's function returns; it keeps none (ibv_post_send(3)).
 //!
-//! Cost: nine stores a request above what a caller of libibverbs writes itself anyway.
+//! Cost: one signalled 8-byte WRITE, posted and polled through here, takes 16 to 28 ns more than on bare libibverbs
+//! (measured on the stub, 18 ns bare; `what_the_raw_layer_adds` in `tests`).
 
 use std::mem::{MaybeUninit, offset_of};
 

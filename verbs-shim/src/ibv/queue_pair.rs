@@ -152,7 +152,7 @@ impl QueuePair {
         }
     }
 
-    /// To the state Init, so that receive requests can be posted before the peer may send.
+    /// To the state Init, with what the peer may do: receive requests can be posted, and then it can be connected.
     ///
     /// # Errors
     /// [`Error::Control`] after it was connected, [`Error::Os`].
@@ -177,16 +177,14 @@ impl QueuePair {
         Access(self.access.load(Ordering::Relaxed))
     }
 
-    /// Connects to the peer: to Init if it is not there yet, to ready-to-receive, to ready-to-send.
+    /// Connects to the peer: from Init to ready-to-receive, to ready-to-send.
     ///
     /// # Errors
     /// [`Error::Mismatch`] if this transport and the peer's cannot talk, [`Error::Unsupported`] on iWARP,
-    /// [`Error::Control`] if it is connected already or an option is out of its range, and [`Error::Os`].
+    /// [`Error::Control`] if it is not in Init or an option is out of its range, and [`Error::Os`].
     pub(crate) fn connect(&self, remote: &Endpoint, options: &ConnectOptions) -> Result<(), Error> {
         check_options(options)?;
-        if self.before_connection()? == QueuePairState::Reset {
-            return Err(ControlError::State(QueuePairState::Reset).into());
-        }
+        self.before_connecting()?;
         self.check_peer(remote)?;
         let context = self.context();
         let mtu = context.attributes().mtu.min(remote.mtu).min(options.mtu);
@@ -376,9 +374,17 @@ impl QueuePair {
     }
 
     /// The state, if it is one before the connection.
-    pub(super) fn before_connection(&self) -> Result<QueuePairState, Error> {
+    fn before_connection(&self) -> Result<QueuePairState, Error> {
         match QueuePairState::ALL[self.state.load(Ordering::Relaxed) as usize] {
             state @ (QueuePairState::Reset | QueuePairState::Init) => Ok(state),
+            state => Err(ControlError::State(state).into()),
+        }
+    }
+
+    /// Fails unless the state is Init: the peer's rights come with it.
+    pub(super) fn before_connecting(&self) -> Result<(), Error> {
+        match self.before_connection()? {
+            QueuePairState::Init => Ok(()),
             state => Err(ControlError::State(state).into()),
         }
     }

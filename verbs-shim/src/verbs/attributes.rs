@@ -6,6 +6,7 @@ pub struct QueuePairNumber(pub u32);
 
 /// Names a memory region, for local use (lkey) and for the peer (rkey): one number serves both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(transparent)]
 pub struct MemoryKey(pub u32);
 
 /// Rights on a memory region, or on a queue pair for its peer. The bits are those of `IBV_ACCESS_*`. Local

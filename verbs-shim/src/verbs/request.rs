@@ -11,6 +11,7 @@ pub const MESSAGE_BYTES_MAX: u64 = 1 << 31;
 
 /// A piece of registered memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
 pub struct Sge {
     /// Address, counted from the start that the region was registered with.
     pub address: u64,

@@ -99,7 +99,7 @@ impl Request {
         self.memory
     }
 
-    /// Connects the queue pair (in state Reset or Init), and tells the peer of memory that it may use.
+    /// Connects the queue pair (in state Init), and tells the peer of memory that it may use.
     ///
     /// # Errors
     /// As [`super::Route::connect`].

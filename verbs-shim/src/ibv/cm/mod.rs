@@ -7,7 +7,7 @@
 //!   queue pair on it, [`Route::connect`].
 //! - Passive side: [`Listener::bind`], [`Listener::accept`], [`Request::context`], [`Request::accept`].
 //!
-//! Receive requests may be posted before either, after [`QueuePair::to_init`]. On iWARP the active side must send
+//! The queue pair is to be in Init ([`QueuePair::to_init`]); receive requests may be posted there. On iWARP the active side must send
 //! first (RFC 5044, 7.1.2).
 //!
 //! Invariants
@@ -82,11 +82,11 @@ impl Route {
         self.id.open_device()
     }
 
-    /// Connects the queue pair (in state Reset or Init), and tells the peer of memory that it may use.
+    /// Connects the queue pair (in state Init), and tells the peer of memory that it may use.
     ///
     /// # Errors
     /// [`Error::Mismatch`] if the queue pair is on another device or port than the route, [`Error::Control`] if
-    /// it is connected already, [`Error::Os`]: refused (ConnectionRefused), no answer in time (TimedOut).
+    /// it is not in Init, [`Error::Os`]: refused (ConnectionRefused), no answer in time (TimedOut).
     pub(crate) fn connect(
         self,
         queue_pair: &QueuePair,
@@ -154,7 +154,7 @@ impl Connection {
     }
 }
 
-/// The steps of one queue pair from Reset to ready-to-send.
+/// The steps of one queue pair from Init to ready-to-send.
 struct Steps<'a> {
     id: &'a Id,
     queue_pair: &'a QueuePair,
@@ -162,10 +162,10 @@ struct Steps<'a> {
 }
 
 impl<'a> Steps<'a> {
-    /// Checks that queue pair and id belong together, and moves the queue pair to Init.
+    /// Checks that queue pair and id belong together, and tells the queue pair in Init the id's port and partition.
     fn begin(id: &'a Id, queue_pair: &'a QueuePair, options: &'a ConnectOptions) -> Result<Steps<'a>, Error> {
         check_options(options)?;
-        queue_pair.before_connection()?;
+        queue_pair.before_connecting()?;
         let (context, (device, port)) = (queue_pair.context(), id.device()?);
         if (&context.attributes().name, context.port) != (&device, port) {
             return Err(Error::Mismatch {

@@ -301,6 +301,8 @@ impl Machine {
         let domain = context.create_domain().unwrap();
         let queue_pair =
             domain.create_queue_pair(&completions, &completions, None, &QueuePairOptions::default()).unwrap();
+        queue_pair.to_init(crate::verbs::Access::ALL).unwrap();
+        stub.record().modified.clear();
         let verbs = stub.context() as usize;
         SCRIPT.set(Script { answers: answers.into(), iwarp, verbs, ..Script::default() });
         Machine { queue_pair, _completions: completions, stub }

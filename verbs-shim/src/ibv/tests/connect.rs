@@ -5,7 +5,7 @@ use crate::Error;
 use crate::connect::{ConnectOptions, Endpoint, SoftEndpoint};
 use crate::device::GidChoice;
 use crate::ibv::abi::{ibv_gid, value};
-use crate::verbs::{Access, Mtu, QueuePairNumber, QueuePairState};
+use crate::verbs::{Mtu, QueuePairNumber, QueuePairState};
 
 fn peer() -> Endpoint {
     Endpoint {
@@ -44,7 +44,7 @@ fn an_endpoint_tells_what_the_peer_must_know() {
 
 #[test]
 fn connecting_takes_the_three_steps_with_the_negotiated_attributes() {
-    let bench = Bench::new();
+    let bench = Bench::initialised();
     let options = ConnectOptions { mtu: Mtu::Bytes1024, initiator_depth: 99, timeout: 18, ..Default::default() };
     bench.queue_pair.connect(&peer(), &options).unwrap();
     let record = bench.stub.record();
@@ -80,7 +80,7 @@ fn connecting_takes_the_three_steps_with_the_negotiated_attributes() {
 
 #[test]
 fn the_smallest_mtu_and_depth_of_both_sides_count() {
-    let bench = Bench::new();
+    let bench = Bench::initialised();
     let remote = Endpoint { mtu: Mtu::Bytes512, responder_depth: 3, ..peer() };
     bench.queue_pair.connect(&remote, &ConnectOptions::default()).unwrap();
     let record = bench.stub.record();
@@ -92,6 +92,7 @@ fn infiniband_peers_are_addressed_by_lid() {
     let stub = Stub::new();
     stub.record().link_layer = value::LINK_LAYER_INFINIBAND;
     let bench = Bench::on(stub, &Default::default());
+    bench.queue_pair.to_init(Access::ALL).unwrap();
     let error = bench.queue_pair.connect(&peer(), &Default::default()).unwrap_err();
     assert!(error.to_string().contains("on InfiniBand and the peer on RoCE"), "{error}");
     let remote = Endpoint { lid: 44, gid: "fe80::9".parse().unwrap(), ..peer() };
@@ -105,6 +106,7 @@ fn states_are_kept_and_asked_for() {
     let bench = Bench::new();
     let pair = &bench.queue_pair;
     assert_eq!(pair.state().unwrap(), QueuePairState::Reset);
+    assert!(pair.connect(&peer(), &Default::default()).unwrap_err().to_string().contains("Reset"));
     pair.to_init(Access::REMOTE_WRITE).unwrap();
     assert_eq!(pair.state().unwrap(), QueuePairState::Init);
     pair.connect(&peer(), &Default::default()).unwrap();
@@ -118,7 +120,7 @@ fn states_are_kept_and_asked_for() {
 
 #[test]
 fn a_refused_step_names_itself() {
-    let bench = Bench::new();
+    let bench = Bench::initialised();
     bench.stub.record().refuse_step = Some((value::QPS_RTR, libc::EINVAL));
     let text = bench.queue_pair.connect(&peer(), &Default::default()).unwrap_err().to_string();
     assert_eq!(text, "stub0: ibv_modify_qp(RTR) failed: Invalid argument (os error 22)");
@@ -126,7 +128,7 @@ fn a_refused_step_names_itself() {
 
 #[test]
 fn options_out_of_range_are_typed_errors() {
-    let bench = Bench::new();
+    let bench = Bench::initialised();
     let wrong = [
         ConnectOptions { timeout: 32, ..Default::default() },
         ConnectOptions { retry_count: 8, ..Default::default() },
@@ -136,7 +138,7 @@ fn options_out_of_range_are_typed_errors() {
     for options in wrong {
         assert!(matches!(bench.queue_pair.connect(&peer(), &options), Err(Error::Control(_))), "{options:?}");
     }
-    assert!(bench.stub.record().modified.is_empty());
+    assert_eq!(bench.stub.record().modified.len(), 1, "Init only");
     let deep = QueuePairOptions { send_depth: 9000, ..Default::default() };
     let error = bench.domain.create_queue_pair(&bench.send, &bench.send, None, &deep).err().unwrap();
     assert!(error.to_string().contains("attribute send_depth is 9000"), "{error}");
@@ -144,7 +146,7 @@ fn options_out_of_range_are_typed_errors() {
 
 #[test]
 fn peers_that_cannot_be_talked_to_are_refused_before_anything_changes() {
-    let bench = Bench::new();
+    let bench = Bench::initialised();
     let v6 = "2001:db8::9".parse().unwrap();
     let cases = [
         (Endpoint { soft: soft(4792, false), ..peer() }, "UDP port 4791 only"),
@@ -157,7 +159,7 @@ fn peers_that_cannot_be_talked_to_are_refused_before_anything_changes() {
         let error = bench.queue_pair.connect(&remote, &Default::default()).unwrap_err();
         assert!(matches!(error, Error::Mismatch { .. }) && error.to_string().contains(reason), "{error}");
     }
-    assert!(bench.stub.record().modified.is_empty());
+    assert_eq!(bench.stub.record().modified.len(), 1, "Init only");
     bench.queue_pair.connect(&Endpoint { soft: soft(4791, false), ..peer() }, &Default::default()).unwrap();
 }
 
@@ -170,15 +172,16 @@ fn a_soft_peer_with_a_plain_socket_is_fine_over_ipv6() {
     let domain = context.create_domain().unwrap();
     let pair = domain.create_queue_pair(&queue, &queue, None, &Default::default()).unwrap();
     let remote = Endpoint { soft: soft(4791, true), gid: "2001:db8::9".parse().unwrap(), ..peer() };
+    pair.to_init(Access::ALL).unwrap();
     pair.connect(&remote, &Default::default()).unwrap();
 }
 
 #[test]
 fn iwarp_is_not_connected_by_endpoints() {
     let bench = Bench::on(Stub::with_transport(value::TRANSPORT_IWARP), &Default::default());
+    bench.queue_pair.to_init(Access::ALL).unwrap();
     let error = bench.queue_pair.connect(&peer(), &Default::default()).unwrap_err();
     assert!(matches!(error, Error::Unsupported { .. }) && error.to_string().contains("rdma_cm only"), "{error}");
-    bench.queue_pair.to_init(Access::ALL).unwrap();
     assert_eq!(bench.stub.record().modified[0].1 & value::QP_PKEY_INDEX, 0);
 }
 

@@ -9,7 +9,7 @@ use crate::device::{GidChoice, Provider, Transport};
 use crate::ibv::abi::value;
 use crate::ibv::device::list_by;
 use crate::ibv::stub::{self, GIDS, Live, NAME};
-use crate::verbs::{Access, Mtu};
+use crate::verbs::Mtu;
 
 fn gid(index: usize) -> Ipv6Addr {
     GIDS[index].0.parse().unwrap()

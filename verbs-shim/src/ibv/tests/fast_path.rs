@@ -4,8 +4,8 @@ use super::*;
 use crate::ibv::abi::{ibv_sge, ibv_wc, value};
 use crate::ibv::stub::{self, Posted};
 use crate::verbs::{
-    Access, Data, MemoryKey, Operation, PostError, QueuePairNumber, ReceiveRequest, Sge, WcOpcode, WcStatus,
-    WorkCompletion, WorkRequest,
+    Data, MemoryKey, Operation, PostError, QueuePairNumber, ReceiveRequest, Sge, WcOpcode, WcStatus, WorkCompletion,
+    WorkRequest,
 };
 
 const PIECES: [Sge; 5] = [
@@ -195,7 +195,7 @@ fn states_that_do_not_allow_posting_refuse_it() {
 
 #[test]
 fn reads_and_atomics_need_a_depth() {
-    let bench = Bench::new();
+    let bench = Bench::initialised();
     let options = crate::connect::ConnectOptions { initiator_depth: 0, ..Default::default() };
     bench.queue_pair.connect(&bench.queue_pair.endpoint(), &options).unwrap();
     let (remote_address, remote_key) = REMOTE;

@@ -10,6 +10,7 @@ use super::stub::Stub;
 use super::*;
 use crate::connect::QueuePairOptions;
 use crate::device::OpenOptions;
+use crate::verbs::Access;
 
 /// A stub, and one of each object on it. Dropped in an order that is wrong for libibverbs: parents first.
 struct Bench {
@@ -35,9 +36,16 @@ impl Bench {
         Bench { context, domain, send, receive, queue_pair, stub }
     }
 
+    /// With the queue pair in Init.
+    fn initialised() -> Bench {
+        let bench = Bench::new();
+        bench.queue_pair.to_init(Access::ALL).unwrap();
+        bench
+    }
+
     /// Connected to itself.
     fn connected() -> Bench {
-        let bench = Bench::new();
+        let bench = Bench::initialised();
         bench.queue_pair.connect(&bench.queue_pair.endpoint(), &Default::default()).unwrap();
         bench
     }
