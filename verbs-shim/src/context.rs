@@ -27,7 +27,7 @@ pub fn devices() -> Result<Vec<DeviceAttributes>, Error> {
 /// An opened device. Cheap to clone.
 #[derive(Clone)]
 pub struct Context {
-    raw: RawContext,
+    pub(crate) raw: RawContext,
 }
 
 impl Context {

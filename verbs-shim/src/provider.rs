@@ -198,6 +198,14 @@ impl RawQueuePair {
         }
     }
 
+    /// What the device granted, which may be less than was asked for.
+    pub(crate) fn inline_bytes_max(&self, asked: &QueuePairOptions) -> u32 {
+        match self {
+            RawQueuePair::Soft(_) => asked.inline_bytes_max,
+            RawQueuePair::Ibv(pair) => asked.inline_bytes_max.min(pair.inline_bytes_max()),
+        }
+    }
+
     pub(crate) fn endpoint(&self) -> Endpoint {
         match self {
             RawQueuePair::Soft(pair) => pair.endpoint(),

@@ -235,6 +235,7 @@ impl<B: Registered> QueuePair<B> {
         let raw_shared = shared.map(|queue| &queue.hold.raw);
         let raw = domain.create_queue_pair(&send.shared.raw, &receive.shared.raw, raw_shared, options)?;
         raw.to_init(options.access)?;
+        let inline_bytes_max = raw.inline_bytes_max(options) as usize;
         if let Some(shared) = shared {
             receive.shared.tables().add_shared(&shared.hold.table);
         }
@@ -244,8 +245,12 @@ impl<B: Registered> QueuePair<B> {
             receive: shared.is_none().then(|| Ring::new(&receive.shared, options.receive_depth)),
             shared: shared.cloned(),
             receive_completions: receive.clone(),
-            inline_bytes_max: options.inline_bytes_max as usize,
+            inline_bytes_max,
         })
+    }
+
+    pub(crate) fn raw(&self) -> &RawQueuePair {
+        &self.raw
     }
 
     /// Its number.

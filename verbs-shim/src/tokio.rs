@@ -21,9 +21,11 @@ impl<B: Registered> Completions<B> {
     /// # Errors
     /// [`Error::Os`] if the descriptor cannot be watched.
     pub fn new(queue: CompletionQueue<B>) -> Result<Self, Error> {
-        let fail = |call| move |error| Error::os("completion queue", call, error);
-        let descriptor = queue.as_fd().try_clone_to_owned().map_err(fail("dup"))?;
-        let descriptor = AsyncFd::register_with_interest(descriptor, Interest::READABLE).map_err(fail("epoll_ctl"))?;
+        let fail = |call, error| Error::os("completion queue", call, error);
+        let descriptor = queue.as_fd().try_clone_to_owned().map_err(|error| fail("dup", error))?;
+        // SAFETY: the descriptor is ours, owned, and gives the same number for as long as it lives.
+        let descriptor = unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) };
+        let descriptor = descriptor.map_err(|error| fail("epoll_ctl", error.into()))?;
         Ok(Completions { queue, descriptor })
     }
 

@@ -350,6 +350,7 @@ pub mod value {
 
     pub const TRANSPORT_IB: c_int = 0;
     pub const TRANSPORT_IWARP: c_int = 1;
+    #[cfg(test)]
     pub const LINK_LAYER_INFINIBAND: u8 = 1;
     pub const LINK_LAYER_ETHERNET: u8 = 2;
     pub const PORT_ACTIVE: c_int = 4;

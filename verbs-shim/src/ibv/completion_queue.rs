@@ -72,6 +72,7 @@ impl CompletionQueue {
     }
 
     /// Places: at least those asked for. A queue that more completions arrive at than fit breaks its queue pairs.
+    #[cfg(test)]
     pub(crate) fn capacity(&self) -> u32 {
         // SAFETY: the queue is alive, and the field changes only by resizing, which nobody does.
         unsafe { (*self.raw()).cqe.max(0) as u32 }

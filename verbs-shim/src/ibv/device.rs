@@ -272,6 +272,7 @@ impl Context {
     }
 
     /// Bytes of one message at most, by the port.
+    #[cfg(test)]
     pub(crate) fn message_bytes_max(&self) -> u32 {
         self.message_bytes_max
     }

@@ -16,9 +16,6 @@
 //! - Posting and polling allocate nothing and call the device's functions as libibverbs' own inline functions do.
 //! - All objects are `Send` and `Sync`: libibverbs locks within each object.
 
-// Until the safe layer calls all of it.
-#![allow(dead_code)]
-
 pub(crate) mod abi;
 pub(crate) mod cm;
 mod completion_queue;

@@ -40,8 +40,8 @@ pub(crate) struct QueuePair {
     /// What the peer may do, as `to_init` was told.
     access: AtomicU32,
     shared: Option<SharedReceiveQueue>,
-    send: CompletionQueue,
-    receive: CompletionQueue,
+    _send: CompletionQueue,
+    _receive: CompletionQueue,
     domain: Domain,
 }
 
@@ -121,8 +121,8 @@ impl QueuePair {
             initiator_depth: AtomicU8::new(0),
             access: AtomicU32::new(0),
             shared: shared.cloned(),
-            send: send.clone(),
-            receive: receive.clone(),
+            _send: send.clone(),
+            _receive: receive.clone(),
             domain: domain.clone(),
         })
     }

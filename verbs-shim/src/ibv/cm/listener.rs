@@ -77,6 +77,7 @@ pub(crate) struct Request {
 
 impl Request {
     /// The name and port of the device that it came in by.
+    #[cfg(test)]
     pub(crate) fn device(&self) -> Result<(String, u8), Error> {
         self.id.device()
     }

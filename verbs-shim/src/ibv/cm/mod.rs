@@ -38,8 +38,6 @@ use crate::connect::{ConnectOptions, RemoteMemory};
 use crate::device::{GidChoice, OpenOptions, Transport};
 use crate::verbs::QueuePairState;
 
-// Until the safe layer uses them.
-#[allow(unused_imports)]
 pub(crate) use self::listener::{Listener, Request};
 
 /// A way to a peer: which device and port lead there.
@@ -70,6 +68,7 @@ impl Route {
     }
 
     /// The device's name and port.
+    #[cfg(test)]
     pub(crate) fn device(&self) -> Result<(String, u8), Error> {
         self.id.device()
     }

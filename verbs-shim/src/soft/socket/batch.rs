@@ -79,7 +79,7 @@ impl Arrival {
 
     /// The size of the segments that the kernel joined, all but the last: a control message with one integer.
     fn segment_bytes(&self, index: usize) -> Option<usize> {
-        let filled = self.messages[index].msg_hdr.msg_controllen as usize;
+        let filled = self.messages[index].msg_hdr.msg_controllen;
         let control = self.controls[index].0.get(..filled)?;
         // `struct cmsghdr`: length (8), level (4), type (4), then the data.
         let int = |at: usize| Some(i32::from_ne_bytes(control.get(at..at + 4)?.try_into().ok()?));
