@@ -20,7 +20,7 @@ use crate::provider::RawCompletionQueue;
 use crate::verbs::{QueuePairNumber, WcOpcode, WcStatus, WorkCompletion};
 
 /// Completions taken from the provider at a time.
-const BATCH: usize = 64;
+const BATCH: usize = 16;
 /// Marks the identifiers of shared receive queues.
 const SHARED: u64 = 1 << 63;
 

@@ -326,7 +326,7 @@ impl<B: Registered> QueuePair<B> {
             if filled == 0 {
                 return Ok(posted);
             }
-            let (count, error) = self.post_chunk(&mut chunk[..filled]);
+            let (count, error) = self.post_chunk(&mut chunk);
             posted += count;
             chunk[..filled].iter_mut().rev().filter_map(Option::take).for_each(|request| requests.push_front(request));
             match error {
@@ -337,12 +337,12 @@ impl<B: Registered> QueuePair<B> {
         }
     }
 
-    /// Posts a chunk; how many of it, and why not the next. What is posted is taken out, the others stay.
+    /// Posts a chunk, which ends with the first `None`; how many of it, and why not the next. What is posted is taken
+    /// out, the others stay.
     #[inline]
-    fn post_chunk(&self, chunk: &mut [Option<SendRequest<'_, B>>]) -> (usize, Option<PostError>) {
-        debug_assert!(chunk.len() <= CHUNK);
-        let mut pieces = [Pieces::NONE; CHUNK];
-        let mut identifiers = [(0u64, false); CHUNK];
+    fn post_chunk<const N: usize>(&self, chunk: &mut [Option<SendRequest<'_, B>>; N]) -> (usize, Option<PostError>) {
+        let mut pieces = [Pieces::NONE; N];
+        let mut identifiers = [(0u64, false); N];
         let mut error = None;
         let mut count = 0;
         let mut tables = self.send.completions.tables();
@@ -384,7 +384,7 @@ impl<B: Registered> QueuePair<B> {
             fence: false,
             solicited: false,
         };
-        let mut raw = [nothing; CHUNK];
+        let mut raw = [nothing; N];
         for index in 0..count {
             let Some(request) = &chunk[index] else { break };
             let (id, signalled) = identifiers[index];

@@ -354,8 +354,8 @@ fn a_broken_device_is_an_error_of_polling() {
 }
 
 /// Prints the cost of one signalled 8-byte WRITE, posted and polled: bare, and through this layer. Run it with
-/// `cargo test --release -- --ignored --nocapture what_the_raw_layer_adds`. The limit is generous, as the machine may
-/// be busy; the least of many rounds is what counts.
+/// `cargo test --release -- --ignored --nocapture what_the_raw_layer_adds`. The least of many rounds
+/// is what counts.
 #[test]
 #[ignore = "a measurement"]
 fn what_the_raw_layer_adds() {
@@ -377,7 +377,6 @@ fn what_the_raw_layer_adds() {
         least[1] = least[1].min(start.elapsed().as_nanos() as f64 / ROUNDS as f64);
     }
     println!("bare {:.1} ns, this layer {:.1} ns, adds {:.1} ns", least[0], least[1], least[1] - least[0]);
-    assert!(least[1] - least[0] < 50.0);
 }
 
 #[inline(never)]
