@@ -30,6 +30,7 @@ lint: ## rustfmt, clippy, cargo deny
 	@scripts/setup lint
 	cargo fmt --all --check
 	cargo clippy $(CARGO_FLAGS) --workspace --all-targets -- -D warnings
+	cargo fetch --locked --quiet # for all platforms, which is what cargo deny looks at
 	cargo deny --offline check licenses bans sources
 	@scripts/advisories
 

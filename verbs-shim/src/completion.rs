@@ -12,15 +12,18 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use crate::Error;
 use crate::memory::{Buffer, Registered};
 use crate::provider::RawCompletionQueue;
+use crate::soft::engine::ControlError;
 use crate::verbs::{QueuePairNumber, WcOpcode, WcStatus, WorkCompletion};
 
 /// Completions taken from the provider at a time.
 const BATCH: usize = 16;
+/// Queues that complete on one completion queue at most.
+const RINGS_MAX: usize = 32_767;
 /// Marks the identifiers of shared receive queues.
 const SHARED: u64 = 1 << 63;
 
@@ -55,11 +58,11 @@ pub(crate) struct Entry<B> {
 /// The outstanding requests of one queue, oldest first.
 #[derive(Debug)]
 pub(crate) struct Ring<B> {
-    generation: u16,
+    generation: u32,
     entries: VecDeque<Entry<B>>,
     depth: usize,
-    /// Sequence number of the next request.
-    next: u32,
+    /// Sequence number of the next request. A queue has at most 32,768 places, so that 16 bits tell them apart.
+    next: u16,
     /// Requests since the last signalled one.
     pub(crate) unsignalled: u32,
 }
@@ -87,31 +90,54 @@ impl<B> Ring<B> {
     }
 
     /// How many entries there are up to the one of this sequence number; `None` if it is not outstanding.
-    fn up_to(&self, sequence: u32) -> Option<usize> {
-        let first = self.next.wrapping_sub(self.entries.len() as u32);
+    fn up_to(&self, sequence: u16) -> Option<usize> {
+        let first = self.next.wrapping_sub(self.entries.len() as u16);
         let index = sequence.wrapping_sub(first) as usize;
         (index < self.entries.len()).then_some(index + 1)
     }
 }
 
 /// Names a ring of a completion queue.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct RingId {
     slot: u16,
-    generation: u16,
+    generation: u32,
+}
+
+impl RingId {
+    /// From the identifier of a request: 15 bits of slot, 32 of generation, 16 of sequence number.
+    fn of(identifier: u64) -> Self {
+        RingId { slot: (identifier >> 48) as u16 & 0x7fff, generation: (identifier >> 16) as u32 }
+    }
 }
 
 pub(crate) struct Tables<B> {
     rings: Vec<Option<Ring<B>>>,
-    generation: u16,
-    shared: Vec<(u32, Arc<SharedTable<B>>)>,
+    generation: u32,
+    /// Places promised to the queues that complete here.
+    promised: usize,
+    capacity: usize,
+    shared: Vec<(u32, Weak<SharedTable<B>>)>,
     /// Taken from the provider, not handed out yet.
     pending: VecDeque<WorkCompletion>,
     batch: Box<[WorkCompletion; BATCH]>,
 }
 
 impl<B> Tables<B> {
-    pub(crate) fn add_ring(&mut self, depth: u32) -> RingId {
+    /// # Errors
+    /// When the completion queue has no place for so many more requests: a device's queue would overrun.
+    pub(crate) fn add_ring(&mut self, depth: u32) -> Result<RingId, ControlError> {
+        if self.promised + depth as usize > self.capacity {
+            return Err(ControlError::Attribute {
+                name: "depth",
+                value: (self.promised + depth as usize) as u64,
+                rule: "the queues that complete on one completion queue have together at most its capacity",
+            });
+        }
+        if self.rings.len() > RINGS_MAX && self.rings.iter().all(Option::is_some) {
+            return Err(ControlError::TooMany(RINGS_MAX));
+        }
+        self.promised += depth as usize;
         self.generation = self.generation.wrapping_add(1);
         let (generation, depth) = (self.generation, depth as usize);
         let entries = VecDeque::with_capacity(depth);
@@ -126,8 +152,7 @@ impl<B> Tables<B> {
                 self.rings.len() - 1
             }
         };
-        // A device has at most 65,536 queue pairs with two queues each; a completion queue of so many does not exist.
-        RingId { slot: slot as u16 & 0x7fff, generation }
+        Ok(RingId { slot: slot as u16, generation })
     }
 
     #[must_use]
@@ -136,20 +161,24 @@ impl<B> Tables<B> {
         if place.as_ref()?.generation != id.generation {
             return None;
         }
-        place.take()
+        let ring = place.take()?;
+        self.promised -= ring.depth;
+        self.pending.retain(|done| done.id & SHARED != 0 || RingId::of(done.id) != id);
+        Some(ring)
     }
 
     /// The ring, and the identifier that its next request gets.
     #[inline]
     pub(crate) fn ring(&mut self, id: RingId) -> Option<(&mut Ring<B>, u64)> {
         let ring = self.rings.get_mut(id.slot as usize)?.as_mut().filter(|ring| ring.generation == id.generation)?;
-        let identifier = (id.slot as u64) << 48 | (id.generation as u64) << 32 | ring.next as u64;
+        let identifier = (id.slot as u64) << 48 | (id.generation as u64) << 16 | ring.next as u64;
         Some((ring, identifier))
     }
 
     pub(crate) fn add_shared(&mut self, table: &Arc<SharedTable<B>>) {
+        self.shared.retain(|(_, table)| table.strong_count() > 0);
         if !self.shared.iter().any(|(id, _)| *id == table.id) {
-            self.shared.push((table.id, table.clone()));
+            self.shared.push((table.id, Arc::downgrade(table)));
         }
     }
 
@@ -158,14 +187,14 @@ impl<B> Tables<B> {
         let (buffer_of, token, opcode);
         if done.id & SHARED != 0 {
             let id = (done.id >> 32) as u32 & 0x7fff_ffff;
-            let Some((_, table)) = self.shared.iter().find(|(known, _)| *known == id) else { return };
+            let found = self.shared.iter().find(|(known, _)| *known == id);
+            let Some(table) = found.and_then(|(_, table)| table.upgrade()) else { return };
             let Some(entry) = table.take(done.id as u32) else { return };
             (buffer_of, token) = (entry.buffer, entry.token);
-            opcode = done.opcode;
+            opcode = if done.status == WcStatus::Success { done.opcode } else { WcOpcode::Recv };
         } else {
-            let id = RingId { slot: (done.id >> 48) as u16, generation: (done.id >> 32) as u16 };
-            let Some((ring, _)) = self.ring(id) else { return };
-            let Some(count) = ring.up_to(done.id as u32) else { return };
+            let Some((ring, _)) = self.ring(RingId::of(done.id)) else { return };
+            let Some(count) = ring.up_to(done.id as u16) else { return };
             for _ in 1..count {
                 let Some(entry) = ring.entries.pop_front() else { return };
                 out.push(Completion {
@@ -247,12 +276,16 @@ impl<B> Shared<B> {
     }
 
     /// Takes what the provider has, to be handed out by the next poll.
-    pub(crate) fn collect(&self) {
+    pub(crate) fn collect(&self) -> usize {
         let mut tables = self.tables();
         let tables = &mut *tables;
-        while let Ok(taken @ 1..) = self.raw.poll(&mut tables.batch[..]) {
+        let before = tables.pending.len();
+        while tables.pending.len() < tables.capacity
+            && let Ok(taken @ 1..) = self.raw.poll(&mut tables.batch[..])
+        {
             tables.pending.extend(&tables.batch[..taken]);
         }
+        tables.pending.len() - before
     }
 }
 
@@ -262,7 +295,7 @@ pub struct CompletionQueue<B = Buffer> {
 }
 
 impl<B: Registered> CompletionQueue<B> {
-    pub(crate) fn new(raw: RawCompletionQueue) -> Self {
+    pub(crate) fn new(raw: RawCompletionQueue, capacity: u32) -> Self {
         let nothing = WorkCompletion {
             id: u64::MAX,
             status: WcStatus::Success,
@@ -272,7 +305,9 @@ impl<B: Registered> CompletionQueue<B> {
             queue_pair: QueuePairNumber(0),
         };
         let (rings, shared, pending) = (Vec::new(), Vec::new(), VecDeque::new());
-        let tables = Tables { rings, generation: 0, shared, pending, batch: Box::new([nothing; BATCH]) };
+        let (generation, promised, capacity) = (0, 0, capacity as usize);
+        let batch = Box::new([nothing; BATCH]);
+        let tables = Tables { rings, generation, promised, capacity, shared, pending, batch };
         CompletionQueue { shared: Arc::new(Shared { raw, tables: Mutex::new(tables) }) }
     }
 
@@ -315,18 +350,19 @@ impl<B: Registered> CompletionQueue<B> {
     /// # Errors
     /// As [`Self::poll`].
     pub fn wait(&self, out: &mut Vec<Completion<B>>, patience: std::time::Duration) -> Result<usize, Error> {
-        let end = std::time::Instant::now() + patience;
+        let start = std::time::Instant::now();
         loop {
-            for _ in 0..2 {
-                let count = self.poll(out)?;
-                if count > 0 {
-                    return Ok(count);
-                }
-                if !self.arm()? {
-                    continue;
-                }
+            // What completed before the queue was armed is not announced: look once more.
+            let mut count = self.poll(out)?;
+            if count == 0 && self.arm()? {
+                count = self.poll(out)?;
+            } else if count == 0 {
+                continue;
             }
-            let rest = end.saturating_duration_since(std::time::Instant::now());
+            if count > 0 {
+                return Ok(count);
+            }
+            let rest = patience.saturating_sub(start.elapsed()).min(std::time::Duration::from_secs(3600));
             if rest.is_zero() {
                 return Ok(0);
             }

@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use crate::Error;
+use crate::soft::engine::ControlError;
 use crate::verbs::{Access, MemoryKey, Mtu, QueuePairNumber};
 
 /// The UDP port of RoCEv2.
@@ -43,7 +44,8 @@ pub struct SoftEndpoint {
     pub window_bytes: u64,
     /// What each packet counts against it beyond its payload and headers.
     pub packet_overhead_bytes: u32,
-    /// Bytes of ICRC-covered IPv4 header are those of a plain socket (identification 0); false for a raw socket.
+    /// Whether its IPv4 headers are those of a plain socket (identification 0); false for a raw socket. The invariant CRC
+    /// covers them.
     pub plain_socket: bool,
 }
 
@@ -183,7 +185,8 @@ impl Endpoint {
 pub struct ConnectOptions {
     /// Local ACK timeout: 4.096 us * 2^n, n of 1 to 31; 0 waits for ever.
     pub timeout: u8,
-    /// Retries after timeouts and missing packets, 0 to 7.
+    /// Retries after timeouts and missing packets, 0 to 7. Seven retries on soft devices, as the specification says;
+    /// rxe takes 7 for ever.
     pub retry_count: u8,
     /// Retries while the peer has no receive request, 0 to 6; 7 retries for ever.
     pub rnr_retry_count: u8,
@@ -191,7 +194,8 @@ pub struct ConnectOptions {
     pub rnr_timer: u8,
     /// READs and atomics outstanding at the peer at most; the peer's `responder_depth` bounds it.
     pub initiator_depth: u8,
-    /// Path MTU at most; the smaller of both sides and this is used.
+    /// Path MTU at most; the smallest of this and both endpoints' is used. To lower it for both sides, lower it in the
+    /// endpoint that is sent: this field is not seen by the peer.
     pub mtu: Mtu,
 }
 
@@ -205,6 +209,19 @@ impl Default for ConnectOptions {
             initiator_depth: 16,
             mtu: Mtu::Bytes4096,
         }
+    }
+}
+
+impl ConnectOptions {
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        let check = |name, value: u8, max: u8, rule| {
+            if value <= max { Ok(()) } else { Err(ControlError::Attribute { name, value: value as u64, rule }.into()) }
+        };
+        check("timeout", self.timeout, 31, "0 to 31; 0 waits for ever")?;
+        check("retry_count", self.retry_count, 7, "0 to 7")?;
+        check("rnr_retry_count", self.rnr_retry_count, 7, "0 to 7; 7 retries for ever")?;
+        check("rnr_timer", self.rnr_timer, 31, "a code of 0 to 31")?;
+        check("initiator_depth", self.initiator_depth, 128, "0 to 128")
     }
 }
 

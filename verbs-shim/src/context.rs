@@ -58,7 +58,7 @@ impl Context {
     /// # Errors
     /// [`Error`].
     pub fn create_completion_queue<B: Registered>(&self, capacity: u32) -> Result<CompletionQueue<B>, Error> {
-        Ok(CompletionQueue::new(self.raw.create_completion_queue(capacity)?))
+        Ok(CompletionQueue::new(self.raw.create_completion_queue(capacity)?, capacity))
     }
 
     /// What a soft device has counted since it was opened; `None` for the others.
@@ -92,8 +92,8 @@ impl ProtectionDomain {
         self.register(self.pages(bytes)?)
     }
 
-    /// Registers memory that exists, for work requests of one's own. It is given back to its owner by dropping the last
-    /// buffer.
+    /// Registers memory that exists, for work requests of one's own. It is dropped with the last buffer of it, or at once
+    /// when it cannot be registered.
     ///
     /// # Errors
     /// [`Error`].

@@ -105,6 +105,7 @@ pub enum Progress {
     /// connections.
     #[default]
     Thread,
-    /// Only calls to poll and to post. For programs that poll at least every few milliseconds, such as a cell.
+    /// Only calls to poll and to arm; posting only sends. For programs that poll at least every few milliseconds, such as a
+    /// cell.
     Polled,
 }

@@ -13,7 +13,7 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use crate::connect::RemoteMemory;
 use crate::provider::RawRegion;
@@ -23,7 +23,7 @@ use crate::verbs::{MemoryKey, Sge};
 ///
 /// # Safety
 /// `range` gives the same bytes at every call until the owner is dropped; they are mapped, readable and writable,
-/// initialised, and nobody but through the buffers made of them touches them meanwhile.
+/// initialised, in the range of no other value, and nobody but through the buffers made of them touches them meanwhile.
 pub unsafe trait StableMemory: Send + Sync + 'static {
     /// First byte and length.
     fn range(&self) -> (NonNull<u8>, usize);
@@ -113,7 +113,7 @@ impl Span {
     }
 }
 
-/// Registered memory of one's own. See the [module](self).
+/// Registered memory of one's own. Moved into work requests, and back with their completions.
 ///
 /// A buffer is gone while a work request has it:
 ///
@@ -169,7 +169,11 @@ impl Buffer {
     }
 
     fn piece(&self) -> Sge {
-        Sge { address: self.0.start.as_ptr() as u64, length: self.0.bytes as u32, key: self.key() }
+        Sge {
+            address: self.0.start.as_ptr() as u64,
+            length: self.0.bytes.min(u32::MAX as usize) as u32,
+            key: self.key(),
+        }
     }
 }
 
@@ -200,7 +204,8 @@ impl fmt::Debug for Buffer {
 ///
 /// # Safety
 /// The pieces stay mapped and registered for as long as the value lives, wherever it is moved; for requests that write
-/// into them nobody else may refer to the bytes, for the others nobody may change them.
+/// into them nobody else may refer to the bytes, for the others nobody may change them. `pieces` gives the same at every
+/// call. An empty list, or pieces of no bytes, are a message of no bytes.
 pub unsafe trait Registered: Send + 'static {
     /// Calls `each` for each piece, in order.
     fn pieces(&self, each: &mut impl FnMut(Sge));
@@ -220,7 +225,12 @@ unsafe impl<const N: usize> Registered for [Buffer; N] {
     }
 }
 
-/// Memory that the peer may use while it exists. See the [module](self).
+enum Atom<'a> {
+    Byte(&'a AtomicU8),
+    Word(&'a AtomicU64),
+}
+
+/// Memory that the peer may use while it exists: copied in and out, lent as a slice by `unsafe` only.
 pub struct RemoteBuffer(Span);
 
 impl RemoteBuffer {
@@ -255,8 +265,11 @@ impl RemoteBuffer {
     /// If the range is not inside.
     pub fn read(&self, offset: usize, into: &mut [u8]) {
         self.check(offset, into.len());
-        // SAFETY: inside, mapped, and no reference to these bytes exists.
-        unsafe { std::ptr::copy(self.0.start.as_ptr().add(offset), into.as_mut_ptr(), into.len()) }
+        self.atoms(offset, into.len(), |atom, at| match atom {
+            Atom::Byte(byte) => into[at] = byte.load(Ordering::Relaxed),
+            Atom::Word(word) => into[at..at + 8].copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes()),
+        });
+        std::sync::atomic::fence(Ordering::Acquire);
     }
 
     /// Copies bytes in.
@@ -265,8 +278,36 @@ impl RemoteBuffer {
     /// If the range is not inside.
     pub fn write(&self, offset: usize, from: &[u8]) {
         self.check(offset, from.len());
-        // SAFETY: as for `read`.
-        unsafe { std::ptr::copy(from.as_ptr(), self.0.start.as_ptr().add(offset), from.len()) }
+        std::sync::atomic::fence(Ordering::Release);
+        self.atoms(offset, from.len(), |atom, at| match atom {
+            Atom::Byte(byte) => byte.store(from[at], Ordering::Relaxed),
+            Atom::Word(word) => {
+                let mut bytes = [0; 8];
+                bytes.copy_from_slice(&from[at..at + 8]);
+                word.store(u64::from_ne_bytes(bytes), Ordering::Relaxed);
+            }
+        });
+    }
+
+    /// Goes through a range that was checked: words where they are aligned, bytes at the ends. Threads of this program
+    /// may do so at the same time, and so may the device.
+    fn atoms(&self, offset: usize, bytes: usize, mut each: impl FnMut(Atom<'_>, usize)) {
+        // SAFETY: inside (the callers check).
+        let start = unsafe { self.0.start.as_ptr().add(offset) };
+        let mut at = 0;
+        while at < bytes {
+            // SAFETY: `at` is below `bytes`.
+            let place = unsafe { start.add(at) };
+            if bytes - at >= 8 && place.cast::<u64>().is_aligned() {
+                // SAFETY: eight mapped, aligned bytes, touched by atomics and the device only.
+                each(Atom::Word(unsafe { AtomicU64::from_ptr(place.cast()) }), at);
+                at += 8;
+            } else {
+                // SAFETY: as above, one byte.
+                each(Atom::Byte(unsafe { AtomicU8::from_ptr(place) }), at);
+                at += 1;
+            }
+        }
     }
 
     /// The word at `offset`, for atomics and for flags that the peer sets. Not synchronised with atomics of a device
@@ -292,7 +333,7 @@ impl RemoteBuffer {
     ///
     /// # Safety
     /// The peer has promised (by a protocol above, such as a credit that was not returned) not to write to the range
-    /// while the slice lives, and keeps to it.
+    /// while the slice lives, and keeps to it; nor does this program, by [`Self::write`] or [`Self::word`].
     ///
     /// # Panics
     /// If the range is not inside.

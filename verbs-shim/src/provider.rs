@@ -102,7 +102,11 @@ impl RawDomain {
                 Queue::Ibv(receive),
                 Some(RawSharedReceiveQueue::Ibv(shared)),
             ) => domain.create_queue_pair(send, receive, Some(shared), options).map(RawQueuePair::Ibv),
-            _ => Err(crate::soft::engine::ControlError::Unknown.into()),
+            _ => Err(Error::Mismatch {
+                local: "a protection domain of one provider".into(),
+                remote: "a queue of the other".into(),
+                reason: "make all of them from one context",
+            }),
         }
     }
 }

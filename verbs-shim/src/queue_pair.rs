@@ -16,6 +16,8 @@ use crate::verbs::{
     Sge, WcOpcode, WorkRequest,
 };
 
+/// Looks at a completion queue for flushed receive requests, a tenth of a millisecond apart.
+const FLUSH_TRIES: usize = 10;
 /// Requests given to the provider at a time.
 const CHUNK: usize = 16;
 
@@ -172,6 +174,10 @@ impl Pieces {
         let mut pieces = Pieces::NONE;
         let mut bytes = 0u64;
         buffer.pieces(&mut |piece| {
+            // Some devices take a length of 0 for 2^31.
+            if piece.length == 0 {
+                return;
+            }
             if let Some(place) = pieces.entries.get_mut(pieces.count) {
                 *place = piece;
             }
@@ -211,8 +217,8 @@ struct Ring<B> {
 }
 
 impl<B> Ring<B> {
-    fn new(completions: &Arc<Shared<B>>, depth: u32) -> Self {
-        Ring { id: completions.tables().add_ring(depth), completions: completions.clone() }
+    fn new(completions: &Arc<Shared<B>>, depth: u32) -> Result<Self, Error> {
+        Ok(Ring { id: completions.tables().add_ring(depth)?, completions: completions.clone() })
     }
 }
 
@@ -241,8 +247,8 @@ impl<B: Registered> QueuePair<B> {
         }
         Ok(QueuePair {
             raw,
-            send: Ring::new(&send.shared, options.send_depth),
-            receive: shared.is_none().then(|| Ring::new(&receive.shared, options.receive_depth)),
+            send: Ring::new(&send.shared, options.send_depth)?,
+            receive: shared.is_none().then(|| Ring::new(&receive.shared, options.receive_depth)).transpose()?,
             shared: shared.cloned(),
             receive_completions: receive.clone(),
             inline_bytes_max,
@@ -296,8 +302,8 @@ impl<B: Registered> QueuePair<B> {
     pub fn post_send<'a>(&self, request: SendRequest<'a, B>) -> Result<(), Refused<SendRequest<'a, B>>> {
         let mut one = [Some(request)];
         match self.post_chunk(&mut one) {
-            (_, None) => Ok(()),
-            (_, Some(error)) => {
+            (1.., _) | (_, None) => Ok(()),
+            (0, Some(error)) => {
                 let [request] = one;
                 match request {
                     Some(request) => Err(Refused { error, request }),
@@ -342,36 +348,45 @@ impl<B: Registered> QueuePair<B> {
     #[inline]
     fn post_chunk<const N: usize>(&self, chunk: &mut [Option<SendRequest<'_, B>>; N]) -> (usize, Option<PostError>) {
         let mut pieces = [Pieces::NONE; N];
-        let mut identifiers = [(0u64, false); N];
+        // Identifier, whether it is signalled, and how many before it were not.
+        let mut identifiers = [(0u64, false, 0u32); N];
         let mut error = None;
-        let mut count = 0;
-        let mut tables = self.send.completions.tables();
-        for (index, place) in chunk.iter_mut().enumerate() {
-            let Some(request) = place else { break };
-            let checked = self.check(request);
-            let Some((ring, identifier)) = tables.ring(self.send.id) else { break };
-            match checked {
-                Err(refused) => error = Some(refused),
-                Ok(_) if ring.is_full() => error = Some(PostError::QueueFull),
-                Ok(found) => {
-                    pieces[index] = found;
-                    let signalled = request.signalled || ring.must_signal();
-                    ring.unsignalled = if signalled { 0 } else { ring.unsignalled + 1 };
-                    identifiers[index] = (identifier, signalled);
-                    let (token, opcode) = (request.token, request.opcode());
-                    let buffer = match std::mem::replace(&mut request.payload, Payload::Inline(&[])) {
-                        Payload::Owned(buffer) => Some(buffer),
-                        Payload::Inline(bytes) => {
-                            request.payload = Payload::Inline(bytes);
-                            None
-                        }
-                    };
-                    ring.push(Entry { token, opcode, buffer });
-                    count += 1;
-                    continue;
+        let mut checked = 0;
+        // Before the lock: it calls the program's own `Registered::pieces`.
+        for request in chunk.iter().map_while(Option::as_ref) {
+            match self.check(request) {
+                Ok(found) => pieces[checked] = found,
+                Err(refused) => {
+                    error = Some(refused);
+                    break;
                 }
             }
-            break;
+            checked += 1;
+        }
+        let mut count = 0;
+        let mut tables = self.send.completions.tables();
+        for request in chunk[..checked].iter_mut().flatten() {
+            let Some((ring, identifier)) = tables.ring(self.send.id) else {
+                error = Some(PostError::Unknown);
+                break;
+            };
+            if ring.is_full() {
+                error = Some(PostError::QueueFull);
+                break;
+            }
+            let signalled = request.signalled || ring.must_signal();
+            identifiers[count] = (identifier, signalled, ring.unsignalled);
+            ring.unsignalled = if signalled { 0 } else { ring.unsignalled + 1 };
+            let (token, opcode) = (request.token, request.opcode());
+            let buffer = match std::mem::replace(&mut request.payload, Payload::Inline(&[])) {
+                Payload::Owned(buffer) => Some(buffer),
+                Payload::Inline(bytes) => {
+                    request.payload = Payload::Inline(bytes);
+                    None
+                }
+            };
+            ring.push(Entry { token, opcode, buffer });
+            count += 1;
         }
         if count == 0 {
             return (0, error);
@@ -387,7 +402,7 @@ impl<B: Registered> QueuePair<B> {
         let mut raw = [nothing; N];
         for index in 0..count {
             let Some(request) = &chunk[index] else { break };
-            let (id, signalled) = identifiers[index];
+            let (id, signalled, _) = identifiers[index];
             let (operation, fence, solicited) = (request.operation, request.fence, request.solicited);
             let data = match request.payload {
                 Payload::Inline(bytes) if pieces[index].count == 0 && !bytes.is_empty() => Data::Inline(bytes),
@@ -408,6 +423,7 @@ impl<B: Registered> QueuePair<B> {
         for index in (accepted..count).rev() {
             let Some((ring, _)) = tables.ring(self.send.id) else { break };
             let Some(entry) = ring.take_back() else { break };
+            ring.unsignalled = identifiers[index].2;
             if let (Some(buffer), Some(request)) = (entry.buffer, &mut chunk[index]) {
                 request.payload = Payload::Owned(buffer);
             }
@@ -475,8 +491,16 @@ impl<B: Registered> QueuePair<B> {
 impl<B: Registered> Drop for QueuePair<B> {
     fn drop(&mut self) {
         // What it took out of a shared queue comes back as flushed; nobody else would know it any more.
-        if self.shared.is_some() && self.raw.to_error().is_ok() {
-            self.receive_completions.shared.collect();
+        if self.shared.is_none() || self.raw.to_error().is_err() {
+            return;
+        }
+        // A device flushes in its own time: a few microseconds. One that does not is not waited for.
+        for _ in 0..FLUSH_TRIES {
+            let collected = self.receive_completions.shared.collect();
+            if collected > 0 || matches!(self.raw, RawQueuePair::Soft(_)) {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_micros(100));
         }
     }
 }

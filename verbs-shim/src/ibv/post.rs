@@ -246,12 +246,13 @@ fn post_receives(
     Ok(())
 }
 
-/// Which request the device stopped at: the number of those before it. If it does not say, the first.
+/// Which request the device stopped at: the number of those before it. If it does not say, all may be posted, and their
+/// memory must stay with them.
 #[cold]
 fn place<T>(first: *mut T, bad: *mut T, length: usize) -> usize {
     let bytes = (bad as usize).wrapping_sub(first as usize);
     let index = bytes / size_of::<T>();
-    if bytes.is_multiple_of(size_of::<T>()) && index < length { index } else { 0 }
+    if bytes.is_multiple_of(size_of::<T>()) && index < length { index } else { length }
 }
 
 #[cold]

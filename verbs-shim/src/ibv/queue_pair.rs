@@ -76,7 +76,10 @@ impl QueuePair {
         }
         let depth_max = context.attributes().queue_depth_max;
         for (name, depth) in [("send_depth", options.send_depth), ("receive_depth", options.receive_depth)] {
-            in_range(name, depth, depth_max, "the device's queue_depth_max bounds it")?;
+            if depth > depth_max {
+                let rule = "the device's queue_depth_max bounds it";
+                return Err(ControlError::Attribute { name, value: depth as u64, rule }.into());
+            }
         }
         let pieces = context.attributes().pieces_max;
         let mut inline_bytes_max = options.inline_bytes_max;
@@ -183,7 +186,7 @@ impl QueuePair {
     /// [`Error::Mismatch`] if this transport and the peer's cannot talk, [`Error::Unsupported`] on iWARP,
     /// [`Error::Control`] if it is not in Init or an option is out of its range, and [`Error::Os`].
     pub(crate) fn connect(&self, remote: &Endpoint, options: &ConnectOptions) -> Result<(), Error> {
-        check_options(options)?;
+        options.check()?;
         self.before_connecting()?;
         self.check_peer(remote)?;
         let context = self.context();
@@ -432,17 +435,6 @@ fn state_of(number: i32) -> QueuePairState {
         value::QPS_SQD => QueuePairState::SendQueueDrain,
         _ => QueuePairState::Error,
     }
-}
-
-fn in_range(name: &'static str, value: u32, max: u32, rule: &'static str) -> Result<(), Error> {
-    if value <= max { Ok(()) } else { Err(ControlError::Attribute { name, value: value as u64, rule }.into()) }
-}
-
-pub(super) fn check_options(options: &ConnectOptions) -> Result<(), Error> {
-    in_range("timeout", options.timeout as u32, 31, "0 to 31; 0 waits for ever")?;
-    in_range("retry_count", options.retry_count as u32, 7, "0 to 7")?;
-    in_range("rnr_retry_count", options.rnr_retry_count as u32, 7, "0 to 7; 7 retries for ever")?;
-    in_range("rnr_timer", options.rnr_timer as u32, 31, "a code of 0 to 31")
 }
 
 pub(super) fn zeroed_attributes() -> ibv_qp_attr {

@@ -10,7 +10,7 @@
 //! - Nothing here blocks but the progress thread, and that never under the lock.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
@@ -31,6 +31,8 @@ const GRANT_BYTES_MIN: u64 = 24 << 10;
 const GRANT_BYTES_MAX: u64 = 4 << 20;
 /// Turns of receiving in one call.
 const TURNS: usize = 4;
+/// What the kernel did not take is offered again after this.
+const TRY_AGAIN: Duration = Duration::from_millis(1);
 /// While somebody polls, the progress thread looks on from this distance.
 const ATTENDED: Duration = Duration::from_millis(2);
 
@@ -41,20 +43,22 @@ pub(crate) struct Node {
     transmission: Transmission,
     epoch: Instant,
     notified: Vec<(CompletionQueueId, Arc<OwnedFd>)>,
+    /// Without a progress thread: wakes whoever sleeps on a descriptor when the next deadline comes.
+    timer: Option<Timer>,
     ungranted_bytes: u64,
-    /// Calls of the kernel that failed for another reason than "try again".
+    /// Packets that the kernel would not send, and failed attempts to receive.
     pub(crate) socket_errors: u64,
 }
 
 impl Node {
-    fn new(socket: Socket, config: EngineConfig, epoch: Instant) -> Self {
+    fn new(socket: Socket, config: EngineConfig, epoch: Instant, timer: Option<Timer>) -> Self {
         // The kernel counts a packet's buffer rounded up to at most twice its bytes, and gives back what was read
         // only when it is a quarter of the whole (`udp_rmem_release`).
         let ungranted_bytes = socket.receive_buffer_bytes() as u64 * 3 / 8;
         let transmission = Transmission::new();
         let (notified, socket_errors) = (Vec::new(), 0);
         let engine = Engine::new(config);
-        Node { engine, socket, transmission, epoch, notified, ungranted_bytes, socket_errors }
+        Node { engine, socket, transmission, epoch, notified, timer, ungranted_bytes, socket_errors }
     }
 
     pub(crate) fn socket(&self) -> &Socket {
@@ -81,6 +85,7 @@ impl Node {
         let now_ns = self.take_in();
         self.transmit_at(now_ns);
         self.notify();
+        self.set_timer();
     }
 
     /// Like [`Self::progress`], for somebody who waits for completions: when there are some, sending waits for what they
@@ -92,6 +97,22 @@ impl Node {
             self.transmit_at(now_ns);
         }
         self.notify();
+    }
+
+    /// Before somebody sleeps on a descriptor, and whenever a deadline may have come closer since.
+    pub(crate) fn set_timer(&mut self) {
+        if self.timer.is_none() {
+            return;
+        }
+        let now_ns = self.now_ns();
+        let until_ns = match self.engine.next_deadline() {
+            _ if !self.transmission.is_empty() => now_ns + TRY_AGAIN.as_nanos() as u64,
+            Some(deadline) => deadline.max(now_ns + 1),
+            None => u64::MAX,
+        };
+        if let Some(timer) = &mut self.timer {
+            timer.set(now_ns, until_ns);
+        }
     }
 
     fn take_in(&mut self) -> u64 {
@@ -117,6 +138,7 @@ impl Node {
     pub(crate) fn transmit(&mut self) {
         if self.engine.wants_transmit() || !self.transmission.is_empty() {
             self.transmit_at(self.now_ns());
+            self.set_timer();
         }
     }
 
@@ -131,10 +153,7 @@ impl Node {
             if self.transmission.is_empty() {
                 return;
             }
-            if self.socket.send(&mut self.transmission).is_err() {
-                self.socket_errors += 1;
-                return;
-            }
+            self.socket_errors += self.socket.send(&mut self.transmission);
             if dry || !self.transmission.is_empty() {
                 return;
             }
@@ -162,7 +181,7 @@ impl Node {
     /// How long nothing needs to be done unless something arrives.
     fn rest(&self) -> Option<Duration> {
         if !self.transmission.is_empty() {
-            return Some(Duration::from_millis(1));
+            return Some(TRY_AGAIN);
         }
         let deadline = self.engine.next_deadline()?;
         Some(Duration::from_nanos(deadline.saturating_sub(self.now_ns())))
@@ -183,14 +202,13 @@ struct Inner {
 pub(crate) struct Driver {
     inner: Arc<Inner>,
     thread: Option<JoinHandle<()>>,
-    /// In polled mode: readable when there is something to do.
-    poller: Option<Poller>,
 }
 
-/// A descriptor that is readable when the socket or a timer is.
-struct Poller {
-    epoll: OwnedFd,
-    timer: OwnedFd,
+/// A timer whose descriptor is readable from its time on.
+struct Timer {
+    descriptor: Arc<OwnedFd>,
+    /// When it is set to, in nanoseconds since the epoch; `u64::MAX` when it is not.
+    until_ns: u64,
 }
 
 impl Driver {
@@ -200,10 +218,10 @@ impl Driver {
             let name = name.clone();
             move |error: rustix::io::Errno| Error::os(name, call, error.into())
         };
-        let poller = if threaded { None } else { Some(Poller::new(socket.as_fd()).map_err(fail("epoll"))?) };
+        let timer = if threaded { None } else { Some(Timer::new().map_err(fail("timerfd_create"))?) };
         let epoch = Instant::now();
         let inner = Arc::new(Inner {
-            node: Mutex::new(Node::new(socket, config, epoch)),
+            node: Mutex::new(Node::new(socket, config, epoch, timer)),
             epoch,
             attended_ns: AtomicU64::new(0),
             ending: AtomicBool::new(false),
@@ -217,7 +235,7 @@ impl Driver {
         } else {
             None
         };
-        Ok(Arc::new(Driver { inner, thread, poller }))
+        Ok(Arc::new(Driver { inner, thread }))
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, Node> {
@@ -239,24 +257,25 @@ impl Driver {
 
     /// For somebody who is about to sleep on a descriptor.
     pub(crate) fn leave(&self) {
-        if let Some(poller) = &self.poller {
-            let rest = self.lock().rest();
-            poller.set(rest);
+        if self.thread.is_none() {
+            self.lock().set_timer();
         } else if self.inner.attended_ns.swap(0, Ordering::Relaxed) != 0 {
             self.inner.wake();
         }
     }
 
-    /// Readable when the node has something to do; only without a progress thread.
-    pub(crate) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        self.poller.as_ref().map(|poller| poller.epoll.as_fd())
-    }
-
-    /// After [`Self::descriptor`] was readable.
-    pub(crate) fn clear(&self) {
-        if let Some(poller) = &self.poller {
-            drain(&poller.timer);
+    /// What to sleep on for completions that `signal` announces: with a progress thread that alone; else whatever gives
+    /// the node something to do as well.
+    pub(crate) fn sleeper(&self, signal: &OwnedFd) -> rustix::io::Result<Option<OwnedFd>> {
+        use rustix::event::epoll;
+        let node = self.lock();
+        let Some(timer) = &node.timer else { return Ok(None) };
+        let sleeper = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        for descriptor in [node.socket.as_fd(), timer.descriptor.as_fd(), signal.as_fd()] {
+            let data = epoll::EventData::new_u64(descriptor.as_raw_fd() as u64);
+            epoll::add(&sleeper, descriptor, data, epoll::EventFlags::IN)?;
         }
+        Ok(Some(sleeper))
     }
 }
 
@@ -321,35 +340,35 @@ impl Inner {
     }
 }
 
-impl Poller {
-    fn new(socket: BorrowedFd<'_>) -> rustix::io::Result<Self> {
-        use rustix::event::epoll;
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+impl Timer {
+    fn new() -> rustix::io::Result<Self> {
         // SAFETY: a call without pointers.
         let timer = unsafe { libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_NONBLOCK | libc::TFD_CLOEXEC) };
         if timer < 0 {
-            return Err(
-                rustix::io::Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(rustix::io::Errno::INVAL)
-            );
+            let error = io::Error::last_os_error();
+            return Err(rustix::io::Errno::from_io_error(&error).unwrap_or(rustix::io::Errno::INVAL));
         }
         // SAFETY: just opened, nobody else's.
-        let timer = unsafe { OwnedFd::from_raw_fd(timer) };
-        for descriptor in [socket, timer.as_fd()] {
-            let data = epoll::EventData::new_u64(descriptor.as_raw_fd() as u64);
-            epoll::add(&epoll, descriptor, data, epoll::EventFlags::IN)?;
-        }
-        Ok(Poller { epoll, timer })
+        let descriptor = Arc::new(unsafe { OwnedFd::from_raw_fd(timer) });
+        Ok(Timer { descriptor, until_ns: u64::MAX })
     }
 
-    fn set(&self, rest: Option<Duration>) {
-        // A timer of zero would never fire.
-        let rest = rest.map_or(Duration::ZERO, |rest| rest.max(Duration::from_nanos(1)));
+    /// Sets it anew, if the time is another: deadlines mostly stay where they are, or move away, and a timer that fires
+    /// early costs less than a system call per packet.
+    fn set(&mut self, now_ns: u64, until_ns: u64) {
+        let pending = self.until_ns > now_ns;
+        if self.until_ns == until_ns || (pending && self.until_ns < until_ns) {
+            return;
+        }
+        self.until_ns = until_ns;
+        // Zero stops it, and makes it unreadable.
+        let rest = Duration::from_nanos(if until_ns == u64::MAX { 0 } else { until_ns - now_ns });
         let value =
             libc::timespec { tv_sec: rest.as_secs() as libc::time_t, tv_nsec: rest.subsec_nanos() as libc::c_long };
         let time = libc::itimerspec { it_interval: libc::timespec { tv_sec: 0, tv_nsec: 0 }, it_value: value };
         // It fails for descriptors that are no timers only.
         // SAFETY: the pointer is to `time`; the old setting is not asked for.
-        unsafe { libc::timerfd_settime(self.timer.as_raw_fd(), 0, &time, std::ptr::null_mut()) };
+        unsafe { libc::timerfd_settime(self.descriptor.as_raw_fd(), 0, &time, std::ptr::null_mut()) };
     }
 }
 
@@ -382,7 +401,7 @@ impl std::fmt::Debug for Driver {
     }
 }
 
-/// A number that nobody can guess, for keys and queue pair numbers.
+/// A number from the operating system, to start the sequence of keys and queue pair numbers, and for first PSNs.
 pub(crate) fn random_u64() -> io::Result<u64> {
     let mut bytes = [0u8; 8];
     getrandom::fill(&mut bytes).map_err(|error| io::Error::other(error.to_string()))?;

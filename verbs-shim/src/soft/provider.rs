@@ -7,7 +7,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use super::engine::{self, CompletionQueueId, EngineConfig, ReceiveAttributes, SendAttributes, SharedReceiveQueueId};
+use super::engine::{
+    self, CompletionQueueId, EngineConfig, HEADER_CHARGE_BYTES, ReceiveAttributes, SendAttributes, SharedReceiveQueueId,
+};
 use super::interfaces;
 use super::memory::RawMemory;
 use super::node::{Driver, Node, PACKET_OVERHEAD_BYTES, drain, eventfd, random_u64};
@@ -22,6 +24,8 @@ use crate::verbs::{
 
 /// READs and atomics that a queue pair answers at a time.
 const RESPONDER_DEPTH: u8 = 16;
+/// What a window must hold beside the overhead that the peer counts: a packet of the largest MTU.
+const WINDOW_BYTES_MIN: u64 = 4096 + HEADER_CHARGE_BYTES + PACKET_OVERHEAD_BYTES as u64;
 /// Bytes in flight towards a peer that grants nothing: hardware and rxe take packets in as they come.
 const WINDOW_BYTES: u64 = 256 << 10;
 
@@ -139,11 +143,13 @@ impl Context {
     pub(crate) fn create_completion_queue(&self, capacity: u32) -> Result<CompletionQueue, Error> {
         let signal = eventfd().map_err(|error| Error::os(&self.attributes.name, "eventfd", error.into()))?;
         let signal = Arc::new(signal);
+        let sleeper = self.driver.sleeper(&signal);
+        let sleeper = sleeper.map_err(|error| Error::os(&self.attributes.name, "epoll_create", error.into()))?;
         let mut node = self.driver.lock();
         let id = node.engine.create_completion_queue(capacity as usize)?;
         node.watch(id, signal.clone());
         drop(node);
-        Ok(CompletionQueue(Arc::new(CompletionQueueHold { driver: self.driver.clone(), id, signal })))
+        Ok(CompletionQueue(Arc::new(CompletionQueueHold { driver: self.driver.clone(), id, signal, sleeper })))
     }
 
     /// What happened so far, for metrics.
@@ -184,6 +190,14 @@ impl Domain {
         options: &QueuePairOptions,
     ) -> Result<QueuePair, Error> {
         let name = &self.context.attributes.name;
+        let ours = |driver| Arc::ptr_eq(driver, &self.context.driver);
+        if !ours(&send.0.driver) || !ours(&receive.0.driver) || shared.is_some_and(|queue| !ours(&queue.0.driver)) {
+            return Err(Error::Mismatch {
+                local: name.clone(),
+                remote: "a queue of another context".into(),
+                reason: "make domain, completion queues and shared receive queues from one context",
+            });
+        }
         let psn = random_u64().map_err(|error| Error::os(name, "getrandom", error))? as u32 & 0xff_ffff;
         let mut node = self.context.driver.lock();
         let number = node.engine.create_queue_pair(engine::QueuePairConfig {
@@ -227,6 +241,8 @@ struct CompletionQueueHold {
     driver: Arc<Driver>,
     id: CompletionQueueId,
     signal: Arc<OwnedFd>,
+    /// Without a progress thread: what there is to sleep on.
+    sleeper: Option<OwnedFd>,
 }
 
 impl Drop for CompletionQueueHold {
@@ -268,12 +284,11 @@ impl CompletionQueue {
 
     pub(crate) fn clear_events(&self) {
         drain(&self.0.signal);
-        self.0.driver.clear();
     }
 
     /// When nothing must be done for it until something arrives; only without a progress thread.
     pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
-        self.0.driver.descriptor().unwrap_or_else(|| self.0.signal.as_fd())
+        self.0.sleeper.as_ref().unwrap_or(&self.0.signal).as_fd()
     }
 }
 
@@ -348,6 +363,7 @@ impl QueuePair {
     pub(crate) fn connect(&self, remote: &Endpoint, options: &ConnectOptions) -> Result<(), Error> {
         let mut node = self.context.driver.lock();
         let local = node.socket().local();
+        options.check()?;
         self.check(remote, local, node.socket().is_plain())?;
         let mtu = remote.mtu.min(self.context.attributes.mtu).min(options.mtu);
         let mut peer = remote.socket_address();
@@ -406,6 +422,9 @@ impl QueuePair {
                 "over IPv4, hardware and rxe need the raw socket (CAP_NET_RAW), because the invariant CRC covers the \
                  identification of the IP header; or use IPv6",
             )),
+            Some(soft) if soft.window_bytes < WINDOW_BYTES_MIN + soft.packet_overhead_bytes as u64 => {
+                Err(mismatch("it grants a window that holds no packet: that is no record of this crate"))
+            }
             Some(soft) if local.is_ipv4() && soft.plain_socket != plain => Err(mismatch(
                 "over IPv4 both soft sides need the same kind of socket: raw (port 4791) or plain (any other port)",
             )),
@@ -437,6 +456,7 @@ impl QueuePair {
             }
         }
         node.transmit();
+        node.notify();
         result
     }
 
@@ -445,10 +465,16 @@ impl QueuePair {
     #[inline]
     pub(crate) unsafe fn post_receive(&self, requests: &[ReceiveRequest<'_>]) -> Result<(), (usize, PostError)> {
         let mut node = self.context.driver.lock();
+        let mut result = Ok(());
         for (index, request) in requests.iter().enumerate() {
-            node.engine.post_receive(self.number, request).map_err(|error| (index, error))?;
+            if let Err(error) = node.engine.post_receive(self.number, request) {
+                result = Err((index, error));
+                break;
+            }
         }
-        Ok(())
+        // In the error state it completes at once.
+        node.notify();
+        result
     }
 }
 

@@ -324,3 +324,169 @@ fn a_window_is_never_exceeded_however_long_nobody_reads() {
     let counters = active.context.soft_counters().unwrap();
     assert_eq!((counters.retransmitted, counters.timeouts), (0, 0), "{counters:?}");
 }
+
+#[test]
+fn queues_of_another_context_are_refused() {
+    let (here, there) = (Side::new(Progress::Thread), Side::new(Progress::Thread));
+    let options = QueuePairOptions::default();
+    let mixed = here.domain.create_queue_pair(&there.completions, &here.completions, &options).unwrap_err();
+    assert!(matches!(mixed, Error::Mismatch { .. }), "{mixed}");
+    let shared = there.domain.create_shared_receive_queue(4).unwrap();
+    let (queue, domain) = (&here.completions, &here.domain);
+    let mixed = domain.create_queue_pair_sharing(queue, queue, &shared, &options).unwrap_err();
+    assert!(matches!(mixed, Error::Mismatch { .. }), "{mixed}");
+}
+
+#[test]
+fn a_completion_queue_does_not_promise_more_than_it_holds() {
+    let side = Side::new(Progress::Thread);
+    let small = side.context.create_completion_queue::<Buffer>(300).unwrap();
+    let make = || side.domain.create_queue_pair(&small, &small, &QueuePairOptions::default());
+    let first = make().unwrap();
+    assert!(make().unwrap_err().to_string().contains("together at most its capacity"));
+    drop(first);
+    make().unwrap();
+}
+
+#[test]
+fn a_stale_completion_never_hands_out_a_strangers_buffer() {
+    let (here, there) = (Side::new(Progress::Polled), Side::new(Progress::Thread));
+    let shared = here.domain.create_shared_receive_queue(4).unwrap();
+    let memory = there.domain.expose(64, Access::ALL).unwrap();
+    let options = QueuePairOptions::default();
+    let mut done = Vec::new();
+    for round in 0..70_000u32 {
+        let (queue, domain) = (&here.completions, &here.domain);
+        let pair = domain.create_queue_pair_sharing(queue, queue, &shared, &options).unwrap();
+        if round % 1000 == 0 {
+            let peer = there.queue_pair();
+            pair.connect(&peer.endpoint(), &hasty()).unwrap();
+            pair.post_send(SendRequest::read(here.buffer(0, 64), memory.remote()).token(round as u64)).unwrap();
+        }
+    }
+    here.completions.poll(&mut done).unwrap();
+    assert!(done.is_empty(), "their queue pairs are gone, and so are they: {done:?}");
+}
+
+#[test]
+fn a_peer_without_a_way_to_it_stops_nobody_else() {
+    let (mut here, there) = (Side::new(Progress::Thread), Side::new(Progress::Thread));
+    let (good, _other) = connected(&here, &there, &ConnectOptions::default());
+    let lost = here.queue_pair();
+    let mut nowhere = there.queue_pair().endpoint();
+    nowhere.gid = std::net::Ipv4Addr::new(8, 8, 8, 8).to_ipv6_mapped();
+    lost.connect(&nowhere, &hasty()).unwrap();
+    let memory = there.domain.expose(64, Access::ALL).unwrap();
+    lost.post_send(SendRequest::write(here.buffer(1, 8), memory.remote()).token(1)).unwrap();
+    good.post_send(SendRequest::write(here.buffer(2, 8), memory.remote()).token(2)).unwrap();
+    let mut ended = [here.next(), here.next()].map(|done| (done.token, done.status));
+    ended.sort_by_key(|ended| ended.0);
+    assert_eq!(ended, [(1, WcStatus::RetryExcErr), (2, WcStatus::Success)]);
+}
+
+#[test]
+fn whoever_sleeps_is_woken_whoever_takes_the_datagram() {
+    // Two queues of one polled device: the second's poll takes in what completes on the first.
+    let (here, mut there) = (Side::new(Progress::Polled), Side::new(Progress::Thread));
+    let other = here.context.create_completion_queue::<Buffer>(16).unwrap();
+    let (pair, peer) = connected(&here, &there, &ConnectOptions::default());
+    pair.post_receive(Receive::new(here.buffer(0, 8))).unwrap();
+    let queue = here.completions.clone();
+    let sleeper = std::thread::spawn(move || {
+        let mut done = Vec::new();
+        let start = Instant::now();
+        queue.wait(&mut done, Duration::from_secs(10)).unwrap();
+        (done.len(), start.elapsed())
+    });
+    std::thread::sleep(Duration::from_millis(100));
+    peer.post_send(SendRequest::send(there.buffer(7, 8))).unwrap();
+    let end = Instant::now() + Duration::from_secs(5);
+    let mut none = Vec::new();
+    while !sleeper.is_finished() && Instant::now() < end {
+        other.poll(&mut none).unwrap();
+    }
+    let (count, took) = sleeper.join().unwrap();
+    assert_eq!((count, took < Duration::from_secs(5)), (1, true), "{took:?}");
+    assert_eq!(there.next().status, WcStatus::Success);
+}
+
+#[test]
+fn a_flushed_request_wakes_whoever_sleeps() {
+    for progress in [Progress::Thread, Progress::Polled] {
+        let side = Side::new(progress);
+        let pair = side.queue_pair();
+        pair.to_error().unwrap();
+        assert!(side.completions.arm().unwrap());
+        pair.post_receive(Receive::new(side.buffer(0, 8))).unwrap();
+        use std::os::fd::AsFd;
+        let descriptor = side.completions.as_fd();
+        let mut polled = [rustix::event::PollFd::new(&descriptor, rustix::event::PollFlags::IN)];
+        let second = rustix::event::Timespec { tv_sec: 1, tv_nsec: 0 };
+        assert_eq!(rustix::event::poll(&mut polled, Some(&second)).unwrap(), 1);
+    }
+}
+
+#[test]
+fn refused_requests_do_not_count_as_unsignalled_ones() {
+    let side = Side::new(Progress::Thread);
+    let pair = side.queue_pair();
+    // Not connected: every one is refused by the device.
+    for _ in 0..1000 {
+        assert!(pair.post_send(SendRequest::send(side.buffer(0, 8)).unsignalled()).is_err());
+    }
+    let (mut here, there) = (side, Side::new(Progress::Thread));
+    let peer = there.queue_pair();
+    pair.connect(&peer.endpoint(), &ConnectOptions::default()).unwrap();
+    peer.connect(&pair.endpoint(), &ConnectOptions::default()).unwrap();
+    let memory = there.domain.expose(8, Access::ALL).unwrap();
+    for _ in 0..64 {
+        pair.post_send(SendRequest::write(here.buffer(1, 8), memory.remote()).unsignalled()).unwrap();
+    }
+    assert_eq!(here.next().status, WcStatus::Success, "half a queue of unsignalled requests has a signalled one");
+}
+
+#[test]
+fn a_failed_connect_changes_nothing() {
+    let (mut here, there) = (Side::new(Progress::Thread), Side::new(Progress::Thread));
+    let (a, b) = (here.queue_pair(), there.queue_pair());
+    let wrong = ConnectOptions { retry_count: 8, ..ConnectOptions::default() };
+    assert!(a.connect(&b.endpoint(), &wrong).unwrap_err().to_string().contains("retry_count"));
+    assert_eq!(a.state().unwrap(), QueuePairState::Init);
+    let mut tight = b.endpoint();
+    tight.soft.as_mut().unwrap().window_bytes = 100;
+    assert!(a.connect(&tight, &ConnectOptions::default()).unwrap_err().to_string().contains("window"));
+    assert_eq!(a.state().unwrap(), QueuePairState::Init);
+    a.connect(&b.endpoint(), &ConnectOptions::default()).unwrap();
+    b.connect(&a.endpoint(), &ConnectOptions::default()).unwrap();
+    let memory = there.domain.expose(8, Access::ALL).unwrap();
+    a.post_send(SendRequest::write(here.buffer(1, 8), memory.remote())).unwrap();
+    assert_eq!(here.next().status, WcStatus::Success);
+}
+
+#[test]
+fn shared_receive_queues_that_are_gone_give_their_buffers_back() {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    struct Counted(Box<[u8; 8]>, Arc<AtomicUsize>);
+    impl Drop for Counted {
+        fn drop(&mut self) {
+            self.1.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    // SAFETY: the box stays where it is, and nobody else has it.
+    unsafe impl verbs_shim::StableMemory for Counted {
+        fn range(&self) -> (std::ptr::NonNull<u8>, usize) {
+            (std::ptr::NonNull::from(&*self.0).cast(), 8)
+        }
+    }
+    let side = Side::new(Progress::Thread);
+    let freed = Arc::new(AtomicUsize::new(0));
+    for _ in 0..10 {
+        let shared = side.domain.create_shared_receive_queue(4).unwrap();
+        let (queue, domain) = (&side.completions, &side.domain);
+        domain.create_queue_pair_sharing(queue, queue, &shared, &QueuePairOptions::default()).unwrap();
+        let buffer = side.domain.register(Counted(Box::new([0; 8]), freed.clone())).unwrap();
+        shared.post_receive(Receive::new(buffer)).unwrap();
+    }
+    assert_eq!(freed.load(Ordering::Relaxed), 10);
+}

@@ -32,7 +32,7 @@ use self::channel::{Deadline, Id};
 use super::abi::value;
 use super::device::Context;
 use super::library::ConnectionManager;
-use super::queue_pair::{QueuePair, check_options, zeroed_attributes};
+use super::queue_pair::{QueuePair, zeroed_attributes};
 use crate::Error;
 use crate::connect::{ConnectOptions, RemoteMemory};
 use crate::device::{GidChoice, OpenOptions, Transport};
@@ -163,7 +163,7 @@ struct Steps<'a> {
 impl<'a> Steps<'a> {
     /// Checks that queue pair and id belong together, and tells the queue pair in Init the id's port and partition.
     fn begin(id: &'a Id, queue_pair: &'a QueuePair, options: &'a ConnectOptions) -> Result<Steps<'a>, Error> {
-        check_options(options)?;
+        options.check()?;
         queue_pair.before_connecting()?;
         let (context, (device, port)) = (queue_pair.context(), id.device()?);
         if (&context.attributes().name, context.port) != (&device, port) {

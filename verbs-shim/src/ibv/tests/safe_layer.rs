@@ -26,7 +26,7 @@ fn safe() -> Safe {
     let stub = Stub::new();
     let context = Context { raw: RawContext::Ibv(stub.open(&OpenOptions::default()).unwrap()) };
     let domain = context.create_domain().unwrap();
-    let completions = context.create_completion_queue(64).unwrap();
+    let completions = context.create_completion_queue(256).unwrap();
     let queue_pair = domain.create_queue_pair(&completions, &completions, &QueuePairOptions::default()).unwrap();
     queue_pair.connect(&queue_pair.endpoint(), &ConnectOptions::default()).unwrap();
     stub.quick();

@@ -175,12 +175,36 @@ impl Transmission {
         }
     }
 
-    /// Sends what waits. Without `offload` each packet is a message of its own.
-    pub(super) fn send(&mut self, socket: BorrowedFd<'_>, offload: bool) -> io::Result<()> {
-        if !offload {
-            return self.send_one_by_one(socket);
-        }
+    /// Sends what waits, as far as the kernel takes it. With `offload` runs are messages, else packets; it is cleared when
+    /// the kernel refuses a run whose packets it takes. How many packets the kernel refused for good: they are as if lost
+    /// on the way.
+    pub(super) fn send(&mut self, socket: BorrowedFd<'_>, offload: &mut bool) -> u64 {
+        let mut refused = 0;
         while !self.is_empty() {
+            let sent = if *offload { self.send_runs(socket) } else { self.send_run(socket) };
+            let Err(error) = sent else { continue };
+            match error.raw_os_error() {
+                Some(libc::EAGAIN | libc::ENOBUFS | libc::EINTR) => break,
+                // No segmentation on this path (no checksum offload below), or no way to this address at all.
+                Some(libc::EIO | libc::EINVAL) if *offload && self.send_run(socket).is_ok() => {
+                    *offload = false;
+                    continue;
+                }
+                _ => {}
+            }
+            // Unreachable, down, forbidden, too long for the link now.
+            refused += self.packets_of_next();
+            self.advance(1);
+        }
+        refused
+    }
+
+    fn packets_of_next(&self) -> u64 {
+        self.runs.get(self.sent).map_or(0, |run| run.bytes.div_ceil(run.segment.max(1)) as u64)
+    }
+
+    fn send_runs(&mut self, socket: BorrowedFd<'_>) -> io::Result<()> {
+        {
             let count = self.runs.len() - self.sent;
             for (index, run) in self.runs[self.sent..].iter().enumerate() {
                 let (address, length) = RawAddress::new(run.destination);
@@ -215,45 +239,30 @@ impl Transmission {
                 )
             };
             if sent < 0 {
-                return self.refused(io::Error::last_os_error());
+                return Err(io::Error::last_os_error());
             }
             self.advance(sent as usize);
         }
         Ok(())
     }
 
-    fn send_one_by_one(&mut self, socket: BorrowedFd<'_>) -> io::Result<()> {
-        while !self.is_empty() {
-            let run = self.runs[self.sent];
-            let (address, length) = RawAddress::new(run.destination);
-            for packet in self.buffer[run.start..run.start + run.bytes].chunks(run.segment) {
-                // SAFETY: pointers and lengths are those of `packet` and `address`.
-                let sent = unsafe {
-                    let address = (&raw const address).cast();
-                    let (bytes, flags) = (packet.as_ptr().cast(), libc::MSG_DONTWAIT);
-                    libc::sendto(socket.as_raw_fd(), bytes, packet.len(), flags, address, length)
-                };
-                if sent < 0 {
-                    // What of this run is sent already goes again: the peer drops duplicates.
-                    return self.refused(io::Error::last_os_error());
-                }
+    /// Sends the next run, packet by packet. What of it is sent already when the kernel says "later" goes again: the peer
+    /// drops duplicates.
+    fn send_run(&mut self, socket: BorrowedFd<'_>) -> io::Result<()> {
+        let Some(&run) = self.runs.get(self.sent) else { return Ok(()) };
+        let (address, length) = RawAddress::new(run.destination);
+        for packet in self.buffer[run.start..run.start + run.bytes].chunks(run.segment) {
+            // SAFETY: pointers and lengths are those of `packet` and `address`.
+            let sent = unsafe {
+                let address = (&raw const address).cast();
+                let (bytes, flags) = (packet.as_ptr().cast(), libc::MSG_DONTWAIT);
+                libc::sendto(socket.as_raw_fd(), bytes, packet.len(), flags, address, length)
+            };
+            if sent < 0 {
+                return Err(io::Error::last_os_error());
             }
-            self.advance(1);
         }
+        self.advance(1);
         Ok(())
-    }
-
-    /// What to do with the run that the kernel did not take: wait, or drop it and let the transport's timers decide.
-    pub(super) fn refused(&mut self, error: io::Error) -> io::Result<()> {
-        match error.raw_os_error() {
-            Some(libc::EAGAIN | libc::ENOBUFS | libc::EINTR) => Ok(()),
-            // The offload is not possible: the caller tries without.
-            Some(libc::EIO | libc::EINVAL) => Err(error),
-            // Unreachable, down, forbidden, too long for the link now: as if lost on the way.
-            _ => {
-                self.advance(1);
-                Ok(())
-            }
-        }
     }
 }

@@ -127,20 +127,11 @@ impl Socket {
         Ok(count == ARRIVALS)
     }
 
-    /// Sends what `transmission` holds, as far as the kernel takes it; the rest stays in it.
-    pub(crate) fn send(&mut self, transmission: &mut Transmission) -> io::Result<()> {
+    /// Sends what `transmission` holds, as far as the kernel takes it; the rest stays in it. How many packets the kernel
+    /// refused for good.
+    pub(crate) fn send(&mut self, transmission: &mut Transmission) -> u64 {
         match &mut self.kind {
-            Kind::Plain { offload } => {
-                let result = transmission.send(self.descriptor.as_fd(), *offload);
-                match result {
-                    // A device below without checksum offload refuses segmentation (EIO, EINVAL): do without.
-                    Err(error) if *offload && matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL)) => {
-                        *offload = false;
-                        transmission.send(self.descriptor.as_fd(), false)
-                    }
-                    result => result,
-                }
-            }
+            Kind::Plain { offload } => transmission.send(self.descriptor.as_fd(), offload),
             Kind::Raw { .. } => raw::send(self.descriptor.as_fd(), self.local, transmission),
         }
     }
@@ -177,7 +168,7 @@ mod tests {
             room[..bytes].fill(index as u8 + 1);
             transmission.push(bytes, to.local());
         }
-        from.send(&mut transmission).unwrap();
+        assert_eq!(from.send(&mut transmission), 0);
         assert!(transmission.is_empty());
         let mut seen = Vec::new();
         let own = to.local();
@@ -201,6 +192,28 @@ mod tests {
     fn packets_arrive_one_by_one_whatever_the_kernel_joins() {
         send_and_receive("127.0.0.1");
         send_and_receive("::1");
+    }
+
+    #[test]
+    fn an_address_without_a_way_stops_nobody_else() {
+        let (mut from, mut to) = pair("127.0.0.1");
+        let mut transmission = Transmission::new();
+        for (byte, destination) in [(1, "8.8.8.8:4791".parse().unwrap()), (2, to.local())] {
+            for _ in 0..3 {
+                transmission.room().unwrap()[..100].fill(byte);
+                transmission.push(100, destination);
+            }
+        }
+        assert_eq!(from.send(&mut transmission), 3, "from 127.0.0.1 nothing goes to the world");
+        assert!(transmission.is_empty());
+        assert!(matches!(from.kind, Kind::Plain { offload: true }), "segmentation is not to blame");
+        let mut seen = 0;
+        to.receive(|_, packet| {
+            assert_eq!(packet, [2; 100]);
+            seen += 1;
+        })
+        .unwrap();
+        assert_eq!(seen, 3);
     }
 
     #[test]

@@ -77,10 +77,12 @@ pub(super) fn parse(datagram: &[u8], local: SocketAddr) -> Option<(NetworkHeader
     Some((header, payload))
 }
 
-/// Sends what waits, a system call per packet: this kind is for interoperation, not for speed.
-pub(super) fn send(socket: BorrowedFd<'_>, local: SocketAddr, transmission: &mut Transmission) -> io::Result<()> {
+/// Sends what waits, a system call per packet; how many were refused for good. Slow: this kind is for interoperation, not for speed.
+pub(super) fn send(socket: BorrowedFd<'_>, local: SocketAddr, transmission: &mut Transmission) -> u64 {
+    let mut lost = 0;
     while let Some((run, bytes)) = transmission.next_waiting() {
         let (IpAddr::V4(source), IpAddr::V4(destination)) = (local.ip(), run.destination.ip()) else {
+            lost += 1;
             transmission.advance(1);
             continue;
         };
@@ -119,10 +121,13 @@ pub(super) fn send(socket: BorrowedFd<'_>, local: SocketAddr, transmission: &mut
         match refused {
             None => transmission.advance(1),
             Some(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ENOBUFS | libc::EINTR)) => break,
-            Some(_) => transmission.advance(1),
+            Some(_) => {
+                lost += 1;
+                transmission.advance(1);
+            }
         }
     }
-    Ok(())
+    lost
 }
 
 #[cfg(test)]
@@ -162,7 +167,7 @@ mod tests {
             transmission.room().unwrap()[..100].fill(byte);
             transmission.push(100, to.local());
         }
-        from.send(&mut transmission).unwrap();
+        assert_eq!(from.send(&mut transmission), 0);
         let mut seen = Vec::new();
         for _ in 0..100 {
             to.receive(|header, packet| {
