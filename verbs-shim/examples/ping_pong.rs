@@ -1,21 +1,73 @@
-//! Round trip times of SENDs, polled: one side with --listen, the other with --connect.
+//! Round trip times of SENDs, or with --write of WRITEs, polled: one side with --listen, the other with --connect.
 //!
 //!     ping_pong --device soft:lo --listen 127.0.0.1:7500 --size 8 &
 //!     ping_pong --device soft:lo --connect 127.0.0.1:7500 --size 8
 
 mod common;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::Parser;
 use common::{End, Options, buffers};
 use verbs_shim::verbs::WcOpcode;
-use verbs_shim::{Receive, SendRequest};
+use verbs_shim::{Error, Receive, SendRequest};
+
+#[derive(Parser)]
+struct PingPong {
+    #[command(flatten)]
+    options: Options,
+    /// WRITE into the peer's memory, which looks at it all the time (8 bytes, as ib_write_lat does)
+    #[arg(long)]
+    write: bool,
+}
+
+/// Each side writes the number of the round into the other's memory as soon as it sees it in its own.
+fn writes(end: &mut End, client: bool, count: u64) -> Result<Vec<Duration>, Box<dyn std::error::Error>> {
+    let to = end.peer.memory.ok_or("the peer told of no memory")?;
+    let mut times = Vec::with_capacity(count as usize);
+    let mut done = Vec::new();
+    for round in 1..=count {
+        let start = Instant::now();
+        let number = round.to_ne_bytes();
+        let request = SendRequest::write_inline(&number, to).unsignalled();
+        if client {
+            end.queue_pair.post_send(request).map_err(Error::from)?;
+            while end.memory.load(0) < round {
+                end.completions.poll(&mut done)?;
+            }
+            times.push(start.elapsed());
+        } else {
+            while end.memory.load(0) < round {
+                end.completions.poll(&mut done)?;
+            }
+            end.queue_pair.post_send(request).map_err(Error::from)?;
+        }
+        if let Some(failed) = done.drain(..).find(|done| done.status.name() != "IBV_WC_SUCCESS") {
+            return Err(failed.status.name().into());
+        }
+    }
+    Ok(times)
+}
+
+fn report(what: &str, size: usize, mut times: Vec<Duration>) {
+    times.sort();
+    let us = |share: f64| times[((times.len() - 1) as f64 * share) as usize].as_nanos() as f64 / 1000.0;
+    let (count, p50, p99, rare) = (times.len(), us(0.5), us(0.99), us(0.999));
+    println!("{what}, {size} bytes, {count} round trips: p50 {p50:.1} us, p99 {p99:.1} us, p99.9 {rare:.1} us");
+}
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let options = Options::parse();
+    let PingPong { options, write } = PingPong::parse();
     let mut end = End::new(&options)?;
     let client = options.connect.is_some();
+    if write {
+        end.barrier()?;
+        let times = writes(&mut end, client, options.count)?;
+        if client {
+            report("WRITE", 8, times);
+        }
+        return end.barrier();
+    }
     for buffer in buffers(&end, options.size, 8)? {
         end.queue_pair.post_receive(Receive::new(buffer))?;
     }
@@ -56,16 +108,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
     }
     if client {
-        times.sort();
-        let us = |share: f64| times[((times.len() - 1) as f64 * share) as usize].as_nanos() as f64 / 1000.0;
-        println!(
-            "{} bytes, {} round trips: p50 {:.1} us, p99 {:.1} us, p99.9 {:.1} us",
-            options.size,
-            times.len(),
-            us(0.5),
-            us(0.99),
-            us(0.999)
-        );
+        report("SEND", options.size, times);
     }
     end.barrier()?;
     Ok(())

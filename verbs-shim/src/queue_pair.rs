@@ -160,6 +160,12 @@ pub struct Refused<R> {
     pub request: R,
 }
 
+impl<R> From<Refused<R>> for Error {
+    fn from(refused: Refused<R>) -> Self {
+        refused.error.into()
+    }
+}
+
 /// The pieces of one request.
 #[derive(Clone, Copy)]
 struct Pieces {

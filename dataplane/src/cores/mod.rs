@@ -17,6 +17,7 @@
 mod nudge;
 mod read_ahead;
 pub mod scan;
+mod start;
 
 use std::{
     any::Any,
@@ -38,6 +39,7 @@ use futures::{FutureExt, channel::oneshot};
 use glommio::{CpuSet, ExecutorJoinHandle, Latency, LocalExecutorBuilder, Placement, Shares, TaskQueueHandle};
 use hidb::{Error, ErrorCode, Result};
 
+use self::start::Start;
 use crate::{
     arena::Arena,
     cache::BlockCache,
@@ -50,6 +52,8 @@ pub const JOBS_MAX: usize = 4096;
 pub const TURN_US_MAX: u64 = 100;
 /// How often an executor that has work looks at its rings.
 const PREEMPT_US: u64 = 500;
+/// How long an executor may take to run its first task before another is started in its place.
+const START_PATIENCE: Duration = Duration::from_millis(250);
 /// Locked memory of glommio's own buffers, per executor.
 const GLOMMIO_MEMORY_BYTES: usize = 1 << 20;
 
@@ -170,7 +174,8 @@ impl Cores {
             is_stopping: Arc::default(),
             jobs: Arc::default(),
         };
-        let (ready, is_ready) = flume::bounded(count);
+        let (ready, is_ready) = flume::unbounded();
+        let mut starts = Vec::with_capacity(count);
         for (id, receiver) in receivers.into_iter().enumerate() {
             // More cores than CPUs happens in tests: then they share.
             let placement = match cpus.get(id) {
@@ -178,34 +183,35 @@ impl Cores {
                 _ => Placement::Unbound,
             };
             let (config, shared, ready) = (config.clone(), cores.clone(), ready.clone());
-            let started = LocalExecutorBuilder::new(placement)
-                .name(&format!("core-{id}"))
-                .spin_before_park(Duration::from_micros(config.spin_us))
-                .preempt_timer(Duration::from_micros(PREEMPT_US))
-                .io_memory(GLOMMIO_MEMORY_BYTES)
-                .spawn(move || run_core(id, count, config, shared, receiver, ready));
-            match started {
-                Ok(thread) => cores.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread),
-                Err(error) => {
-                    cores.stop();
-                    return Err(Error::new(ErrorCode::Io, format!("core {id} did not start: {error}")));
-                }
-            }
+            let spin = Duration::from_micros(config.spin_us);
+            let builder = move || {
+                LocalExecutorBuilder::new(placement.clone())
+                    .name(&format!("core-{id}"))
+                    .spin_before_park(spin)
+                    .preempt_timer(Duration::from_micros(PREEMPT_US))
+                    .io_memory(GLOMMIO_MEMORY_BYTES)
+            };
+            starts.push(Start::new(builder, move || run_core(id, count, config, shared, receiver, ready)));
         }
         drop(ready);
         let mut watched = Vec::with_capacity(count);
-        for _ in 0..count {
-            let failure = match is_ready.recv() {
-                Ok(Ok(core)) => {
-                    watched.push(core);
-                    continue;
-                }
-                Ok(Err(error)) => error,
-                Err(_) => Error::new(
-                    ErrorCode::Io,
-                    "a core's executor did not start: each needs io_uring and 1 MiB of locked memory (ulimit -l)",
-                ),
-            };
+        let failure = loop {
+            if watched.len() == count {
+                break None;
+            }
+            match is_ready.recv_timeout(START_PATIENCE) {
+                Ok(Ok(core)) => watched.push(core),
+                Ok(Err(error)) => break Some(error),
+                // All cores have ended, or none of those that run has anything to say yet.
+                Err(waited) => match starts.iter_mut().try_for_each(|start| start.try_again(waited)) {
+                    Ok(()) => {}
+                    Err(error) => break Some(error),
+                },
+            }
+        };
+        let threads = starts.into_iter().filter_map(Start::into_thread).collect();
+        *cores.threads.lock().unwrap_or_else(PoisonError::into_inner) = threads;
+        if let Some(failure) = failure {
             cores.stop();
             return Err(failure);
         }

@@ -8,8 +8,8 @@
 //! Owns the watch thread: it wakes the first task of each core, every 1 ms while a job or device I/O is in flight on any core,
 //! every 20 ms otherwise, so such a stall lasts that long. The task counts its wakes. A wake that was not counted
 //! yet is repeated after 1, 2, 4 ... 256 ms: the woken task may be the one that did not run, and each unanswered wake
-//! holds a reference of the task, of which glommio allows 32,767. Called by [`super::Cores::start`]. Not
-//! covered: a stall before the first task of a core has run at all, when there is no waker yet.
+//! holds a reference of the task, of which glommio allows 32,767. Called by [`super::Cores::start`]. A
+//! stall before the first task of a core has run at all, when there is no waker yet, is the business of [`super::start`].
 
 use std::{
     future::Future,

@@ -43,8 +43,9 @@ pub struct End {
     pub domain: ProtectionDomain,
     pub completions: CompletionQueue,
     pub queue_pair: QueuePair,
-    /// Kept for the peer to write to.
-    pub _memory: RemoteBuffer,
+    /// The peer writes here.
+    #[allow(dead_code, reason = "not every example looks at it")]
+    pub memory: RemoteBuffer,
     #[allow(dead_code, reason = "not every example needs it")]
     pub peer: Endpoint,
     pub stream: TcpStream,
@@ -78,7 +79,7 @@ impl End {
         mine.memory = Some(memory.remote());
         let peer = mine.exchange(&mut stream)?;
         queue_pair.connect(&peer, &ConnectOptions::default())?;
-        let mut end = End { domain, completions, queue_pair, _memory: memory, peer, stream, context };
+        let mut end = End { domain, completions, queue_pair, memory, peer, stream, context };
         end.barrier()?;
         Ok(end)
     }
