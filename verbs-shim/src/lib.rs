@@ -13,7 +13,7 @@
 //!
 //! let context = Context::open("soft:127.0.0.1", &OpenOptions::default())?;
 //! let domain = context.create_domain()?;
-//! let completions = context.create_completion_queue(256)?;
+//! let completions = context.create_completion_queue(512)?;
 //! let here = domain.create_queue_pair(&completions, &completions, &QueuePairOptions::default())?;
 //! let there = domain.create_queue_pair(&completions, &completions, &QueuePairOptions::default())?;
 //! here.connect(&there.endpoint(), &ConnectOptions::default())?;

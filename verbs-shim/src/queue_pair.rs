@@ -166,6 +166,16 @@ impl<R> From<Refused<R>> for Error {
     }
 }
 
+/// Fills the places of a chunk that are not used.
+const NOTHING: WorkRequest<'static> = WorkRequest {
+    id: 0,
+    operation: Operation::Send { immediate: None },
+    data: Data::Pieces(&[]),
+    signalled: true,
+    fence: false,
+    solicited: false,
+};
+
 /// The pieces of one request.
 #[derive(Clone, Copy)]
 struct Pieces {
@@ -397,25 +407,18 @@ impl<B: Registered> QueuePair<B> {
         if count == 0 {
             return (0, error);
         }
-        let nothing = WorkRequest {
-            id: 0,
-            operation: Operation::Send { immediate: None },
-            data: Data::Pieces(&[]),
-            signalled: true,
-            fence: false,
-            solicited: false,
-        };
-        let mut raw = [nothing; N];
-        for index in 0..count {
-            let Some(request) = &chunk[index] else { break };
-            let (id, signalled, _) = identifiers[index];
-            let (operation, fence, solicited) = (request.operation, request.fence, request.solicited);
-            let data = match request.payload {
-                Payload::Inline(bytes) if pieces[index].count == 0 && !bytes.is_empty() => Data::Inline(bytes),
-                _ => Data::Pieces(pieces[index].as_slice()),
-            };
-            raw[index] = WorkRequest { id, operation, data, signalled, fence, solicited };
-        }
+        let raw: [WorkRequest<'_>; N] = std::array::from_fn(|index| match &chunk[index] {
+            Some(request) if index < count => {
+                let (id, signalled, _) = identifiers[index];
+                let (operation, fence, solicited) = (request.operation, request.fence, request.solicited);
+                let data = match request.payload {
+                    Payload::Inline(bytes) if pieces[index].count == 0 && !bytes.is_empty() => Data::Inline(bytes),
+                    _ => Data::Pieces(pieces[index].as_slice()),
+                };
+                WorkRequest { id, operation, data, signalled, fence, solicited }
+            }
+            _ => NOTHING,
+        });
         // SAFETY: the ring owns the buffers until their completions, or until it is dropped, which is after the queue
         // pair is (field order).
         let result = unsafe { self.raw.post_send(&raw[..count]) };

@@ -81,7 +81,7 @@ impl CompletionQueue {
     /// Takes completions, at most as many as `into` has places; returns how many.
     ///
     /// The device says less than the work request did. When `status` is a failure, only `id`, `status` and
-    /// `queue_pair` mean something: `opcode` is then [`WcOpcode::Send`] if the device left it open.
+    /// `queue_pair` mean something; `opcode` is then [`WcOpcode::Send`], whatever it was.
     /// `length_bytes` is known for what arrived here (receive requests, READs, atomics), else 0.
     ///
     /// # Errors
@@ -108,11 +108,6 @@ impl CompletionQueue {
 
     #[inline]
     fn poll_raw(&self, into: &mut [MaybeUninit<ibv_wc>]) -> Result<usize, Error> {
-        for entry in into.iter_mut() {
-            // Some devices leave the opcode of a failure unset; see `completion`.
-            // SAFETY: a write to a field of memory that is ours.
-            unsafe { (&raw mut (*entry.as_mut_ptr()).opcode).write(OPCODE_UNSET) };
-        }
         // SAFETY: the queue is alive, and so its context; the device's function writes at most as many entries as
         // it is told. This is what the inline function `ibv_poll_cq` does.
         let taken = unsafe {
@@ -198,21 +193,21 @@ pub(super) fn set_nonblocking(descriptor: BorrowedFd<'_>) -> std::io::Result<()>
     Ok(())
 }
 
-const OPCODE_UNSET: i32 = -1;
-
 /// # Safety
-/// A device must have filled the entry after its opcode was set to something: all fields on success, and
-/// `wr_id`, `status` and `qp_num` on failure (ibv_poll_cq(3)).
+/// A device must have filled the entry: all fields on success, and `wr_id`, `status` and `qp_num` on failure
+/// (ibv_poll_cq(3)).
 #[inline]
 unsafe fn completion(from: &MaybeUninit<ibv_wc>) -> WorkCompletion {
     let wc = from.as_ptr();
     // SAFETY: see above; nothing else is read until the status is known to be success.
-    let (id, status, opcode, queue_pair) = unsafe { ((*wc).wr_id, (*wc).status, (*wc).opcode, (*wc).qp_num) };
-    let (queue_pair, opcode) = (QueuePairNumber(queue_pair), opcode_of(opcode));
+    let (id, status, queue_pair) = unsafe { ((*wc).wr_id, (*wc).status, QueuePairNumber((*wc).qp_num)) };
     if status != 0 {
-        let opcode = opcode.unwrap_or(WcOpcode::Send);
-        return WorkCompletion { id, status: status_of(status), opcode, length_bytes: 0, immediate: None, queue_pair };
+        // Some devices leave the opcode of a failure unset. What it was, the safe layer knows.
+        let (status, opcode) = (status_of(status), WcOpcode::Send);
+        return WorkCompletion { id, status, opcode, length_bytes: 0, immediate: None, queue_pair };
     }
+    // SAFETY: on success the device filled it.
+    let opcode = opcode_of(unsafe { (*wc).opcode });
     let opcode = opcode.unwrap_or(WcOpcode::Send);
     // SAFETY: on success flags and immediate data are filled, and `byte_len` for what arrives.
     let (length_bytes, immediate) = unsafe {
