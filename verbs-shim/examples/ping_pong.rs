@@ -66,7 +66,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         if client {
             report("WRITE", 8, times);
         }
-        return end.barrier();
+        return end.finish();
     }
     for buffer in buffers(&end, options.size, 8)? {
         end.queue_pair.post_receive(Receive::new(buffer))?;
@@ -110,6 +110,5 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     if client {
         report("SEND", options.size, times);
     }
-    end.barrier()?;
-    Ok(())
+    end.finish()
 }

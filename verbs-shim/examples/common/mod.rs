@@ -84,9 +84,16 @@ impl End {
         Ok(end)
     }
 
-    /// Waits until the peer is here too. Polls meanwhile: the peer may wait for our acknowledgements, and nobody else
-    /// sends them on a device without a progress thread.
-    pub fn barrier(&mut self) -> Result<(), Box<dyn std::error::Error>> {
+    /// Waits until the peer is here too. Takes no completions: the peer's first message may come at once.
+    pub fn barrier(&mut self) -> std::io::Result<()> {
+        self.stream.write_all(b".")?;
+        self.stream.read_exact(&mut [0])
+    }
+
+    /// At the end: waits for the peer, and polls meanwhile. It may wait for our acknowledgements, and nobody else sends
+    /// them on a device without a progress thread.
+    #[allow(dead_code, reason = "not every example needs it")]
+    pub fn finish(&mut self) -> Result<(), Box<dyn std::error::Error>> {
         self.stream.write_all(b".")?;
         self.stream.set_nonblocking(true)?;
         let mut done = Vec::new();
