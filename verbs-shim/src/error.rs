@@ -5,7 +5,7 @@ use std::io;
 use thiserror::Error;
 
 use crate::soft::engine::{ControlError, RegisterError};
-use crate::verbs::{Mtu, PostError};
+use crate::verbs::PostError;
 
 /// Why a device cannot be opened, or something cannot be made, connected or polled. Each says what to do.
 #[derive(Debug, Error)]
@@ -55,16 +55,6 @@ pub enum Error {
     /// A request that is not accepted.
     #[error(transparent)]
     Post(#[from] PostError),
-    /// The two sides were told different path MTUs.
-    #[error(
-        "this side can receive packets of {local:?} at most and was asked for {asked:?}: both sides need one path MTU; choose the smaller"
-    )]
-    Mtu {
-        /// This side's.
-        local: Mtu,
-        /// The one asked for.
-        asked: Mtu,
-    },
     /// An endpoint record that is not one, or of a version that this side does not know.
     #[error("the peer's endpoint record is not valid: {0}")]
     Endpoint(&'static str),

@@ -26,7 +26,7 @@ impl Interface {
     }
 }
 
-fn is_link_local(address: IpAddr) -> bool {
+pub(super) fn is_link_local(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => address.is_link_local(),
         IpAddr::V6(address) => address.segments()[0] & 0xffc0 == 0xfe80,

@@ -369,7 +369,7 @@ impl QueuePair {
         let mut peer = remote.socket_address();
         if let (SocketAddr::V6(ours), SocketAddr::V6(theirs)) = (local, &mut peer) {
             // A link-local peer is on our link.
-            theirs.set_scope_id(if is_link_local(*theirs.ip()) { ours.scope_id() } else { 0 });
+            theirs.set_scope_id(if interfaces::is_link_local(IpAddr::V6(*theirs.ip())) { ours.scope_id() } else { 0 });
         }
         let ipv4 = node.socket().ipv4_fields();
         node.engine.to_ready_to_receive(
@@ -476,10 +476,6 @@ impl QueuePair {
         node.notify();
         result
     }
-}
-
-fn is_link_local(address: Ipv6Addr) -> bool {
-    address.segments()[0] & 0xffc0 == 0xfe80
 }
 
 impl Drop for QueuePair {

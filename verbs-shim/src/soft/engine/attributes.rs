@@ -8,7 +8,7 @@ use super::memory::ProtectionDomain;
 use super::{CompletionQueueId, SharedReceiveQueueId};
 use crate::soft::icrc::Ipv4Fields;
 use crate::soft::packet::DEFAULT_PARTITION_KEY;
-use crate::verbs::{Access, Mtu, QueuePairNumber, QueuePairState};
+use crate::verbs::{Mtu, QueuePairNumber, QueuePairState};
 
 /// Bytes that a packet's headers and ICRC are counted with against a window (the largest is 44, an atomic).
 pub const HEADER_CHARGE_BYTES: u64 = 48;
@@ -173,9 +173,6 @@ pub const fn ack_timeout_ns(code: u8) -> Option<u64> {
 pub(crate) fn in_range(name: &'static str, value: u64, max: u64, rule: &'static str) -> Result<(), ControlError> {
     if value <= max { Ok(()) } else { Err(ControlError::Attribute { name, value, rule }) }
 }
-
-/// What the peer may do through a queue pair, beside the rights of each region.
-pub type RemoteAccess = Access;
 
 #[cfg(test)]
 mod tests {

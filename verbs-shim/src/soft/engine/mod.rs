@@ -43,7 +43,7 @@ mod shared;
 use std::net::SocketAddr;
 
 pub use attributes::{
-    ControlError, EngineConfig, HEADER_CHARGE_BYTES, QueuePairConfig, ReceiveAttributes, RemoteAccess, SendAttributes,
+    ControlError, EngineConfig, HEADER_CHARGE_BYTES, QueuePairConfig, ReceiveAttributes, SendAttributes,
     ack_timeout_ns, rnr_timer_ns,
 };
 pub use memory::{AccessError, ProtectionDomain, RegionMemory, RegisterError};
