@@ -24,6 +24,8 @@ use std::{
 };
 
 use bytes::Bytes;
+use hidb::aligned::{ImageMemory, LentMemory};
+use verbs_shim::StableMemory;
 
 /// The unit of allocation.
 pub const PAGE_BYTES: usize = 4096;
@@ -170,6 +172,11 @@ impl Arena {
         self.memory.bytes_in_use.load(Ordering::Relaxed)
     }
 
+    /// Its memory, for registering it with a device.
+    pub fn memory(&self) -> ArenaMemory {
+        ArenaMemory(self.memory.clone())
+    }
+
     /// Address of the first byte, for registering the memory with a ring.
     pub(crate) fn base(&self) -> NonNull<u8> {
         self.memory.base
@@ -179,6 +186,32 @@ impl Arena {
 impl std::fmt::Debug for Arena {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Arena({} of {} bytes in use)", self.bytes_in_use(), self.bytes())
+    }
+}
+
+/// The whole of an arena's memory, kept mapped: for registering it with a device.
+#[derive(Clone)]
+pub struct ArenaMemory(Arc<Memory>);
+
+// SAFETY: the mapping stays where it is until the last handle on it is gone, is zeroed by the kernel, and its runs are
+// handed out as `ArenaBuf`s that never overlap.
+unsafe impl StableMemory for ArenaMemory {
+    fn range(&self) -> (NonNull<u8>, usize) {
+        (self.0.base, self.0.bytes)
+    }
+}
+
+impl ArenaMemory {
+    /// Whether these bytes are part of it.
+    pub fn contains(&self, bytes: &[u8]) -> bool {
+        let (start, at) = (self.0.base.as_ptr() as usize, bytes.as_ptr() as usize);
+        at >= start && at + bytes.len() <= start + self.0.bytes
+    }
+}
+
+impl ImageMemory for Arena {
+    fn lend(&self, length: usize) -> Option<Box<dyn LentMemory>> {
+        Some(Box::new(self.allocate(length)?))
     }
 }
 
@@ -238,6 +271,12 @@ impl std::ops::DerefMut for ArenaBuf {
 
 impl AsRef<[u8]> for ArenaBuf {
     fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl AsMut<[u8]> for ArenaBuf {
+    fn as_mut(&mut self) -> &mut [u8] {
         self
     }
 }

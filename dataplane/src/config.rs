@@ -253,6 +253,11 @@ options! {
     frame_bytes_max: Size = Size::Bytes(1 << 20);
     /// Result frames a request may have sent before the client returns credit.
     initial_credits: u32 = 16;
+    /// RDMA devices to serve links on: names separated by commas (mlx5_0, rxe0, soft:10.0.0.7), auto for all hardware
+    /// that is up, or none.
+    fabric: String = String::from("auto");
+    /// RDMA links per core; past that, batches go by the session's home core, or over TCP.
+    links_max: u32 = 1024;
     /// Prepared statements kept per session; the least recently used one goes first.
     statements_max: usize = 256;
     /// Bytes of load batches a client may have sent and not seen received.
@@ -326,6 +331,7 @@ impl Config {
             ("requests_in_flight_max", self.requests_in_flight_max),
             ("sessions_max", self.sessions_max),
             ("initial_credits", self.initial_credits),
+            ("links_max", self.links_max),
         ] {
             if value == 0 {
                 return wrong(option, "must be at least 1".into());

@@ -104,6 +104,16 @@ frame_kinds! {
     Error = 33,
     /// Unasked: something a client may have cached changed.
     CacheInvalidationNotice = 34,
+    /// Opens an RDMA link.
+    OpenLink = 35,
+    /// The link is connected.
+    LinkOpened = 36,
+    /// Credits: slots of a result ring.
+    SlotsFree = 37,
+    /// Ends a link.
+    CloseLink = 38,
+    /// Unasked: the cell has ended a link.
+    LinkReset = 39,
     /// Begins or resumes a load.
     LoadBegin = 40,
     /// Rows of a load.

@@ -1,7 +1,8 @@
 //! HIDB, the protocol of Heliostat: what a cell and its clients must agree on, and nothing else.
 //!
 //! Owns: the type system ([`types`], [`schema`]), plans ([`plan`]), typed errors with stable codes
-//! ([`error`]), the protobuf messages ([`proto`]), frames ([`frame`]) and result images ([`image`]).
+//! ([`error`]), the protobuf messages ([`proto`]), frames ([`frame`]), result images ([`image`]) and links over RDMA
+//! ([`session`]).
 //!
 //! Invariants
 //! - No I/O, no clock, no threads: everything is a function of its arguments.
@@ -23,6 +24,7 @@ pub mod like;
 pub mod plan;
 pub mod proto;
 pub mod schema;
+pub mod session;
 pub mod types;
 
 pub use error::{Error, ErrorCode, Result};

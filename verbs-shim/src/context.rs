@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::completion::CompletionQueue;
 use crate::connect::QueuePairOptions;
 use crate::device::{DeviceAttributes, OpenOptions};
-use crate::memory::{Buffer, Pages, Region, Registered, RemoteBuffer, StableMemory};
+use crate::memory::{Buffer, Pages, Region, Registered, Registration, RemoteBuffer, StableMemory};
 use crate::provider::{RawContext, RawDomain};
 use crate::queue_pair::{QueuePair, SharedReceiveQueue};
 use crate::soft::engine::{Counters, RegisterError};
@@ -101,6 +101,16 @@ impl ProtectionDomain {
         let (start, bytes) = memory.range();
         let region = self.region(Box::new(memory), Access::LOCAL_WRITE)?;
         Ok(Buffer::new(region, start, bytes))
+    }
+
+    /// Registers an arena whose blocks the program hands out itself: they become work requests by an implementation of
+    /// [`Registered`] of its own, with the key of the registration, which the work requests must hold. The peer has no
+    /// rights on it.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn register_arena(&self, memory: impl StableMemory) -> Result<Registration, Error> {
+        Ok(Registration::new(self.region(Box::new(memory), Access::LOCAL_WRITE)?))
     }
 
     /// New memory, zeroed, that the peer may use as `access` says.

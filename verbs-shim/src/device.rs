@@ -70,6 +70,16 @@ pub struct DeviceAttributes {
     pub read_atomic_depth_max: u8,
 }
 
+impl DeviceAttributes {
+    /// Whether a network card does the work; false for the kernel's software devices (rxe, siw) and for soft ones.
+    pub fn is_hardware(&self) -> bool {
+        let place = std::path::Path::new("/sys/class/infiniband").join(&self.name);
+        // Software devices have no parent: they are below /sys/devices/virtual.
+        let is_real = |place: std::path::PathBuf| !place.starts_with("/sys/devices/virtual");
+        self.provider == Provider::Ibv && std::fs::canonicalize(place).is_ok_and(is_real)
+    }
+}
+
 /// How a device is opened.
 #[derive(Debug, Clone, Default)]
 pub struct OpenOptions {

@@ -52,6 +52,6 @@ pub use connect::{ConnectOptions, Endpoint, QueuePairOptions, RemoteMemory};
 pub use context::{Context, ProtectionDomain, devices};
 pub use device::{Capabilities, DeviceAttributes, GidChoice, OpenOptions, Progress, Provider, Transport};
 pub use error::Error;
-pub use memory::{Buffer, Registered, RemoteBuffer, StableMemory};
+pub use memory::{Buffer, Registered, Registration, RemoteBuffer, StableMemory};
 pub use queue_pair::{QueuePair, Receive, Refused, SendRequest, SharedReceiveQueue};
 pub use verbs::Mtu;

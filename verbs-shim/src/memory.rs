@@ -24,6 +24,8 @@ use crate::verbs::{MemoryKey, Sge};
 /// # Safety
 /// `range` gives the same bytes at every call until the owner is dropped; they are mapped, readable and writable,
 /// initialised, in the range of no other value, and nobody but through the buffers made of them touches them meanwhile.
+/// (Of memory for [`register_arena`](crate::ProtectionDomain::register_arena) no buffers are made: who may touch which
+/// part is then the program's affair, see [`Registered`].)
 pub unsafe trait StableMemory: Send + Sync + 'static {
     /// First byte and length.
     fn range(&self) -> (NonNull<u8>, usize);
@@ -78,6 +80,29 @@ pub(crate) struct Region {
 impl Region {
     pub(crate) fn new(raw: RawRegion, memory: Box<dyn StableMemory>) -> Arc<Self> {
         Arc::new(Region { raw, _memory: memory })
+    }
+}
+
+/// The registration of an arena that the program cuts up itself, see
+/// [`register_arena`](crate::ProtectionDomain::register_arena). Cheap to clone; deregistered when the last clone is
+/// dropped.
+#[derive(Clone)]
+pub struct Registration(Arc<Region>);
+
+impl Registration {
+    pub(crate) fn new(region: Arc<Region>) -> Self {
+        Registration(region)
+    }
+
+    /// The local key, for [`Sge`]s of blocks inside.
+    pub fn key(&self) -> MemoryKey {
+        self.0.raw.local_key()
+    }
+}
+
+impl fmt::Debug for Registration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Registration(key {:#x})", self.key().0)
     }
 }
 

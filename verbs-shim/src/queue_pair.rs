@@ -119,6 +119,14 @@ impl<'a, B: Registered> SendRequest<'a, B> {
         self
     }
 
+    /// What it would own; nothing for inline data. For a request that was refused.
+    pub fn into_buffer(self) -> Option<B> {
+        match self.payload {
+            Payload::Owned(buffer) => Some(buffer),
+            Payload::Inline(_) => None,
+        }
+    }
+
     fn opcode(&self) -> WcOpcode {
         match self.operation {
             Operation::Send { .. } => WcOpcode::Send,

@@ -11,10 +11,12 @@
 //! - A step filters at most [`crate::STEP_BLOCKS_MAX`] blocks (fewer when predicates are dear) or works on at most
 //!   [`BODY_BLOCKS`].
 
+use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use heliostat_segment::{Chunk, SegmentFooter, Selection};
+use hidb::aligned::ImageMemory;
 use hidb::image::ResultImage;
 use hidb::plan::Phase;
 use hidb::{BLOCK_ROWS, Error, ErrorCode, Result};
@@ -114,6 +116,11 @@ pub struct CoreScan {
 }
 
 impl CoreScan {
+    /// Images are written into memory of this from now on; without it, on the heap.
+    pub fn lend(&mut self, memory: Rc<dyn ImageMemory>) {
+        self.emitter.lend(memory);
+    }
+
     /// A scan of no row group yet.
     pub fn new(compiled: Arc<CompiledScan>, shared: Arc<SharedScan>) -> Self {
         let body = match &compiled.aggregate {

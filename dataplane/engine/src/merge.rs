@@ -8,8 +8,10 @@
 //!   rows where the plan asks for none.
 
 use std::collections::VecDeque;
+use std::rc::Rc;
 use std::sync::Arc;
 
+use hidb::aligned::ImageMemory;
 use hidb::image::ResultImage;
 use hidb::plan::Phase;
 use hidb::{BLOCK_ROWS, Error, ErrorCode, Result};
@@ -80,6 +82,11 @@ pub struct Merge {
 }
 
 impl Merge {
+    /// Images are written into memory of this from now on; without it, on the heap.
+    pub fn lend(&mut self, memory: Rc<dyn ImageMemory>) {
+        self.emitter.lend(memory);
+    }
+
     /// A merge of no part yet.
     pub fn new(compiled: Arc<CompiledScan>, shared: Arc<SharedScan>) -> Self {
         let emitter = compiled.emitter();

@@ -44,6 +44,7 @@ use crate::{
     arena::Arena,
     cache::BlockCache,
     device::{ring::Ring, uring::UringDevice},
+    fabric::port::Ports,
 };
 
 /// Jobs that may wait for one core.
@@ -136,6 +137,8 @@ pub struct Core {
     pub background: TaskQueueHandle,
     /// All cores.
     pub cores: Cores,
+    /// The RDMA devices that it has open.
+    pub fabric: Ports,
 }
 
 thread_local! {
@@ -425,7 +428,11 @@ async fn run_core(
         };
         nudge::answer(answered, take_jobs).await;
     }
-    CORE.set(None);
+    if let Some(core) = CORE.take() {
+        core.fabric.close();
+        // Its tasks see that.
+        glommio::executor().yield_now().await;
+    }
 }
 
 fn open_core(id: usize, count: usize, config: &CoresConfig, cores: Cores) -> Result<Core> {
@@ -438,7 +445,7 @@ fn open_core(id: usize, count: usize, config: &CoresConfig, cores: Cores) -> Res
     let device = config.volume.as_ref().map(|path| UringDevice::open(path, &ring)).transpose()?;
     let cache_bytes = config.cache_bytes.min(arena.bytes() / 4 * 3);
     let cache = device.clone().map(|device| BlockCache::new(device, cache_bytes));
-    Ok(Core { id, count, arena, ring, device, cache, background, cores })
+    Ok(Core { id, count, arena, ring, device, cache, background, cores, fabric: Ports::default() })
 }
 
 /// The CPUs this process may run on.

@@ -12,11 +12,12 @@
 
 use std::{
     pin::pin,
+    rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use futures::future::{try_join, try_join_all};
+use futures::future::{LocalBoxFuture, try_join, try_join_all};
 use futures_lite::future::or;
 use heliostat_engine::{CompiledScan, CorePartial, CoreScan, Merge, MergeStep, ScanStats, SharedScan, Step};
 use hidb::{Error, ErrorCode, Result, image::ResultImage};
@@ -29,6 +30,34 @@ use crate::store::TableSnapshot;
 
 /// Images of one core that wait for the home core.
 const IMAGES_PER_CORE: usize = 2;
+
+/// The way of a core's images when it sends them itself.
+pub trait ImageSink {
+    /// Sends one; waits as long as the client takes none.
+    fn send(&self, image: ResultImage) -> LocalBoxFuture<'_, Result<()>>;
+
+    /// What was sent.
+    fn sent(&self) -> Sent;
+}
+
+/// Who knows whether a core sends its images itself.
+pub trait Direct: Send + Sync {
+    /// The way from this core; `None`: by the home core.
+    fn sink(&self, core: usize) -> Option<Box<dyn ImageSink>>;
+}
+
+/// What a core sent itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sent {
+    /// The link's number within the session.
+    pub link: u32,
+    /// Frames.
+    pub frames: u64,
+    /// Rows.
+    pub rows: u64,
+    /// Bytes of payload.
+    pub bytes: u64,
+}
 
 /// One question to one table.
 #[derive(Clone)]
@@ -43,10 +72,14 @@ pub struct ScanRequest {
     pub deadline: Option<Instant>,
     /// Reads everything from the device and leaves the cache alone.
     pub bypass_cache: bool,
+    /// Which cores send their images themselves.
+    pub direct: Option<Arc<dyn Direct>>,
+    /// The core in whose arena images are written that it gives to the sink; elsewhere they lie on the heap.
+    pub home: Option<usize>,
 }
 
 /// What a scan did, over all cores.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ScanStatistics {
     /// The engine's counters.
     pub engine: ScanStats,
@@ -56,12 +89,15 @@ pub struct ScanStatistics {
     pub bytes_returned: u64,
     /// Images handed to the sink.
     pub images: u64,
+    /// What cores sent themselves.
+    pub sent: Vec<Sent>,
 }
 
 /// What one core hands to the home core at the end.
 struct CoreOutcome {
     partial: CorePartial,
     bytes_read_device: u64,
+    sent: Option<Sent>,
 }
 
 /// Stops the other cores when the request ends early, by an error or because it was dropped.
@@ -108,8 +144,12 @@ pub async fn scan_table(
 
     let mut turn = Turn::default();
     let mut merge = Merge::new(request.compiled.clone(), request.shared.clone());
+    if let (Some(_), Some(core)) = (request.home, Core::current()) {
+        merge.lend(Rc::new(core.arena.clone()));
+    }
     for outcome in outcomes {
         statistics.bytes_read_device += outcome.bytes_read_device;
+        statistics.sent.extend(outcome.sent);
         merge.push(outcome.partial)?;
         turn.yield_if_due().await;
     }
@@ -188,6 +228,10 @@ async fn scan_core(request: ScanRequest, images: flume::Sender<ResultImage>) -> 
     let columns = request.snapshot.schema.fields().len() + 1;
     let mut read_ahead = ReadAhead::new(cache, request.bypass_cache, core.arena.bytes(), columns);
     let mut scan = CoreScan::new(request.compiled.clone(), request.shared.clone());
+    let direct = request.direct.as_ref().and_then(|direct| direct.sink(core.id));
+    if direct.is_some() || request.home == Some(core.id) {
+        scan.lend(Rc::new(core.arena.clone()));
+    }
     for (index, group) in work.iter().enumerate() {
         if request.shared.is_satisfied() {
             break;
@@ -204,8 +248,12 @@ async fn scan_core(request: ScanRequest, images: flume::Sender<ResultImage>) -> 
                     turn.restart();
                 }
                 Step::Image(image) => {
-                    let sent = send_image(&images, image, || read_ahead.release(index)).await;
-                    sent.map_err(|_| Error::new(ErrorCode::Cancelled, "nobody waits for the result any more"))?;
+                    let gone = |_| Error::new(ErrorCode::Cancelled, "nobody waits for the result any more");
+                    let release = || read_ahead.release(index);
+                    match &direct {
+                        Some(sink) => with_patience(sink.send(image), release).await?,
+                        None => with_patience(images.send_async(image), release).await.map_err(gone)?,
+                    }
                     turn.restart();
                 }
                 Step::Progress => {}
@@ -215,13 +263,14 @@ async fn scan_core(request: ScanRequest, images: flume::Sender<ResultImage>) -> 
         }
         turn.yield_if_due().await;
     }
-    Ok(CoreOutcome { partial: scan.finish()?, bytes_read_device: read_ahead.bytes_read_device })
+    let sent = direct.map(|sink| sink.sent());
+    Ok(CoreOutcome { partial: scan.finish()?, bytes_read_device: read_ahead.bytes_read_device, sent })
 }
 
-/// Hands an image on. When it is not taken for long, `release` is called first: memory that a stalled request holds
+/// Waits until an image is taken. When that takes long, `release` is called first: memory that a stalled request holds
 /// is missing to all others.
-async fn send_image<T>(images: &flume::Sender<T>, image: T, release: impl FnOnce()) -> Result<(), flume::SendError<T>> {
-    let mut sending = pin!(images.send_async(image));
+async fn with_patience<T>(sending: impl Future<Output = T>, release: impl FnOnce()) -> T {
+    let mut sending = pin!(sending);
     if let Some(sent) = futures_lite::future::poll_once(sending.as_mut()).await {
         return sent;
     }

@@ -24,6 +24,8 @@ pub(super) struct State {
     pub urgent: VecDeque<u32>,
     pub bulk: VecDeque<u32>,
     pub in_kernel: u32,
+    /// Those of them that wait for descriptors, maybe for ever.
+    pub polls: u32,
     pub counters: RingCounters,
 }
 
@@ -51,7 +53,7 @@ impl RingCounters {
                 self.writes += pieces;
                 self.written_bytes += bytes;
             }
-            Operation::Flush => {}
+            Operation::Flush | Operation::Poll(_) => {}
         }
     }
 }
@@ -62,6 +64,8 @@ pub(super) enum Operation {
     Read,
     Write,
     Flush,
+    /// Waits until this descriptor, of another owner who keeps it open, is readable.
+    Poll(std::os::fd::RawFd),
 }
 
 /// The memory of a request, owned by the ring while it is in flight.
@@ -128,6 +132,9 @@ impl State {
             }
             (Operation::Read, None) => opcode::Read::new(file, pointer, length).offset(piece.offset).build(),
             (Operation::Write, _) => opcode::Write::new(file, pointer, length).offset(piece.offset).build(),
+            (Operation::Poll(descriptor), _) => {
+                opcode::PollAdd::new(types::Fd(descriptor), libc::POLLIN as u32).build()
+            }
             (Operation::Flush, _) => opcode::Fsync::new(file).flags(types::FsyncFlags::DATASYNC).build(),
         };
         Some(entry.user_data(index as u64))
@@ -138,8 +145,11 @@ impl State {
         self.in_kernel = self.in_kernel.saturating_sub(1);
         let Some(piece) = self.pieces.get_mut(index) else { return };
         let Some(request) = self.requests.get_mut(piece.request) else { return };
+        if let Operation::Poll(_) = request.operation {
+            self.polls = self.polls.saturating_sub(1);
+        }
         let failure = match result {
-            _ if request.operation == Operation::Flush && result >= 0 => None,
+            _ if matches!(request.operation, Operation::Flush | Operation::Poll(_)) && result >= 0 => None,
             errno if errno < 0 => {
                 if matches!(-errno, libc::EAGAIN | libc::EINTR) && piece.retries < RETRIES_MAX {
                     piece.retries += 1;
@@ -163,6 +173,12 @@ impl State {
         };
         request.failure = request.failure.or(failure);
         self.finish(index, woken);
+    }
+
+    /// Whether a piece waits for a descriptor.
+    pub fn is_poll(&mut self, index: u32) -> bool {
+        let Some(request) = self.pieces.get_mut(index).map(|piece| piece.request) else { return false };
+        self.requests.get_mut(request).is_some_and(|request| matches!(request.operation, Operation::Poll(_)))
     }
 
     pub fn requeue(&mut self, index: u32) {

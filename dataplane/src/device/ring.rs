@@ -29,7 +29,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use io_uring::IoUring;
+use io_uring::{IoUring, opcode, types};
 
 pub use super::requests::RingCounters;
 use super::requests::{Buffer, Failure, Operation, Piece, Request, State};
@@ -58,7 +58,7 @@ struct Inner {
     registration_refused: Cell<bool>,
     files_in_use: RefCell<Vec<bool>>,
     submit_is_scheduled: Cell<bool>,
-    /// Operations in the kernel, for the watch thread of the cores.
+    /// Operations in the kernel, but for those that wait for descriptors; for the watch thread of the cores.
     in_flight: Arc<AtomicU32>,
 }
 
@@ -110,6 +110,18 @@ impl Ring {
     /// How many operations the kernel has; may be read on any thread.
     pub(crate) fn in_flight_counter(&self) -> Arc<AtomicU32> {
         self.0.in_flight.clone()
+    }
+
+    /// Ready once `descriptor` is readable. A future that is dropped earlier leaves the poll behind
+    /// until then: the kernel holds on to the file itself, so that closing the descriptor meanwhile harms nobody.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub async fn readable(&self, descriptor: BorrowedFd<'_>) -> io::Result<()> {
+        match self.start(Operation::Poll(descriptor.as_raw_fd()), 0, 0, Buffer::None, 1).await {
+            Ok(_) | Err(Failure::Short { .. }) => Ok(()),
+            Err(Failure::Errno { errno, .. }) => Err(io::Error::from_raw_os_error(errno)),
+        }
     }
 
     /// Puts a file into the ring's file table; the slot is for [`Ring::start`].
@@ -261,8 +273,9 @@ impl Inner {
                     break;
                 }
                 state.in_kernel += 1;
+                state.polls += u32::from(state.is_poll(index));
             }
-            self.in_flight.store(state.in_kernel, Ordering::Relaxed);
+            self.in_flight.store(state.in_kernel.saturating_sub(state.polls), Ordering::Relaxed);
             let is_empty = submissions.is_empty();
             drop(submissions);
             if !is_empty && let Err(error) = uring.submit() {
@@ -291,7 +304,7 @@ impl Inner {
             for completion in uring.completion() {
                 state.complete(completion.user_data() as u32, completion.result(), &mut woken);
             }
-            self.in_flight.store(state.in_kernel, Ordering::Relaxed);
+            self.in_flight.store(state.in_kernel.saturating_sub(state.polls), Ordering::Relaxed);
             !state.urgent.is_empty() || !state.bulk.is_empty()
         };
         woken.into_iter().for_each(Waker::wake);
@@ -306,6 +319,14 @@ impl Drop for Inner {
         let uring = self.uring.get_mut();
         let state = self.state.get_mut();
         let mut forgotten = Vec::new();
+        if state.polls > 0 {
+            // They might wait for ever. Everything may be cancelled: nobody is left who wants it.
+            let cancel = opcode::AsyncCancel2::new(types::CancelBuilder::any().all()).build().user_data(u64::MAX);
+            // SAFETY: the entry refers to no memory.
+            if unsafe { uring.submission().push(&cancel) }.is_ok() {
+                state.in_kernel += 1;
+            }
+        }
         while state.in_kernel > 0 {
             match uring.submit_and_wait(1) {
                 Ok(_) => {}

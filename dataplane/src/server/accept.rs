@@ -157,6 +157,7 @@ async fn handshake(cell: &Arc<Cell>, stream: &mut TcpStream) -> Result<Option<Ag
         cell_version: env!("CARGO_PKG_VERSION").into(),
         volume_uuid: cell.store.volume().into(),
         cores: cell.cores.count() as u32,
+        fabric: cell.devices.to_proto(),
     };
     let bytes = match frame::encode_frame(FrameKind::HelloAck, frame.request_id, &ack, &[]) {
         Ok(bytes) => bytes,

@@ -14,6 +14,7 @@ use hidb::proto;
 
 use super::Cell;
 use super::session::Session;
+use crate::fabric::link::Link;
 use crate::metrics::Recorder;
 
 /// The server's part of one core.
@@ -26,6 +27,8 @@ pub struct CoreServer {
     pub recorder: Recorder,
     /// Sessions here, by id.
     pub sessions: RefCell<HashMap<u64, Weak<Session>>>,
+    /// Links of sessions, of this core and others, that this core serves; by session.
+    pub links: RefCell<HashMap<u64, Rc<Link>>>,
 }
 
 thread_local! {
@@ -42,6 +45,7 @@ impl CoreServer {
                     index,
                     recorder: cell.metrics.recorder(index),
                     sessions: RefCell::default(),
+                    links: RefCell::default(),
                 });
                 let flusher = Rc::downgrade(&core);
                 glommio::spawn_local(async move {
@@ -74,6 +78,12 @@ impl CoreServer {
         counters.device_read_bytes_total.store(device.read_bytes, Relaxed);
         counters.device_writes_total.store(device.writes, Relaxed);
         counters.device_written_bytes_total.store(device.written_bytes, Relaxed);
+    }
+
+    /// Counts rows and bytes that were returned to clients.
+    pub fn count_returned(&self, rows: u64, bytes: u64) {
+        self.recorder.counters.rows_returned_total.fetch_add(rows, Relaxed);
+        self.recorder.counters.returned_bytes_total.fetch_add(bytes, Relaxed);
     }
 
     /// Tells every session here. A session whose queue is full does not hold up the others.

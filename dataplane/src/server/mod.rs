@@ -3,7 +3,7 @@
 //! Owns [`Cell`] (what all threads of a running cell share) and [`serve`] (the control thread). Called by `main`.
 //!
 //! A connection is accepted and greeted on the control thread (`accept`), then moves to a core (`session`), where its
-//! requests run (`requests`, `catalog`, `questions`, `loads`). Answers leave through one bounded queue per session
+//! requests run (`requests`, `catalog`, `questions`, `loads`). A session may open RDMA links (`links`). Answers leave through one bounded queue per session
 //! (`outbox`).
 //!
 //! Invariants
@@ -14,6 +14,7 @@ pub mod accept;
 pub mod background;
 pub mod catalog;
 pub mod core;
+pub mod links;
 pub mod loads;
 pub mod metrics_http;
 pub mod outbox;
@@ -36,6 +37,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use self::core::CoreServer;
 use crate::config::Config;
 use crate::cores::{self, Cores};
+use crate::fabric::Devices;
 use crate::metrics::Metrics;
 use crate::store::Store;
 
@@ -47,6 +49,8 @@ pub struct Cell {
     pub name: String,
     /// Its tables.
     pub store: Arc<Store>,
+    /// RDMA devices that links are served on.
+    pub devices: Devices,
     /// Its executors.
     pub cores: Cores,
     /// What it counts.
@@ -61,12 +65,13 @@ pub struct Cell {
 
 impl Cell {
     /// A cell over an open store and running cores.
-    pub fn new(config: Config, store: Arc<Store>, cores: Cores) -> Arc<Self> {
+    pub fn new(config: Config, devices: Devices, store: Arc<Store>, cores: Cores) -> Arc<Self> {
         Arc::new(Cell {
             name: config.cell_name(),
             metrics: Metrics::new(cores.count()),
             config,
             store,
+            devices,
             cores,
             started: Instant::now(),
             draining: AtomicBool::new(false),

@@ -10,21 +10,21 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_lite::future::or;
 use heliostat_engine::{CompiledScan, EngineOptions};
-use hidb::frame::{FrameKind, PAYLOAD_BYTES_MAX};
+use hidb::frame::FrameKind;
 use hidb::image::{ResultImage, schema_message};
 use hidb::plan::{ScanPlan, substrait};
 use hidb::{Error, ErrorCode, Result, convert, proto};
 
+use super::links::{Cut, DirectLinks, ResultLink};
 use super::session::{Request, Session};
 use super::statements::Statement;
 use super::{Failure, catalog};
-use crate::cores::scan::{ScanRequest, scan_table};
+use crate::cores::scan::{Direct, ScanRequest, scan_table};
 use crate::store::TableSnapshot;
 
 /// What a request says about how it wants to be run.
@@ -142,25 +142,28 @@ async fn answer(
         0 => memory_limit,
         wanted => wanted.min(memory_limit),
     };
+    let way = ResultLink::of(session);
     let options = EngineOptions {
         memory_bytes_max: memory_bytes_max as usize,
-        image_bytes_max: session.agreed.image_bytes_max,
+        image_bytes_max: session.agreed.image_bytes_max.min(way.payload_bytes_max()),
         decimal64: session.agreed.decimal64,
     };
     let compiled = CompiledScan::compile(&plan, &table.schema, options)?;
-    request.grant(match wishes.initial_credits {
+    let credits = match wishes.initial_credits {
         0 => config.initial_credits,
         wanted => wanted,
-    });
+    };
+    request.grant(credits);
     let timeout = match wishes.timeout_ms {
         0 => config.request_timeout.0,
         milliseconds => Duration::from_millis(milliseconds),
     };
     let work = async {
         if wishes.explain {
-            return explain(session, request, &table, &compiled, started).await;
+            return explain(Results::new(session, request, way), &table, &compiled, started).await;
         }
-        run(session, request, &table, compiled, wishes.bypass_cache, started).await
+        let results = Results::new(session, request, way);
+        run(results, &table, compiled, wishes.bypass_cache, credits, started).await
     };
     let deadline = async {
         if timeout.is_zero() {
@@ -173,16 +176,21 @@ async fn answer(
     Ok(session.until_stopped(request, or(work, deadline)).await?)
 }
 
-/// Result frames of one request.
+/// Result frames of one request, from the home core.
 struct Results<'a> {
     session: &'a Session,
     request: &'a Request,
+    way: ResultLink,
     sequence: u64,
     rows: u64,
     bytes: u64,
 }
 
-impl Results<'_> {
+impl<'a> Results<'a> {
+    fn new(session: &'a Session, request: &'a Request, way: ResultLink) -> Self {
+        Results { session, request, way, sequence: 0, rows: 0, bytes: 0 }
+    }
+
     async fn send(&mut self, mut message: proto::FilteredResultSet, payload: Bytes) -> Result<()> {
         if !payload.is_empty() {
             let closed = |_| Error::new(ErrorCode::Cancelled, "the request's credits were closed");
@@ -190,47 +198,55 @@ impl Results<'_> {
         }
         message.sequence = self.sequence;
         self.sequence += 1;
+        self.rows += message.rows;
         self.bytes += payload.len() as u64;
-        let counters = &self.session.core.recorder.counters;
-        counters.returned_bytes_total.fetch_add(payload.len() as u64, Relaxed);
-        self.session.outbox.send_with_payload(FrameKind::FilteredResultSet, self.request.id, &message, payload).await
+        self.session.core.count_returned(message.rows, payload.len() as u64);
+        self.way.send(self.session, FrameKind::FilteredResultSet, self.request.id, &message, payload).await
     }
 
     async fn send_image(&mut self, image: ResultImage) -> Result<()> {
-        let rows = u64::from(image.rows);
-        self.rows += rows;
-        self.session.core.recorder.counters.rows_returned_total.fetch_add(rows, Relaxed);
-        let mut payload = image.bytes.into_bytes();
-        // Only a single row that is longer than a frame takes several.
-        while payload.len() > PAYLOAD_BYTES_MAX {
-            let part = payload.split_to(PAYLOAD_BYTES_MAX);
-            self.send(proto::FilteredResultSet { more: true, ..Default::default() }, part).await?;
+        for (message, payload) in Cut::new(image, self.way.payload_bytes_max()) {
+            self.send(message, payload).await?;
         }
-        self.send(proto::FilteredResultSet { rows, ..Default::default() }, payload).await
+        Ok(())
     }
 }
 
 async fn run(
-    session: &Session,
-    request: &Request,
+    mut results: Results<'_>,
     table: &Arc<TableSnapshot>,
     compiled: Arc<CompiledScan>,
     bypass_cache: bool,
+    credits: u32,
     started: Instant,
 ) -> Result<()> {
-    let mut results = Results { session, request, sequence: 0, rows: 0, bytes: 0 };
-    let schema = schema_message(compiled.result_schema(), session.agreed.decimal64);
-    let cores = &session.core.cell.cores;
+    let core = &results.session.core;
+    let agreed = &results.session.agreed;
+    let schema = schema_message(compiled.result_schema(), agreed.decimal64);
     let stored_bytes = stored_bytes(table, compiled.columns());
-    let scan =
-        ScanRequest { snapshot: table.clone(), shared: compiled.shared(), compiled, deadline: None, bypass_cache };
+    let (home, request_id) = (core.index, results.request.id);
+    let direct = results.way.is_link().then(|| {
+        let (cell, session_id) = (core.cell.clone(), agreed.session_id);
+        Arc::new(DirectLinks { cell, session_id, home, request_id, credits }) as Arc<dyn Direct>
+    });
+    let scan = ScanRequest {
+        snapshot: table.clone(),
+        shared: compiled.shared(),
+        compiled,
+        deadline: None,
+        bypass_cache,
+        home: direct.is_some().then_some(home),
+        direct,
+    };
     results.send(proto::FilteredResultSet::default(), schema.into()).await?;
-    let stats = scan_table(cores, scan, async |image| results.send_image(image).await).await?;
+    let stats = scan_table(&core.cell.cores, scan, async |image| results.send_image(image).await).await?;
+    let elsewhere = stats.sent.iter().map(|sent| proto::LinkFrames { link: sent.link, frames: sent.frames });
     let last = proto::FilteredResultSet {
         last: true,
+        elsewhere: elsewhere.collect(),
         statistics: Some(proto::ScanStatistics {
-            rows: results.rows,
-            bytes_returned: results.bytes,
+            rows: results.rows + stats.sent.iter().map(|sent| sent.rows).sum::<u64>(),
+            bytes_returned: results.bytes + stats.sent.iter().map(|sent| sent.bytes).sum::<u64>(),
             bytes_read_device: stats.bytes_read_device,
             bytes_decoded: stats.engine.bytes_decoded,
             row_groups_total: stats.engine.row_groups_total,
@@ -257,15 +273,13 @@ fn stored_bytes(table: &TableSnapshot, columns: &[usize]) -> u64 {
 }
 
 async fn explain(
-    session: &Session,
-    request: &Request,
+    mut results: Results<'_>,
     table: &Arc<TableSnapshot>,
     compiled: &Arc<CompiledScan>,
     started: Instant,
 ) -> Result<()> {
     let footers = table.segments.iter().map(|segment| segment.footer.as_ref());
     let (text, would) = compiled.explain(footers);
-    let mut results = Results { session, request, sequence: 0, rows: 0, bytes: 0 };
     let last = proto::FilteredResultSet {
         last: true,
         explain: text,

@@ -1,6 +1,6 @@
 //! From a frame to its answer: which kind of request is answered where.
 //!
-//! Called by `session` in a task of its own per request; calls `catalog`, `questions` and `loads`.
+//! Called by `session` in a task of its own per request; calls `catalog`, `questions`, `links` and `loads`.
 
 use std::rc::Rc;
 
@@ -8,7 +8,7 @@ use hidb::frame::{Frame, FrameKind};
 use hidb::{Error, ErrorCode, proto};
 
 use super::session::{Request, Session};
-use super::{Failure, catalog, loads, questions};
+use super::{Failure, catalog, links, loads, questions};
 
 /// Answers a request. An error becomes the `Error` frame that ends it.
 pub async fn answer(session: &Rc<Session>, request: &Rc<Request>, frame: Frame) -> Result<(), Failure> {
@@ -43,6 +43,8 @@ pub async fn answer(session: &Rc<Session>, request: &Rc<Request>, frame: Frame) 
             session.statements.borrow_mut().remove(close.statement_id);
             outbox.send(FrameKind::Done, id, &proto::Done {}).await?;
         }
+        FrameKind::OpenLink => links::open(session, request, frame.message()?).await?,
+        FrameKind::CloseLink => links::close(session, request, &frame.message()?).await?,
         FrameKind::LoadBegin => loads::begin(session, request, frame.message()?).await?,
         FrameKind::LoadCommit => loads::commit(session, request, frame.message()?).await?,
         FrameKind::LoadAbort => loads::abort(session, request, frame.message()?).await?,

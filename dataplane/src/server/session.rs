@@ -17,7 +17,6 @@ use std::os::fd::{FromRawFd, IntoRawFd};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
 use futures_lite::future::or;
@@ -30,11 +29,13 @@ use hidb::{Error, ErrorCode, Result, convert, proto};
 
 use super::Failure;
 use super::core::CoreServer;
+use super::links::{self, Links};
 use super::loads::Loads;
 use super::outbox::{Outbox, write_frames};
 use super::requests;
 use super::statements::Statements;
 use crate::cores::catch_panics;
+use crate::waiters::Waiters;
 
 /// The socket, shared by the reading and the writing task of one core.
 pub type SharedStream = Rc<RefCell<TcpStream>>;
@@ -46,7 +47,7 @@ const NOTICES_WAITING_MAX: usize = 256;
 /// Answers to cancels and refusals that may wait for a client that does not read.
 const HOUSEKEEPING_MAX: u64 = 64;
 /// The most credits one request can hold.
-const CREDITS_MAX: u64 = 1 << 20;
+pub const CREDITS_MAX: u64 = 1 << 20;
 
 /// What the handshake settled.
 #[derive(Clone, Debug)]
@@ -73,6 +74,10 @@ pub struct Session {
     pub statements: RefCell<Statements>,
     /// Loads that this connection feeds.
     pub loads: Loads,
+    /// RDMA links.
+    pub links: Links,
+    failed: RefCell<Option<Error>>,
+    has_failed: Waiters,
     requests: RefCell<HashMap<u64, Rc<Request>>>,
     last_heard: Cell<Instant>,
     reader_waits: Cell<bool>,
@@ -92,7 +97,7 @@ pub struct Request {
     began: Instant,
     stop: RefCell<Option<Error>>,
     ended: Cell<bool>,
-    wakers: RefCell<Vec<Waker>>,
+    changed: Waiters,
 }
 
 impl Request {
@@ -103,14 +108,14 @@ impl Request {
             began: Instant::now(),
             stop: RefCell::new(None),
             ended: Cell::new(false),
-            wakers: RefCell::default(),
+            changed: Waiters::default(),
         })
     }
 
     /// Asks the request to stop, for this reason.
     pub fn stop(&self, reason: Error) {
         self.stop.borrow_mut().get_or_insert(reason);
-        self.wake();
+        self.changed.wake();
     }
 
     /// Why the request was asked to stop, if it was.
@@ -120,30 +125,12 @@ impl Request {
 
     /// Ready with the reason once the request is asked to stop.
     pub async fn stopped(&self) -> Error {
-        self.wait_for(|request| request.stop_reason()).await
+        self.changed.wait_for(|| self.stop_reason()).await
     }
 
     /// Ready once its work has stopped.
     async fn ended(&self) {
-        self.wait_for(|request| request.ended.get().then_some(())).await
-    }
-
-    async fn wait_for<T>(&self, state: impl Fn(&Self) -> Option<T>) -> T {
-        poll_fn(|context| match state(self) {
-            Some(value) => Poll::Ready(value),
-            None => {
-                let mut wakers = self.wakers.borrow_mut();
-                if !wakers.iter().any(|waker| waker.will_wake(context.waker())) {
-                    wakers.push(context.waker().clone());
-                }
-                Poll::Pending
-            }
-        })
-        .await
-    }
-
-    fn wake(&self) {
-        self.wakers.take().into_iter().for_each(Waker::wake);
+        self.changed.wait_for(|| self.ended.get().then_some(())).await
     }
 
     /// Sets the credits the request begins with.
@@ -163,6 +150,9 @@ pub async fn run(core: Rc<CoreServer>, stream: std::net::TcpStream, agreed: Agre
     let session = Rc::new(Session {
         statements: RefCell::new(Statements::new(config.statements_max)),
         loads: Loads::default(),
+        links: Links::default(),
+        failed: RefCell::default(),
+        has_failed: Waiters::default(),
         outbox,
         agreed,
         requests: RefCell::default(),
@@ -176,7 +166,8 @@ pub async fn run(core: Rc<CoreServer>, stream: std::net::TcpStream, agreed: Agre
     core.sessions.borrow_mut().insert(session.agreed.session_id, Rc::downgrade(&session));
 
     let reading = async {
-        if let Err(error) = read_frames(&session, &stream).await {
+        let failed = session.has_failed.wait_for(|| session.failed.borrow().clone().map(Err));
+        if let Err(error) = or(read_frames(&session, &stream), failed).await {
             session.core.cell.metrics.protocol_errors.fetch_add(1, Relaxed);
             tracing::info!(session = session.agreed.session_id, %error, "session closed: protocol error");
             let body = convert::error_to_proto(&error);
@@ -204,6 +195,7 @@ pub async fn run(core: Rc<CoreServer>, stream: std::net::TcpStream, agreed: Agre
         request.stop(Error::new(ErrorCode::Cancelled, "the connection ended"));
     }
     session.loads.connection_ended();
+    links::session_ended(&session);
     core.sessions.borrow_mut().remove(&session.agreed.session_id);
     core.recorder.counters.sessions.fetch_sub(1, Relaxed);
 }
@@ -258,7 +250,7 @@ async fn read_frames(session: &Rc<Session>, stream: &SharedStream) -> Result<()>
 }
 
 /// Housekeeping at once; everything else becomes a request. Errors end the connection.
-async fn take_frame(session: &Rc<Session>, frame: Frame) -> Result<()> {
+pub(super) async fn take_frame(session: &Rc<Session>, frame: Frame) -> Result<()> {
     match frame.kind {
         FrameKind::Heartbeat => {
             let heartbeat: proto::Heartbeat = frame.message()?;
@@ -273,6 +265,7 @@ async fn take_frame(session: &Rc<Session>, frame: Frame) -> Result<()> {
                 request.grant(credit.count);
             }
         }
+        FrameKind::SlotsFree => links::slots_free(session, frame.message()?).await?,
         FrameKind::Cancel => {
             let cancel: proto::Cancel = frame.message()?;
             let request = session.requests.borrow().get(&cancel.request_id).cloned();
@@ -354,7 +347,7 @@ async fn start_request(session: &Rc<Session>, frame: Frame) -> Result<()> {
         }
         session.requests.borrow_mut().remove(&id);
         request.ended.set(true);
-        request.wake();
+        request.changed.wake();
         counters.requests_in_flight.fetch_sub(1, Relaxed);
         session.core.recorder.request_ended(request.began.elapsed(), failed);
     })
@@ -390,6 +383,17 @@ async fn watch_peer(session: &Rc<Session>) {
 }
 
 impl Session {
+    /// Ends the connection, after an `Error` frame that says why.
+    pub fn fail(&self, error: Error) {
+        self.failed.borrow_mut().get_or_insert(error);
+        self.has_failed.wake();
+    }
+
+    /// The client was heard of.
+    pub fn heard(&self) {
+        self.last_heard.set(Instant::now());
+    }
+
     /// Sends a notice; they are numbered from 1. A client that does not read misses some, and sees the gap.
     pub async fn notify(&self, mut notice: proto::CacheInvalidationNotice) {
         self.notices.set(self.notices.get() + 1);

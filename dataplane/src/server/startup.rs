@@ -13,6 +13,7 @@ use super::{Cell, io_error, serve};
 use crate::config::Config;
 use crate::cores::{Core, Cores, CoresConfig};
 use crate::device::file::FileDevice;
+use crate::fabric::Devices;
 use crate::store::{self, Store, StoreOptions};
 use crate::workers::WorkerThreads;
 
@@ -58,6 +59,7 @@ pub fn run(config: Config) -> Result<()> {
     {
         tracing::warn!(level, "HELIOSTAT_SIMD is none of portable, avx2, avx512: the best this CPU has is used");
     }
+    let devices = Devices::find(&config.fabric)?;
     let count = if config.cores == 0 { usable_cores() } else { config.cores };
     let cache_bytes = config.cache.bytes() / count as u64;
     let cores = Cores::start(
@@ -84,7 +86,7 @@ pub fn run(config: Config) -> Result<()> {
             return Err(error);
         }
     };
-    serve(Cell::new(config, store, cores))
+    serve(Cell::new(config, devices, store, cores))
 }
 
 /// Idle connections are cheap; descriptors should not be what limits them.

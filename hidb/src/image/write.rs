@@ -24,7 +24,7 @@ use flatbuffers::FlatBufferBuilder;
 
 use super::read::shapes;
 use super::{CONTINUATION, IMAGE_ROWS_MAX, PREFIX_BYTES, Shape};
-use crate::aligned::{AlignedBytes, align_up};
+use crate::aligned::{AlignedBytes, ImageMemory, align_up};
 use crate::arrow_mapping::to_arrow_schema;
 use crate::error::{Error, ErrorCode, Result};
 use crate::schema::Schema;
@@ -210,8 +210,17 @@ pub struct ImageWriter {
 impl ImageWriter {
     /// An empty image of this layout.
     pub fn new(layout: &ImageLayout) -> Self {
+        Self::new_in(layout, None)
+    }
+
+    /// An empty image of this layout, in memory lent by `memory` if there is some.
+    pub fn new_in(layout: &ImageLayout, memory: Option<&dyn ImageMemory>) -> Self {
         let (mut regions, body_len) = body_regions(&layout.columns, layout.rows_capacity, &layout.data_bytes);
-        let mut bytes = AlignedBytes::zeroed(layout.head_bytes + body_len);
+        let length = layout.head_bytes + body_len;
+        let mut bytes = match memory {
+            Some(memory) => AlignedBytes::zeroed_in(memory, length),
+            None => AlignedBytes::zeroed(length),
+        };
         for region in &mut regions {
             for part in [&mut region.validity, &mut region.values, &mut region.data] {
                 *part = part.start + layout.head_bytes..part.end + layout.head_bytes;

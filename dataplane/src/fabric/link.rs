@@ -1,0 +1,469 @@
+//! One link: a client's queue pair on a core, and the client's result ring.
+//!
+//! Owns [`Link`], which ties `hidb::session::CellLink` (the state machine: slots, credits, flushing) to a queue pair.
+//! Called by `server::links` and by requests, on the link's core; completions come from [`super::port`].
+//!
+//! Invariants
+//! - Those of the state machine: no slot is written without a credit; the queue pair is destroyed only after everything
+//!   posted has completed or was flushed.
+//! - The cell writes inside the ring that was declared, and reads nothing of the client's.
+//! - Frames that the client sent and nobody took are bounded ([`FRAMES_WAITING_MAX`]): beyond that the link ends.
+//!
+//! Cost per result batch: one WRITE with immediate of two pieces; no byte of the payload is copied when it lies in the
+//! core's arena (counted in `link_copied_bytes_total` when it does not), and it is read once for its checksum.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use glommio::sync::Semaphore;
+use hidb::frame::{Frame, FrameKind, HEADER_BYTES, encode_head};
+use hidb::session::frames::{Checksum, immediate, slot_head};
+use hidb::session::{Action, CellLink, Ended, SEND_BYTES_MAX, SLOT_BYTES_MAX, SLOT_BYTES_MIN, SLOTS_MAX, State};
+use hidb::{Error, ErrorCode, Result, proto};
+use prost::Message;
+use verbs_shim::connect::ENDPOINT_BYTES;
+use verbs_shim::verbs::{Access, MemoryKey, QueuePairNumber};
+use verbs_shim::{ConnectOptions, Endpoint, QueuePair, QueuePairOptions, RemoteMemory, SendRequest};
+
+use super::failed;
+use super::memory::LinkBuffer;
+use super::port::{HEAD_BYTES_MAX, LINK_DEPTH, Port};
+use crate::arena::Arena;
+use crate::waiters::Waiters;
+
+/// Frames of the client's that may wait to be taken.
+const FRAMES_WAITING_MAX: usize = 1024;
+/// How long to wait for memory of the arena before looking again.
+const ARENA_PAUSE: Duration = Duration::from_millis(1);
+
+/// What a link has carried.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LinkCounters {
+    /// Frames in SENDs.
+    pub sends: u64,
+    /// Frames in slots.
+    pub writes: u64,
+    /// Bytes of payloads.
+    pub payload_bytes: u64,
+    /// Bytes of payloads that had to be copied into registered memory first.
+    pub copied_bytes: u64,
+}
+
+/// A client's ring, as it declared it.
+#[derive(Clone, Copy, Debug)]
+struct Ring {
+    memory: RemoteMemory,
+    slots: u32,
+    slot_bytes: u32,
+    generation: u32,
+}
+
+/// One link.
+pub struct Link {
+    number: u32,
+    port: Rc<Port>,
+    arena: Arena,
+    queue_pair: RefCell<Option<QueuePair<LinkBuffer>>>,
+    queue_pair_number: QueuePairNumber,
+    machine: RefCell<CellLink>,
+    /// Slots, the send queue, the state, or frames that wait have changed.
+    changed: Waiters,
+    frames: RefCell<VecDeque<Frame>>,
+    /// Credits of the requests whose batches this core sends itself.
+    requests: RefCell<HashMap<u64, Rc<Semaphore>>>,
+    ring: Ring,
+    checksum: Checksum,
+    counters: Cell<LinkCounters>,
+}
+
+fn refused(what: String) -> Error {
+    Error::new(ErrorCode::Protocol, what)
+}
+
+fn ring_of(request: &proto::OpenLink) -> Result<Ring> {
+    let ring = request.ring.ok_or_else(|| refused("OpenLink declares no result ring".into()))?;
+    let bytes = u64::from(ring.slots) * u64::from(ring.slot_bytes);
+    if !(1..=SLOTS_MAX).contains(&ring.slots)
+        || !(SLOT_BYTES_MIN..=SLOT_BYTES_MAX).contains(&ring.slot_bytes)
+        || !ring.slot_bytes.is_multiple_of(4096)
+        || ring.address.checked_add(bytes).is_none()
+    {
+        return Err(refused(format!(
+            "a result ring of {} slots of {} bytes at {:#x}: it has 1 to {SLOTS_MAX} slots of {SLOT_BYTES_MIN} to {SLOT_BYTES_MAX} bytes, a multiple of 4096",
+            ring.slots, ring.slot_bytes, ring.address
+        )));
+    }
+    let memory = RemoteMemory { address: ring.address, length: bytes, key: MemoryKey(ring.key) };
+    Ok(Ring { memory, slots: ring.slots, slot_bytes: ring.slot_bytes, generation: ring.generation })
+}
+
+impl Link {
+    /// Makes a queue pair and connects it to the client's. The link opens with the client's first credits.
+    ///
+    /// # Errors
+    /// `Protocol` for a request that makes no sense, `Overloaded` when the core has as many links as may be, `Io` with
+    /// what verbs-shim says.
+    pub fn connect(
+        port: &Rc<Port>,
+        arena: &Arena,
+        number: u32,
+        request: &proto::OpenLink,
+    ) -> Result<(Rc<Link>, Endpoint)> {
+        port.check_room()?;
+        let ring = ring_of(request)?;
+        let checksum = Checksum::from_number(request.checksum)?;
+        let endpoint: &[u8; ENDPOINT_BYTES] = request.endpoint[..].try_into().map_err(|_| {
+            refused(format!("an endpoint record of {} bytes, not {ENDPOINT_BYTES}", request.endpoint.len()))
+        })?;
+        let peer = Endpoint::from_bytes(endpoint).map_err(|error| refused(error.to_string()))?;
+        let options = QueuePairOptions {
+            send_depth: LINK_DEPTH,
+            receive_depth: 0,
+            inline_bytes_max: 0,
+            access: Access::LOCAL_WRITE,
+        };
+        let device = |error: verbs_shim::Error| failed(port.name(), &error);
+        let (domain, queue) = (&port.domain, &port.completions);
+        let pair = domain.create_queue_pair_sharing(queue, queue, &port.receives, &options).map_err(device)?;
+        pair.connect(&peer, &ConnectOptions::default()).map_err(device)?;
+        let (own, queue_pair_number) = (pair.endpoint(), pair.number());
+        let link = Rc::new(Link {
+            number,
+            port: port.clone(),
+            arena: arena.clone(),
+            queue_pair: RefCell::new(Some(pair)),
+            queue_pair_number,
+            machine: RefCell::new(CellLink::new(ring.generation, ring.slots, LINK_DEPTH)),
+            changed: Waiters::default(),
+            frames: RefCell::default(),
+            requests: RefCell::default(),
+            ring,
+            checksum,
+            counters: Cell::default(),
+        });
+        port.add(queue_pair_number, link.clone());
+        Ok((link, own))
+    }
+
+    /// Its number within the session.
+    pub fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// The checksum policy.
+    pub fn checksum(&self) -> Checksum {
+        self.checksum
+    }
+
+    /// What it carried.
+    pub fn counters(&self) -> LinkCounters {
+        self.counters.get()
+    }
+
+    /// The generation of its ring.
+    pub fn generation(&self) -> u32 {
+        self.ring.generation
+    }
+
+    /// Bytes of a slot.
+    pub fn slot_bytes(&self) -> usize {
+        self.ring.slot_bytes as usize
+    }
+
+    /// Its state machine, to look at.
+    pub fn with_machine<T>(&self, look: impl FnOnce(&CellLink) -> T) -> T {
+        look(&self.machine.borrow())
+    }
+
+    /// Whether frames can be sent on it.
+    pub fn is_open(&self) -> bool {
+        self.machine.borrow().state() == State::Open
+    }
+
+    fn ended(&self) -> Option<Error> {
+        self.machine.borrow().ended().map(Ended::error)
+    }
+
+    /// Sends a frame: in a SEND if it is short, else in a slot. Waits for a slot, for room in the send queue, for
+    /// buffers.
+    ///
+    /// # Errors
+    /// `LimitExceeded` for a frame that fits no slot; why the link ended, once it has.
+    pub async fn send(&self, kind: FrameKind, request_id: u64, body: &impl Message, payload: Bytes) -> Result<()> {
+        let head_bytes = HEADER_BYTES + body.encoded_len();
+        let mut counters = self.counters.get();
+        counters.payload_bytes += payload.len() as u64;
+        if head_bytes + payload.len() <= SEND_BYTES_MAX {
+            counters.sends += 1;
+            self.counters.set(counters);
+            return self.send_short(kind, request_id, body, payload).await;
+        }
+        counters.writes += 1;
+        let crc = self.checksum.of_payload(&payload);
+        let slot_bytes = self.ring.slot_bytes as usize;
+        let head = slot_head(kind, request_id, body, payload.len(), crc, slot_bytes)?;
+        let lent = if head.len() <= HEAD_BYTES_MAX { self.port.arena.lend(payload.clone()) } else { None };
+        let buffer = match lent {
+            Some(payload) => {
+                let mut buffer = self.port.head_buffer().await;
+                buffer[..head.len()].copy_from_slice(&head);
+                LinkBuffer::Gathered { head: buffer, head_length: head.len(), payload }
+            }
+            None => {
+                counters.copied_bytes += payload.len() as u64;
+                let whole = self.copy_to_arena(&head, &payload).await?;
+                let Some(payload) = self.port.arena.lend(whole) else {
+                    return Err(Error::new(ErrorCode::Internal, "memory of the arena is not in the arena"));
+                };
+                LinkBuffer::Whole(payload)
+            }
+        };
+        self.counters.set(counters);
+        let slot = self.wait_open(|machine| machine.begin_write(request_id)).await;
+        let slot = match slot {
+            Ok(slot) => slot,
+            Err(error) => {
+                self.port.give_back(buffer);
+                return Err(error);
+            }
+        };
+        let target = self.ring.memory.part(u64::from(slot) * u64::from(self.ring.slot_bytes), slot_bytes as u64);
+        let target = target.expect("slots lie in the ring: its length is their sum");
+        let request = SendRequest::write(buffer, target).immediate(immediate(slot, request_id)).token(u64::from(slot));
+        if let Err(status) = self.post(request) {
+            self.machine.borrow_mut().write_refused(slot, &status);
+            self.act();
+            return self.failure();
+        }
+        Ok(())
+    }
+
+    async fn send_short(&self, kind: FrameKind, request_id: u64, body: &impl Message, payload: Bytes) -> Result<()> {
+        let crc = self.checksum.of_payload(&payload);
+        let head = encode_head(kind, request_id, body, payload.len(), crc)?;
+        let length = head.len() + payload.len();
+        let mut buffer = self.port.send_buffer().await;
+        buffer[..head.len()].copy_from_slice(&head);
+        buffer[head.len()..length].copy_from_slice(&payload);
+        let buffer = LinkBuffer::Staged { buffer, length };
+        if let Err(error) = self.wait_open(|machine| machine.begin_send().then_some(())).await {
+            self.port.give_back(buffer);
+            return Err(error);
+        }
+        if let Err(status) = self.post(SendRequest::send(buffer)) {
+            self.machine.borrow_mut().send_completed(Some(&status));
+            self.act();
+            return self.failure();
+        }
+        Ok(())
+    }
+
+    fn failure(&self) -> Result<()> {
+        Err(self.ended().unwrap_or_else(|| Error::new(ErrorCode::Unavailable, "the RDMA link failed")))
+    }
+
+    /// Posts a request; with why not if the device refuses it.
+    fn post(&self, request: SendRequest<'_, LinkBuffer>) -> Result<(), String> {
+        let pair = self.queue_pair.borrow();
+        let Some(pair) = pair.as_ref() else { return Err("the queue pair is gone".into()) };
+        pair.post_send(request).map_err(|refused| {
+            if let Some(buffer) = refused.request.into_buffer() {
+                self.port.give_back(buffer);
+            }
+            refused.error.to_string()
+        })
+    }
+
+    /// A copy in registered memory, for what was not written there.
+    async fn copy_to_arena(&self, head: &[u8], payload: &[u8]) -> Result<Bytes> {
+        loop {
+            if let Some(mut memory) = self.arena.allocate(head.len() + payload.len()) {
+                memory[..head.len()].copy_from_slice(head);
+                memory[head.len()..].copy_from_slice(payload);
+                return Ok(memory.into_bytes());
+            }
+            if let Some(error) = self.ended() {
+                return Err(error);
+            }
+            glommio::timer::sleep(ARENA_PAUSE).await;
+        }
+    }
+
+    /// Waits for what `begin` gives, as long as the link is open.
+    async fn wait_open<T>(&self, mut begin: impl FnMut(&mut CellLink) -> Option<T>) -> Result<T> {
+        self.changed
+            .wait_for(|| {
+                let mut machine = self.machine.borrow_mut();
+                match machine.ended() {
+                    Some(ended) => Some(Err(ended.error())),
+                    None => begin(&mut machine).map(Ok),
+                }
+            })
+            .await
+    }
+
+    /// A frame of the client's has arrived.
+    pub(super) fn arrived(&self, frame: Result<Frame>) {
+        let result = frame.and_then(|frame| self.take(frame));
+        if let Err(error) = result {
+            self.end(Ended::Protocol(error.message));
+        }
+    }
+
+    fn take(&self, frame: Frame) -> Result<()> {
+        match frame.kind {
+            FrameKind::SlotsFree => self.slots_free(&frame.message()?),
+            FrameKind::Credit => {
+                let credit: proto::Credit = frame.message()?;
+                let credits = self.requests.borrow().get(&credit.request_id).cloned();
+                match credits {
+                    Some(credits) => {
+                        grant(&credits, credit.count);
+                        Ok(())
+                    }
+                    None => self.queue(frame),
+                }
+            }
+            _ => self.queue(frame),
+        }
+    }
+
+    fn queue(&self, frame: Frame) -> Result<()> {
+        let mut frames = self.frames.borrow_mut();
+        if frames.len() >= FRAMES_WAITING_MAX {
+            let text =
+                format!("{FRAMES_WAITING_MAX} frames wait on a link: the client sends without waiting for answers");
+            return Err(Error::new(ErrorCode::LimitExceeded, text));
+        }
+        frames.push_back(frame);
+        drop(frames);
+        self.changed.wake();
+        Ok(())
+    }
+
+    /// Credits of the client's.
+    ///
+    /// # Errors
+    /// `Protocol` when it gives what it does not have: the link has ended then.
+    pub fn slots_free(&self, message: &proto::SlotsFree) -> Result<()> {
+        let result = self.machine.borrow_mut().slots_free(message.generation, &message.slots);
+        self.act();
+        self.changed.wake();
+        result
+    }
+
+    /// The next frame of the client's for the session; why the link ended, once it has.
+    ///
+    /// # Errors
+    /// Why the link ended.
+    pub async fn next_frame(&self) -> Result<Frame> {
+        self.changed
+            .wait_for(|| match self.frames.borrow_mut().pop_front() {
+                Some(frame) => Some(Ok(frame)),
+                None => self.ended().map(Err),
+            })
+            .await
+    }
+
+    /// Counts the credits of a request whose batches this core sends itself, until the answer is dropped.
+    pub fn begin_request(self: &Rc<Self>, request_id: u64, credits: u32) -> RequestCredits {
+        let semaphore = Rc::new(Semaphore::new(0));
+        grant(&semaphore, credits);
+        self.requests.borrow_mut().insert(request_id, semaphore.clone());
+        RequestCredits { link: self.clone(), request_id, credits: semaphore }
+    }
+
+    pub(super) fn send_completed(&self, failure: Option<&str>) {
+        self.machine.borrow_mut().send_completed(failure);
+        self.act();
+        self.changed.wake();
+    }
+
+    pub(super) fn write_completed(&self, slot: u32, failure: Option<&str>) {
+        self.machine.borrow_mut().write_completed(slot, failure);
+        self.act();
+        self.changed.wake();
+    }
+
+    /// Ends the link; what waits on it fails with this reason.
+    pub fn end(&self, why: Ended) {
+        self.machine.borrow_mut().end(why);
+        self.act();
+        self.changed.wake();
+    }
+
+    /// Why it ended: ready once nothing is under way into the ring any more.
+    pub async fn closed(&self) -> Ended {
+        let closed = |machine: &CellLink| match machine.state() {
+            State::Closed => machine.ended().cloned(),
+            _ => None,
+        };
+        self.changed.wait_for(|| closed(&self.machine.borrow())).await
+    }
+
+    /// Does what the state machine asks for.
+    fn act(&self) {
+        loop {
+            let action = self.machine.borrow_mut().next_action();
+            match action {
+                None => return,
+                Some(Action::MoveToError) => {
+                    if let Some(pair) = &*self.queue_pair.borrow()
+                        && let Err(error) = pair.to_error()
+                    {
+                        // It is destroyed below at the latest, which flushes as well.
+                        tracing::warn!(%error, link = self.number, "a queue pair does not go to the error state");
+                    }
+                }
+                Some(Action::Release) => {
+                    let pair = self.queue_pair.borrow_mut().take();
+                    drop(pair);
+                    self.port.remove(self.queue_pair_number);
+                    for credits in self.requests.borrow().values() {
+                        credits.close();
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Adds credits, as many as a request may hold.
+fn grant(credits: &Semaphore, count: u32) {
+    let room = crate::server::session::CREDITS_MAX.saturating_sub(credits.available());
+    credits.signal(u64::from(count).min(room));
+}
+
+/// The credits of a request on a link.
+pub struct RequestCredits {
+    link: Rc<Link>,
+    request_id: u64,
+    credits: Rc<Semaphore>,
+}
+
+impl RequestCredits {
+    /// The link.
+    pub fn link(&self) -> &Rc<Link> {
+        &self.link
+    }
+
+    /// Takes one; waits for it.
+    ///
+    /// # Errors
+    /// Why the link ended.
+    pub async fn take(&self) -> Result<()> {
+        match self.credits.acquire(1).await {
+            Ok(()) => Ok(()),
+            Err(_) => self.link.failure(),
+        }
+    }
+}
+
+impl Drop for RequestCredits {
+    fn drop(&mut self) {
+        self.link.requests.borrow_mut().remove(&self.request_id);
+    }
+}
