@@ -61,7 +61,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let seconds = start.elapsed().as_secs_f64();
     let bytes = (options.count * options.size as u64) as f64;
     println!(
-        "{} bytes, {} WRITEs: {:.2} GB/s, {:.3} M/s",
+        "{} bytes, {} WRITEs: {:.3} GB/s, {:.3} M/s",
         options.size,
         options.count,
         bytes / seconds / 1e9,

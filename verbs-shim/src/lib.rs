@@ -41,6 +41,7 @@ mod ibv;
 mod memory;
 mod provider;
 mod queue_pair;
+mod random;
 pub mod rdma_cm;
 pub mod soft;
 #[cfg(feature = "tokio")]

@@ -8,7 +8,6 @@
 //! - A queue pair holds its domain, both completion queues and its shared receive queue.
 //! - The first PSN is drawn once per queue pair, so that late packets of a predecessor fall out of the window.
 
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
@@ -23,6 +22,7 @@ use super::post;
 use crate::Error;
 use crate::connect::{ConnectOptions, Endpoint, QueuePairOptions, ROCE_PORT};
 use crate::device::Transport;
+use crate::random::random_psn;
 use crate::soft::engine::ControlError;
 use crate::verbs::{Access, PostError, QueuePairNumber, QueuePairState, ReceiveRequest, WorkRequest};
 
@@ -81,6 +81,7 @@ impl QueuePair {
                 return Err(ControlError::Attribute { name, value: depth as u64, rule }.into());
             }
         }
+        let psn = random_psn().map_err(|error| Error::os(&context.attributes().name, "getrandom", error))?;
         let pieces = context.attributes().pieces_max;
         let mut inline_bytes_max = options.inline_bytes_max;
         let raw = loop {
@@ -118,7 +119,7 @@ impl QueuePair {
         Ok(QueuePair {
             raw,
             number,
-            psn: random_psn(),
+            psn,
             inline_bytes_max,
             state: AtomicU8::new(QueuePairState::Reset as u8),
             initiator_depth: AtomicU8::new(0),
@@ -448,11 +449,6 @@ fn peer_name(remote: &Endpoint) -> String {
         (0, None) => format!("RoCE endpoint {}", remote.ip()),
         (lid, _) => format!("InfiniBand endpoint of LID {lid}"),
     }
-}
-
-/// 24 bits of the random keys that the standard library takes from the operating system.
-fn random_psn() -> u32 {
-    RandomState::new().build_hasher().finish() as u32 & 0xff_ffff
 }
 
 /// A shared receive queue. A clone is the same one.

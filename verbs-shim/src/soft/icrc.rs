@@ -102,6 +102,15 @@ impl PathCrc {
         self.prefix(packet_bytes) ^ unmask(congestion)
     }
 
+    /// The CRC of everything up to the end of `headers`, the front of a packet of `packet_bytes` (ICRC included). To be
+    /// extended by the rest, up to the ICRC.
+    ///
+    /// # Panics
+    /// If `headers` is shorter than a BTH.
+    pub(crate) fn begin(&mut self, packet_bytes: usize, headers: &[u8]) -> u32 {
+        extend(self.start(packet_bytes, headers[4]), headers)
+    }
+
     /// Writes the ICRC into the last four bytes of `packet`, a whole UDP payload that starts with a BTH.
     ///
     /// # Panics
@@ -130,7 +139,7 @@ fn verify_after(start: u32, packet: &[u8]) -> bool {
 }
 
 /// The CRC after `bytes`, continued from `crc`.
-fn extend(crc: u32, bytes: &[u8]) -> u32 {
+pub(crate) fn extend(crc: u32, bytes: &[u8]) -> u32 {
     let mut hasher = crc32fast::Hasher::new_with_initial(crc);
     hasher.update(bytes);
     hasher.finalize()

@@ -8,6 +8,7 @@
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::soft::crc_copy;
 use crate::soft::engine::RegionMemory;
 
 /// A range of registered memory.
@@ -49,6 +50,13 @@ impl RegionMemory for RawMemory {
         debug_assert!(offset + into.len() <= self.bytes);
         // SAFETY: the range is inside (the engine checked), mapped, and `into` is not registered memory.
         unsafe { std::ptr::copy_nonoverlapping(self.start.as_ptr().add(offset), into.as_mut_ptr(), into.len()) }
+    }
+
+    #[inline]
+    fn read_with_crc(&self, offset: usize, into: &mut [u8], crc: u32) -> u32 {
+        debug_assert!(offset + into.len() <= self.bytes);
+        // SAFETY: as in `read`.
+        unsafe { crc_copy::copy_and_extend(crc, self.start.as_ptr().add(offset), into) }
     }
 
     #[inline]

@@ -5,6 +5,7 @@
 //! `node` drives the two under one lock, with or without a progress thread, and `provider` is what the rest of the crate
 //! calls.
 
+mod crc_copy;
 pub mod engine;
 pub mod icrc;
 mod interfaces;

@@ -21,7 +21,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 use crate::Error;
 use crate::soft::engine::{CompletionQueueId, Engine, EngineConfig};
 use crate::soft::memory::RawMemory;
-use crate::soft::socket::{Socket, Transmission};
+use crate::soft::socket::{Left, Socket, Transmission};
 
 /// What a packet costs in a socket's buffer beyond its bytes: the kernel's `struct sk_buff` and shared info.
 pub(crate) const PACKET_OVERHEAD_BYTES: u32 = 768;
@@ -29,6 +29,8 @@ pub(crate) const PACKET_OVERHEAD_BYTES: u32 = 768;
 const GRANT_BYTES_MIN: u64 = 24 << 10;
 /// The most: beyond it more in flight only leaves the caches.
 const GRANT_BYTES_MAX: u64 = 4 << 20;
+/// Acknowledgements of more packets than this do not wait for an answer: it is no conversation but a stream.
+const DEFER_PACKETS: usize = 4;
 /// Turns of receiving in one call.
 const TURNS: usize = 4;
 /// What the kernel did not take is offered again after this.
@@ -46,6 +48,8 @@ pub(crate) struct Node {
     /// Without a progress thread: wakes whoever sleeps on a descriptor when the next deadline comes.
     timer: Option<Timer>,
     ungranted_bytes: u64,
+    /// Acknowledgements wait for the next call.
+    deferred: bool,
     /// Packets that the kernel would not send, and failed attempts to receive.
     pub(crate) socket_errors: u64,
 }
@@ -56,9 +60,9 @@ impl Node {
         // only when it is a quarter of the whole (`udp_rmem_release`).
         let ungranted_bytes = socket.receive_buffer_bytes() as u64 * 3 / 8;
         let transmission = Transmission::new();
-        let (notified, socket_errors) = (Vec::new(), 0);
+        let (notified, socket_errors, deferred) = (Vec::new(), 0, false);
         let engine = Engine::new(config);
-        Node { engine, socket, transmission, epoch, notified, timer, ungranted_bytes, socket_errors }
+        Node { engine, socket, transmission, epoch, notified, timer, ungranted_bytes, deferred, socket_errors }
     }
 
     pub(crate) fn socket(&self) -> &Socket {
@@ -82,46 +86,72 @@ impl Node {
 
     /// Takes what has arrived, handles timers, sends.
     pub(crate) fn progress(&mut self) {
-        let now_ns = self.take_in();
+        let now_ns = self.now_ns();
+        self.take_in(now_ns, Left::Perhaps);
         self.transmit_at(now_ns);
         self.notify();
-        self.set_timer();
+        self.set_timer_at(now_ns);
     }
 
-    /// Like [`Self::progress`], for somebody who waits for completions: when there are some, sending waits for what they
-    /// post next, or for their next call, so that an answer and the acknowledgement of what it answers share a call of
-    /// the kernel.
+    /// Like [`Self::progress`], for somebody who polls for completions, or watches memory that the peer writes: when
+    /// something came for them, sending waits for what they post next, or for their next call, so that an answer and
+    /// the acknowledgement of what it answers share a call of the kernel.
     pub(crate) fn progress_for(&mut self, queue: CompletionQueueId) {
-        let now_ns = self.take_in();
-        if self.engine.completions_waiting(queue) == 0 || !self.transmission.is_empty() {
+        let now_ns = self.now_ns();
+        let arrived = self.take_in(now_ns, Left::Likely);
+        let answer_likely = self.engine.completions_waiting(queue) > 0
+            || (!self.deferred && (1..=DEFER_PACKETS).contains(&arrived) && self.engine.owes_only_acknowledgements());
+        if !answer_likely || !self.transmission.is_empty() {
             self.transmit_at(now_ns);
+        } else {
+            self.deferred = true;
         }
         self.notify();
     }
 
     /// Before somebody sleeps on a descriptor, and whenever a deadline may have come closer since.
     pub(crate) fn set_timer(&mut self) {
-        if self.timer.is_none() {
-            return;
-        }
-        let now_ns = self.now_ns();
-        let until_ns = match self.engine.next_deadline() {
-            _ if !self.transmission.is_empty() => now_ns + TRY_AGAIN.as_nanos() as u64,
-            Some(deadline) => deadline.max(now_ns + 1),
-            None => u64::MAX,
-        };
-        if let Some(timer) = &mut self.timer {
-            timer.set(now_ns, until_ns);
+        if self.timer.is_some() {
+            self.set_timer_at(self.now_ns());
         }
     }
 
-    fn take_in(&mut self) -> u64 {
+    fn set_timer_at(&mut self, now_ns: u64) {
+        if self.timer.is_some() {
+            let until_ns = self.due_ns(now_ns).map_or(u64::MAX, |due| due.max(now_ns + 1));
+            if let Some(timer) = &mut self.timer {
+                timer.set(now_ns, until_ns);
+            }
+        }
+    }
+
+    /// When something has to be done at the latest, unless something arrives.
+    fn due_ns(&self, now_ns: u64) -> Option<u64> {
+        if self.transmission.is_empty() {
+            self.engine.next_deadline()
+        } else {
+            Some(now_ns + TRY_AGAIN.as_nanos() as u64)
+        }
+    }
+
+    /// How long nothing needs to be done unless something arrives.
+    fn rest(&self) -> Option<Duration> {
         let now_ns = self.now_ns();
+        self.due_ns(now_ns).map(|due| Duration::from_nanos(due.saturating_sub(now_ns)))
+    }
+
+    /// Takes what has arrived, looking again while at least `again` is left; how many packets.
+    fn take_in(&mut self, now_ns: u64, again: Left) -> usize {
+        let mut packets = 0;
         for _ in 0..TURNS {
             let engine = &mut self.engine;
-            match self.socket.receive(|header, packet| engine.receive(now_ns, header, packet)) {
-                Ok(true) => {}
-                Ok(false) => break,
+            let received = self.socket.receive(|header, packet| {
+                packets += 1;
+                engine.receive(now_ns, header, packet);
+            });
+            match received {
+                Ok(left) if left >= again => {}
+                Ok(_) => break,
                 Err(_) => {
                     self.socket_errors += 1;
                     break;
@@ -131,18 +161,20 @@ impl Node {
         if self.engine.next_deadline().is_some_and(|deadline| deadline <= now_ns) {
             self.engine.handle_deadlines(now_ns);
         }
-        now_ns
+        packets
     }
 
     /// Sends what there is to send.
     pub(crate) fn transmit(&mut self) {
         if self.engine.wants_transmit() || !self.transmission.is_empty() {
-            self.transmit_at(self.now_ns());
-            self.set_timer();
+            let now_ns = self.now_ns();
+            self.transmit_at(now_ns);
+            self.set_timer_at(now_ns);
         }
     }
 
     fn transmit_at(&mut self, now_ns: u64) {
+        self.deferred = false;
         loop {
             let mut dry = true;
             while let Some(room) = self.transmission.room() {
@@ -176,15 +208,6 @@ impl Node {
 
     pub(crate) fn unwatch(&mut self, queue: CompletionQueueId) {
         self.notified.retain(|(watched, _)| *watched != queue);
-    }
-
-    /// How long nothing needs to be done unless something arrives.
-    fn rest(&self) -> Option<Duration> {
-        if !self.transmission.is_empty() {
-            return Some(TRY_AGAIN);
-        }
-        let deadline = self.engine.next_deadline()?;
-        Some(Duration::from_nanos(deadline.saturating_sub(self.now_ns())))
     }
 }
 
@@ -399,11 +422,4 @@ impl std::fmt::Debug for Driver {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Driver").field("threaded", &self.thread.is_some()).finish_non_exhaustive()
     }
-}
-
-/// A number from the operating system, to start the sequence of keys and queue pair numbers, and for first PSNs.
-pub(crate) fn random_u64() -> io::Result<u64> {
-    let mut bytes = [0u8; 8];
-    getrandom::fill(&mut bytes).map_err(|error| io::Error::other(error.to_string()))?;
-    Ok(u64::from_ne_bytes(bytes))
 }

@@ -12,11 +12,12 @@ use super::engine::{
 };
 use super::interfaces;
 use super::memory::RawMemory;
-use super::node::{Driver, Node, PACKET_OVERHEAD_BYTES, drain, eventfd, random_u64};
+use super::node::{Driver, Node, PACKET_OVERHEAD_BYTES, drain, eventfd};
 use super::socket::Socket;
 use crate::Error;
 use crate::connect::{ConnectOptions, Endpoint, QueuePairOptions, ROCE_PORT, SoftEndpoint};
 use crate::device::{Capabilities, DeviceAttributes, GidChoice, OpenOptions, Progress, Provider, Transport};
+use crate::random::{random_psn, random_u64};
 use crate::verbs::{
     Access, MemoryKey, Mtu, PostError, QueuePairNumber, QueuePairState, ReceiveRequest, SGE_MAX, WorkCompletion,
     WorkRequest,
@@ -154,7 +155,8 @@ impl Context {
 
     /// What happened so far, for metrics.
     pub(crate) fn counters(&self) -> engine::Counters {
-        *self.driver.lock().engine.counters()
+        let node = self.driver.lock();
+        engine::Counters { socket_errors: node.socket_errors, ..*node.engine.counters() }
     }
 }
 
@@ -198,7 +200,7 @@ impl Domain {
                 reason: "make domain, completion queues and shared receive queues from one context",
             });
         }
-        let psn = random_u64().map_err(|error| Error::os(name, "getrandom", error))? as u32 & 0xff_ffff;
+        let psn = random_psn().map_err(|error| Error::os(name, "getrandom", error))?;
         let mut node = self.context.driver.lock();
         let number = node.engine.create_queue_pair(engine::QueuePairConfig {
             domain: self.id,

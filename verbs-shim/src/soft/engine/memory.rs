@@ -12,6 +12,7 @@
 use thiserror::Error;
 
 use super::random::Random;
+use crate::soft::icrc;
 use crate::verbs::{Access, MemoryKey};
 
 /// Groups memory regions and queue pairs that may work together.
@@ -24,6 +25,11 @@ pub trait RegionMemory {
     fn length_bytes(&self) -> usize;
     /// Copies `into.len()` bytes from `offset`.
     fn read(&self, offset: usize, into: &mut [u8]);
+    /// The same, and the CRC-32 of the bytes copied, continued from `crc`. Override it where one pass can do both.
+    fn read_with_crc(&self, offset: usize, into: &mut [u8], crc: u32) -> u32 {
+        self.read(offset, into);
+        icrc::extend(crc, into)
+    }
     /// Copies `from` to `offset`.
     fn write(&mut self, offset: usize, from: &[u8]);
 
@@ -191,11 +197,10 @@ impl<M: RegionMemory> Regions<M> {
         self.locate(at, needed).map(|_| ())
     }
 
-    /// Copies what is at a place just located.
-    pub(crate) fn read(&self, place: Place, into: &mut [u8]) {
-        if let Some(region) = &self.slots[place.slot] {
-            region.memory.read(place.offset, into);
-        }
+    /// Copies what is at a place just located; the CRC after it, continued from `crc`.
+    #[inline]
+    pub(crate) fn read(&self, place: Place, into: &mut [u8], crc: u32) -> u32 {
+        self.slots[place.slot].as_ref().map_or(crc, |region| region.memory.read_with_crc(place.offset, into, crc))
     }
 
     pub(crate) fn write(&mut self, at: Range, needed: Access, from: &[u8]) -> Result<(), AccessError> {

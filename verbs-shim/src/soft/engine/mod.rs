@@ -66,6 +66,9 @@ use crate::verbs::{
 /// takes.
 const TURN_PACKETS: u32 = 32;
 
+/// Queue pairs that [`Engine::owes_only_acknowledgements`] looks at.
+const LOOKED_AT_MAX: usize = 4;
+
 /// Names a completion queue of an engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct CompletionQueueId(pub(crate) u32);
@@ -381,6 +384,14 @@ impl<M: RegionMemory> Engine<M> {
     /// Whether the engine has packets to send, as far as it knows before building them.
     pub fn wants_transmit(&self) -> bool {
         !self.shared.ready.is_empty()
+    }
+
+    /// Whether what it has to send are positive acknowledgements, if anything, as far as it knows without looking at
+    /// more than a few queue pairs. Those may wait a moment for the answer that leaves with them.
+    pub fn owes_only_acknowledgements(&self) -> bool {
+        let pair = |slot: &u32| self.queue_pairs.get(*slot as usize).and_then(Option::as_deref);
+        self.shared.ready.len() <= LOOKED_AT_MAX
+            && self.shared.ready.iter().filter_map(pair).all(QueuePair::owes_only_acknowledgement)
     }
 
     fn draw_number(&mut self, slot: u32) -> QueuePairNumber {

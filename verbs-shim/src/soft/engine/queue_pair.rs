@@ -98,6 +98,11 @@ impl QueuePair {
         }
     }
 
+    /// Whether it has nothing to send but an acknowledgement, if that.
+    pub(crate) fn owes_only_acknowledgement(&self) -> bool {
+        self.responder.replies.is_only_acknowledgement() && !(self.sends_requests() && self.requester.can_send())
+    }
+
     /// Builds the next packet, if there is one to send; its length in bytes.
     pub(crate) fn next_packet<M: RegionMemory>(
         &mut self,

@@ -102,6 +102,11 @@ impl Replies {
         self.queue.is_empty() && self.acknowledge.is_none() && self.nak.is_none()
     }
 
+    /// Whether nothing but a positive acknowledgement is to be sent, if that.
+    pub(crate) fn is_only_acknowledgement(&self) -> bool {
+        self.queue.is_empty() && self.nak.is_none()
+    }
+
     /// A packet of a SEND or WRITE was executed.
     pub(crate) fn executed(&mut self, psn: u64, ack_request: bool) {
         if ack_request || self.acknowledge.is_some() {

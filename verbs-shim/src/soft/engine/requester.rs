@@ -396,17 +396,18 @@ impl Requester {
                 _ => Ok(None),
             };
         }
-        let entry = *self.entry(self.cursor);
+        let entry = self.entry(self.cursor);
         let psn = self.send_psn;
-        let end_psn = self.next_end(&entry);
+        let end_psn = self.next_end(entry);
         let offset = (psn - entry.first_psn) * self.mtu;
         let payload_bytes = match entry.kind {
             Kind::Send | Kind::Write => (entry.length - offset).min(self.mtu) as usize,
             _ => 0,
         };
         let last = end_psn == entry.end_psn();
+        let (inline, has_result, solicited) = (entry.inline, entry.kind.has_result(), entry.solicited && last);
         let inline_start = (self.cursor as usize & (self.entries.len() - 1)) * self.inline_max + offset as usize;
-        let places = match entry.inline || payload_bytes == 0 {
+        let places = match inline || payload_bytes == 0 {
             true => Places::NONE,
             false => match entry.pieces.locate(&cx.regions, link.domain, offset, payload_bytes) {
                 Ok(places) => places,
@@ -415,15 +416,16 @@ impl Requester {
                 Err(_) => return Ok(None),
             },
         };
+        let (opcode, extension) = self.headers(entry, offset, end_psn);
 
         cx.counters.retransmitted += (psn < self.sent_end) as u64;
         self.send_psn = end_psn;
         self.sent_end = self.sent_end.max(end_psn);
         self.cursor += last as u64;
-        self.outstanding_results += entry.kind.has_result() as u32;
+        self.outstanding_results += has_result as u32;
         self.unasked_packets += 1;
         self.unasked_bytes += payload_bytes as u64 + self.header_charge;
-        let ask = entry.kind.has_result()
+        let ask = has_result
             || self.unasked_packets >= self.attributes.ack_every_packets
             || self.unasked_bytes >= self.attributes.window_bytes / 4
             || !self.can_send();
@@ -433,9 +435,8 @@ impl Requester {
         if self.ack_deadline == NEVER {
             self.start_ack_timer(cx, now_ns);
         }
-        let (opcode, extension) = self.headers(&entry, offset, end_psn);
-        let head = Head { opcode, psn, solicited: entry.solicited && last, ack_request: ask, extension };
-        let payload = match entry.inline {
+        let head = Head { opcode, psn, solicited, ack_request: ask, extension };
+        let payload = match inline {
             true => Payload::Inline(&self.inline[inline_start..inline_start + payload_bytes]),
             false => Payload::Memory(places),
         };

@@ -59,6 +59,9 @@ pub struct Counters {
     pub queue_pair_errors: u64,
     /// Events dropped because nobody took them.
     pub events_lost: u64,
+    /// Packets that the kernel would not send, and failed attempts to receive: the engine has no socket, whoever drives
+    /// it counts them.
+    pub socket_errors: u64,
 }
 
 /// Something that is no completion (`enum ibv_event_type`).

@@ -31,26 +31,32 @@ pub(super) struct Arrival {
     parts: Box<[libc::iovec]>,
     sources: Box<[RawAddress]>,
     controls: Box<[Control]>,
+    /// Messages at the front that the last call filled: the kernel wrote lengths over what their headers say.
+    filled: usize,
 }
 
-// SAFETY: the pointers inside are set anew before each call and point into the boxes beside them.
+// SAFETY: the pointers inside point into the boxes beside them, which stay where they are.
 unsafe impl Send for Arrival {}
 
 impl Arrival {
     pub(super) fn new(count: usize) -> Box<Self> {
         // SAFETY: all zeros are valid values of these C structures.
         let (message, part) = unsafe { (zeroed::<libc::mmsghdr>(), zeroed::<libc::iovec>()) };
-        Box::new(Arrival {
+        let mut arrival = Box::new(Arrival {
             buffer: vec![0; count * ARRIVAL_BYTES].into(),
             messages: vec![message; count].into(),
             parts: vec![part; count].into(),
             sources: vec![RawAddress::empty(); count].into(),
             controls: vec![Control([0; CONTROL_BYTES]); count].into(),
-        })
+            filled: 0,
+        });
+        arrival.prepare(count);
+        arrival
     }
 
-    pub(super) fn receive(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
-        for (index, piece) in self.buffer.chunks_exact_mut(ARRIVAL_BYTES).enumerate() {
+    /// Sets up the first `count` headers.
+    fn prepare(&mut self, count: usize) {
+        for (index, piece) in self.buffer.chunks_exact_mut(ARRIVAL_BYTES).take(count).enumerate() {
             self.parts[index] = libc::iovec { iov_base: piece.as_mut_ptr().cast(), iov_len: ARRIVAL_BYTES };
             let header = &mut self.messages[index].msg_hdr;
             header.msg_name = (&raw mut self.sources[index]).cast();
@@ -60,12 +66,29 @@ impl Arrival {
             header.msg_control = (&raw mut self.controls[index]).cast();
             header.msg_controllen = CONTROL_BYTES as _;
         }
-        let count = self.messages.len() as libc::c_uint;
-        let messages = self.messages.as_mut_ptr();
-        // SAFETY: the messages, and what they point to, are ours for as long as the call takes.
-        let received =
-            unsafe { libc::recvmmsg(socket.as_raw_fd(), messages, count, libc::MSG_DONTWAIT, std::ptr::null_mut()) };
-        if received < 0 { Err(io::Error::last_os_error()) } else { Ok(received as usize) }
+    }
+
+    /// Takes at most `most` datagrams. One costs a system call with nothing around it, for somebody who polls.
+    pub(super) fn receive(&mut self, socket: BorrowedFd<'_>, most: usize) -> io::Result<usize> {
+        let most = most.clamp(1, self.messages.len());
+        let filled = std::mem::take(&mut self.filled);
+        self.prepare(filled);
+        let (socket, flags) = (socket.as_raw_fd(), libc::MSG_DONTWAIT);
+        let first = self.messages.as_mut_ptr();
+        let received = if most == 1 {
+            // SAFETY: the message, and what it points to, are ours for as long as the call takes.
+            let bytes = unsafe { libc::recvmsg(socket, &raw mut (*first).msg_hdr, flags) };
+            self.messages[0].msg_len = bytes.max(0) as libc::c_uint;
+            if bytes < 0 { -1 } else { 1 }
+        } else {
+            // SAFETY: as above; there are `most` messages.
+            unsafe { libc::recvmmsg(socket, first, most as libc::c_uint, flags, std::ptr::null_mut()) }
+        };
+        if received < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        self.filled = received as usize;
+        Ok(self.filled)
     }
 
     /// Bytes, source and segment size of a datagram of the last call.
@@ -181,7 +204,8 @@ impl Transmission {
     pub(super) fn send(&mut self, socket: BorrowedFd<'_>, offload: &mut bool) -> u64 {
         let mut refused = 0;
         while !self.is_empty() {
-            let sent = if *offload { self.send_runs(socket) } else { self.send_run(socket) };
+            let alone = self.runs.len() - self.sent == 1 && self.packets_of_next() == 1;
+            let sent = if *offload && !alone { self.send_runs(socket) } else { self.send_run(socket) };
             let Err(error) = sent else { continue };
             match error.raw_os_error() {
                 Some(libc::EAGAIN | libc::ENOBUFS | libc::EINTR) => break,
@@ -229,14 +253,14 @@ impl Transmission {
                     header.msg_controllen = 0;
                 }
             }
-            // SAFETY: the messages, and what they point to, are ours for as long as the call takes.
-            let sent = unsafe {
-                libc::sendmmsg(
-                    socket.as_raw_fd(),
-                    self.messages.as_mut_ptr(),
-                    count as libc::c_uint,
-                    libc::MSG_DONTWAIT,
-                )
+            let (socket, flags) = (socket.as_raw_fd(), libc::MSG_DONTWAIT);
+            let first = self.messages.as_mut_ptr();
+            let sent = if count == 1 {
+                // SAFETY: the message, and what it points to, are ours for as long as the call takes.
+                unsafe { libc::sendmsg(socket, &raw const (*first).msg_hdr, flags).min(1) as libc::c_int }
+            } else {
+                // SAFETY: as above; there are `count` messages.
+                unsafe { libc::sendmmsg(socket, first, count as libc::c_uint, flags) }
             };
             if sent < 0 {
                 return Err(io::Error::last_os_error());
