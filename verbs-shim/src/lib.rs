@@ -38,10 +38,13 @@ mod error;
 #[cfg(feature = "glommio")]
 pub mod glommio;
 mod ibv;
+mod lock;
 mod memory;
 mod provider;
 mod queue_pair;
 pub mod rdma_cm;
+mod request;
+mod shared_receive_queue;
 pub mod soft;
 #[cfg(feature = "tokio")]
 pub mod tokio;
@@ -53,5 +56,7 @@ pub use context::{Context, ProtectionDomain, devices};
 pub use device::{Capabilities, DeviceAttributes, GidChoice, OpenOptions, Progress, Provider, Transport};
 pub use error::Error;
 pub use memory::{Buffer, Registered, RemoteBuffer, StableMemory};
-pub use queue_pair::{QueuePair, Receive, Refused, SendRequest, SharedReceiveQueue};
+pub use queue_pair::QueuePair;
+pub use request::{Receive, Refused, SendRequest};
+pub use shared_receive_queue::SharedReceiveQueue;
 pub use verbs::Mtu;
