@@ -31,30 +31,34 @@ const SHARED: u64 = 1 << 63;
 
 /// How a work request ended, and what it owned.
 #[derive(Debug)]
+#[repr(C)]
 pub struct Completion<B = Buffer> {
+    /// What the request owned; nothing for inline data.
+    pub buffer: Option<B>,
     /// The token that it was posted with.
     pub token: u64,
+    /// Bytes received; for WRITE with immediate, bytes written by the peer; for requests of one's own, their length if
+    /// signalled and the device tells.
+    pub length_bytes: u32,
+    /// The queue pair.
+    pub queue_pair: QueuePairNumber,
+    /// The peer's immediate data.
+    pub immediate: Option<u32>,
     /// How it ended. Contents of a buffer are defined after success only.
     pub status: WcStatus,
     /// What it was.
     pub opcode: WcOpcode,
-    /// Bytes received; for WRITE with immediate, bytes written by the peer; for requests of one's own, their length if
-    /// signalled and the device tells.
-    pub length_bytes: u32,
-    /// The peer's immediate data.
-    pub immediate: Option<u32>,
-    /// The queue pair.
-    pub queue_pair: QueuePairNumber,
-    /// What the request owned; nothing for inline data.
-    pub buffer: Option<B>,
 }
 
 /// A posted request.
 #[derive(Debug)]
+#[repr(C)]
 pub(crate) struct Entry<B> {
+    // First, here and in `Completion`: it is written and read in pieces of the same size and place. A load that covers
+    // two stores waits until both are in the cache.
+    pub(crate) buffer: Option<B>,
     pub(crate) token: u64,
     pub(crate) opcode: WcOpcode,
-    pub(crate) buffer: Option<B>,
 }
 
 impl<B> Entry<B> {
