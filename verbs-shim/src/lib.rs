@@ -52,7 +52,7 @@ pub mod verbs;
 
 pub use completion::{Completion, CompletionQueue};
 pub use connect::{ConnectOptions, Endpoint, QueuePairOptions, RemoteMemory};
-pub use context::{Context, ProtectionDomain, devices};
+pub use context::{Context, ProtectionDomain, devices, devices_and_failure};
 pub use device::{Capabilities, DeviceAttributes, GidChoice, OpenOptions, Progress, Provider, Transport};
 pub use error::Error;
 pub use memory::{Buffer, Registered, RemoteBuffer, StableMemory};
