@@ -1,7 +1,7 @@
 //! A lock for sections of some tens of nanoseconds that hardly ever meet: the tables of a completion queue.
 //!
 //! Free, it costs one atomic exchange and one plain store; a mutex of the standard library costs two exchanges and looks
-//! after poisoning, 10 ns more, twice per request. Taken, it spins, then yields, then sleeps, so that a holder of lower
+//! after poisoning, and each request passes two. Taken, it spins, then yields, then sleeps, so that a holder of lower
 //! priority on the same core gets on. The holder may be in the device's post or poll function meanwhile; a soft device
 //! can be there for some microseconds.
 //!
