@@ -12,11 +12,13 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, Weak};
 
 use crate::Error;
+use crate::lock::{Guard, Lock};
 use crate::memory::{Buffer, Registered};
 use crate::provider::RawCompletionQueue;
+use crate::request::Receive;
 use crate::soft::engine::ControlError;
 use crate::verbs::{QueuePairNumber, WcOpcode, WcStatus, WorkCompletion};
 
@@ -29,71 +31,137 @@ const SHARED: u64 = 1 << 63;
 
 /// How a work request ended, and what it owned.
 #[derive(Debug)]
+#[repr(C)]
 pub struct Completion<B = Buffer> {
+    /// What the request owned; nothing for inline data.
+    pub buffer: Option<B>,
     /// The token that it was posted with.
     pub token: u64,
+    /// Bytes received; for WRITE with immediate, bytes written by the peer; for requests of one's own, their length if
+    /// signalled and the device tells.
+    pub length_bytes: u32,
+    /// The queue pair.
+    pub queue_pair: QueuePairNumber,
+    /// The peer's immediate data.
+    pub immediate: Option<u32>,
     /// How it ended. Contents of a buffer are defined after success only.
     pub status: WcStatus,
     /// What it was.
     pub opcode: WcOpcode,
-    /// Bytes received; for WRITE with immediate, bytes written by the peer; for requests of one's own, their length if
-    /// signalled and the device tells.
-    pub length_bytes: u32,
-    /// The peer's immediate data.
-    pub immediate: Option<u32>,
-    /// The queue pair.
-    pub queue_pair: QueuePairNumber,
-    /// What the request owned; nothing for inline data.
-    pub buffer: Option<B>,
 }
 
 /// A posted request.
 #[derive(Debug)]
+#[repr(C)]
 pub(crate) struct Entry<B> {
+    // First, here and in `Completion`: it is written and read in pieces of the same size and place. A load that covers
+    // two stores waits until both are in the cache.
+    pub(crate) buffer: Option<B>,
     pub(crate) token: u64,
     pub(crate) opcode: WcOpcode,
-    pub(crate) buffer: Option<B>,
 }
+
+impl<B> Entry<B> {
+    #[inline]
+    pub(crate) fn receive(request: Receive<B>) -> Self {
+        Entry { token: request.token, opcode: WcOpcode::Recv, buffer: Some(request.buffer) }
+    }
+
+    /// Undoes [`Self::receive`].
+    pub(crate) fn into_receive(self) -> Receive<B> {
+        Receive { token: self.token, buffer: self.buffer.expect("a receive request owns a buffer") }
+    }
+}
+
+/// Places of one queue at most, so that 16 bits of a sequence number tell its requests apart.
+const DEPTH_MAX: u32 = 32_768;
 
 /// The outstanding requests of one queue, oldest first.
 #[derive(Debug)]
 pub(crate) struct Ring<B> {
-    generation: u32,
-    entries: VecDeque<Entry<B>>,
-    depth: usize,
-    /// Sequence number of the next request. A queue has at most 32,768 places, so that 16 bits tell them apart.
+    id: RingId,
+    depth: u16,
+    /// Sequence numbers of the oldest request and of the next one. The request of a number is at its low bits.
+    first: u16,
     next: u16,
     /// Requests since the last signalled one.
-    pub(crate) unsignalled: u32,
+    pub(crate) unsignalled: u16,
+    /// As many as the next power of two from `depth`.
+    slots: Box<[Option<Entry<B>>]>,
 }
 
 impl<B> Ring<B> {
+    fn new(id: RingId, depth: u32) -> Self {
+        let slots = (0..depth.next_power_of_two()).map(|_| None).collect();
+        Ring { id, depth: depth as u16, first: 0, next: 0, unsignalled: 0, slots }
+    }
+
+    #[inline]
+    fn outstanding(&self) -> u16 {
+        self.next.wrapping_sub(self.first)
+    }
+
+    #[inline]
+    pub(crate) fn free(&self) -> usize {
+        (self.depth - self.outstanding()) as usize
+    }
+
+    #[inline]
     pub(crate) fn is_full(&self) -> bool {
-        self.entries.len() >= self.depth
+        self.outstanding() >= self.depth
     }
 
     /// Whether the next request must be signalled, so that completions keep coming.
+    #[inline]
     pub(crate) fn must_signal(&self) -> bool {
-        self.unsignalled as usize + 1 >= self.depth.div_ceil(2)
+        self.unsignalled + 1 >= self.depth.div_ceil(2)
     }
 
-    pub(crate) fn push(&mut self, entry: Entry<B>) {
-        self.entries.push_back(entry);
+    #[inline]
+    fn slot(&mut self, sequence: u16) -> &mut Option<Entry<B>> {
+        let mask = self.slots.len() - 1;
+        &mut self.slots[sequence as usize & mask]
+    }
+
+    /// Puts a request in, of a ring that is not full; its identifier.
+    #[inline]
+    pub(crate) fn push(&mut self, entry: Entry<B>) -> u64 {
+        let identifier = self.id.identifier(self.next);
+        let slot = self.slot(self.next);
+        // Also spares the code that would drop what was there.
+        assert!(slot.is_none(), "pushed to a full ring");
+        *slot = Some(entry);
         self.next = self.next.wrapping_add(1);
+        identifier
     }
 
     /// Takes the newest back: the provider refused it.
+    #[cold]
     pub(crate) fn take_back(&mut self) -> Option<Entry<B>> {
-        let entry = self.entries.pop_back()?;
-        self.next = self.next.wrapping_sub(1);
+        let newest = self.next.wrapping_sub(1);
+        let entry = self.slot(newest).take()?;
+        self.next = newest;
         Some(entry)
     }
 
-    /// How many entries there are up to the one of this sequence number; `None` if it is not outstanding.
-    fn up_to(&self, sequence: u16) -> Option<usize> {
-        let first = self.next.wrapping_sub(self.entries.len() as u16);
-        let index = sequence.wrapping_sub(first) as usize;
-        (index < self.entries.len()).then_some(index + 1)
+    #[cold]
+    pub(crate) fn take_back_receive(&mut self) -> Receive<B> {
+        self.take_back().expect("pushed under the same lock").into_receive()
+    }
+
+    /// How many entries there are before the one of this sequence number; `None` if it is not outstanding.
+    #[inline]
+    fn before(&self, sequence: u16) -> Option<u16> {
+        let count = sequence.wrapping_sub(self.first);
+        (count < self.outstanding()).then_some(count)
+    }
+
+    /// Takes the oldest, of a ring that is not empty.
+    #[inline]
+    fn pop(&mut self) -> Entry<B> {
+        let oldest = self.first;
+        self.first = oldest.wrapping_add(1);
+        self.slot(oldest).take().expect("a slot from `first` to `next` is taken")
     }
 }
 
@@ -105,7 +173,13 @@ pub(crate) struct RingId {
 }
 
 impl RingId {
-    /// From the identifier of a request: 15 bits of slot, 32 of generation, 16 of sequence number.
+    #[inline]
+    fn identifier(self, sequence: u16) -> u64 {
+        (self.slot as u64) << 48 | (self.generation as u64) << 16 | sequence as u64
+    }
+
+    /// Of the identifier of a request: 15 bits of slot, 32 of generation, 16 of sequence number.
+    #[inline]
     fn of(identifier: u64) -> Self {
         RingId { slot: (identifier >> 48) as u16 & 0x7fff, generation: (identifier >> 16) as u32 }
     }
@@ -134,45 +208,37 @@ impl<B> Tables<B> {
                 rule: "the queues that complete on one completion queue have together at most its capacity",
             });
         }
+        if depth > DEPTH_MAX {
+            let rule = "a queue has at most 32,768 places";
+            return Err(ControlError::Attribute { name: "depth", value: depth as u64, rule });
+        }
         if self.rings.len() > RINGS_MAX && self.rings.iter().all(Option::is_some) {
             return Err(ControlError::TooMany(RINGS_MAX));
         }
         self.promised += depth as usize;
         self.generation = self.generation.wrapping_add(1);
-        let (generation, depth) = (self.generation, depth as usize);
-        let entries = VecDeque::with_capacity(depth);
-        let ring = Ring { generation, entries, depth, next: 0, unsignalled: 0 };
-        let slot = match self.rings.iter().position(Option::is_none) {
-            Some(slot) => {
-                self.rings[slot] = Some(ring);
-                slot
-            }
-            None => {
-                self.rings.push(Some(ring));
-                self.rings.len() - 1
-            }
-        };
-        Ok(RingId { slot: slot as u16, generation })
+        let slot = self.rings.iter().position(Option::is_none).unwrap_or(self.rings.len());
+        let id = RingId { slot: slot as u16, generation: self.generation };
+        let ring = Some(Ring::new(id, depth));
+        match self.rings.get_mut(slot) {
+            Some(place) => *place = ring,
+            None => self.rings.push(ring),
+        }
+        Ok(id)
     }
 
     #[must_use]
     pub(crate) fn remove_ring(&mut self, id: RingId) -> Option<Ring<B>> {
         let place = self.rings.get_mut(id.slot as usize)?;
-        if place.as_ref()?.generation != id.generation {
-            return None;
-        }
-        let ring = place.take()?;
-        self.promised -= ring.depth;
+        let ring = place.take_if(|ring| ring.id == id)?;
+        self.promised -= ring.depth as usize;
         self.pending.retain(|done| done.id & SHARED != 0 || RingId::of(done.id) != id);
         Some(ring)
     }
 
-    /// The ring, and the identifier that its next request gets.
     #[inline]
-    pub(crate) fn ring(&mut self, id: RingId) -> Option<(&mut Ring<B>, u64)> {
-        let ring = self.rings.get_mut(id.slot as usize)?.as_mut().filter(|ring| ring.generation == id.generation)?;
-        let identifier = (id.slot as u64) << 48 | (id.generation as u64) << 16 | ring.next as u64;
-        Some((ring, identifier))
+    pub(crate) fn ring(&mut self, id: RingId) -> Option<&mut Ring<B>> {
+        ring_of(&mut self.rings, id)
     }
 
     pub(crate) fn add_shared(&mut self, table: &Arc<SharedTable<B>>) {
@@ -181,54 +247,71 @@ impl<B> Tables<B> {
             self.shared.push((table.id, Arc::downgrade(table)));
         }
     }
+}
 
-    #[inline]
-    fn complete(&mut self, done: &WorkCompletion, out: &mut Vec<Completion<B>>) {
-        let (buffer_of, token, opcode);
-        if done.id & SHARED != 0 {
-            let id = (done.id >> 32) as u32 & 0x7fff_ffff;
-            let found = self.shared.iter().find(|(known, _)| *known == id);
-            let Some(table) = found.and_then(|(_, table)| table.upgrade()) else { return };
-            let Some(entry) = table.take(done.id as u32) else { return };
-            (buffer_of, token) = (entry.buffer, entry.token);
-            opcode = if done.status == WcStatus::Success { done.opcode } else { WcOpcode::Recv };
-        } else {
-            let Some((ring, _)) = self.ring(RingId::of(done.id)) else { return };
-            let Some(count) = ring.up_to(done.id as u16) else { return };
-            for _ in 1..count {
-                let Some(entry) = ring.entries.pop_front() else { return };
-                out.push(Completion {
-                    token: entry.token,
-                    status: WcStatus::Success,
-                    opcode: entry.opcode,
-                    length_bytes: 0,
-                    immediate: None,
-                    queue_pair: done.queue_pair,
-                    buffer: entry.buffer,
-                });
-            }
-            let Some(entry) = ring.entries.pop_front() else { return };
-            // Receives are told apart by what came in; of failed requests only the table knows what they were.
-            let told = done.status == WcStatus::Success && matches!(entry.opcode, WcOpcode::Recv);
-            opcode = if told { done.opcode } else { entry.opcode };
-            (buffer_of, token) = (entry.buffer, entry.token);
-        }
-        out.push(Completion {
-            token,
-            status: done.status,
-            opcode,
-            length_bytes: done.length_bytes,
-            immediate: done.immediate,
-            queue_pair: done.queue_pair,
-            buffer: buffer_of,
-        });
+#[inline]
+fn ring_of<B>(rings: &mut [Option<Ring<B>>], id: RingId) -> Option<&mut Ring<B>> {
+    rings.get_mut(id.slot as usize)?.as_mut().filter(|ring| ring.id == id)
+}
+
+/// As [`complete`], out of line.
+#[cold]
+#[inline(never)]
+fn complete_kept<B>(
+    rings: &mut [Option<Ring<B>>],
+    shared: &[(u32, Weak<SharedTable<B>>)],
+    done: &WorkCompletion,
+    out: &mut Vec<Completion<B>>,
+) {
+    complete(rings, shared, done, out);
+}
+
+/// Hands out what a completion ends.
+#[inline(always)]
+fn complete<B>(
+    rings: &mut [Option<Ring<B>>],
+    shared: &[(u32, Weak<SharedTable<B>>)],
+    done: &WorkCompletion,
+    out: &mut Vec<Completion<B>>,
+) {
+    if done.id & SHARED != 0 {
+        return complete_shared(shared, done, out);
     }
+    let Some(ring) = ring_of(rings, RingId::of(done.id)) else { return };
+    let Some(before) = ring.before(done.id as u16) else { return };
+    let WorkCompletion { status, length_bytes, immediate, queue_pair, .. } = *done;
+    // Not `push`: it would put them together on the stack first, and copy.
+    let (before, length) = (before as usize, out.len());
+    out.reserve(before + 1);
+    let places = &mut out.spare_capacity_mut()[..before + 1];
+    for place in &mut places[..before] {
+        let Entry { token, opcode, buffer } = ring.pop();
+        let (status, length_bytes, immediate) = (WcStatus::Success, 0, None);
+        place.write(Completion { token, status, opcode, length_bytes, immediate, queue_pair, buffer });
+    }
+    let Entry { token, opcode, buffer } = ring.pop();
+    // Receives are told apart by what came in; of failed requests only the table knows what they were.
+    let told = status == WcStatus::Success && opcode == WcOpcode::Recv;
+    let opcode = if told { done.opcode } else { opcode };
+    places[before].write(Completion { token, status, opcode, length_bytes, immediate, queue_pair, buffer });
+    // SAFETY: `before + 1` places behind the last one were written.
+    unsafe { out.set_len(length + before + 1) };
+}
+
+fn complete_shared<B>(shared: &[(u32, Weak<SharedTable<B>>)], done: &WorkCompletion, out: &mut Vec<Completion<B>>) {
+    let id = (done.id >> 32) as u32 & 0x7fff_ffff;
+    let found = shared.iter().find(|(known, _)| *known == id);
+    let Some(table) = found.and_then(|(_, table)| table.upgrade()) else { return };
+    let Some(Entry { token, buffer, .. }) = table.take(done.id as u32) else { return };
+    let opcode = if done.status == WcStatus::Success { done.opcode } else { WcOpcode::Recv };
+    let WorkCompletion { status, length_bytes, immediate, queue_pair, .. } = *done;
+    out.push(Completion { token, status, opcode, length_bytes, immediate, queue_pair, buffer });
 }
 
 /// The outstanding requests of a shared receive queue: they complete in any order.
 pub(crate) struct SharedTable<B> {
     id: u32,
-    slots: Mutex<Slots<B>>,
+    slots: Lock<Slots<B>>,
 }
 
 struct Slots<B> {
@@ -242,37 +325,39 @@ impl<B> SharedTable<B> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let id = NEXT.fetch_add(1, Ordering::Relaxed) & 0x7fff_ffff;
         let slots = Slots { entries: (0..depth).map(|_| None).collect(), free: (0..depth).rev().collect() };
-        Arc::new(SharedTable { id, slots: Mutex::new(slots) })
+        Arc::new(SharedTable { id, slots: Lock::new(slots) })
     }
 
-    /// Puts an entry in; its identifier, or the entry back when the queue is full.
-    pub(crate) fn put(&self, entry: Entry<B>) -> Result<u64, Entry<B>> {
-        let mut slots = lock(&self.slots);
-        let Some(index) = slots.free.pop() else { return Err(entry) };
-        slots.entries[index as usize] = Some(entry);
-        Ok(SHARED | (self.id as u64) << 32 | index as u64)
+    /// Puts requests in while there are places and requests; `with` gets the identifier of each.
+    #[inline]
+    pub(crate) fn put(&self, mut requests: impl FnMut() -> Option<Receive<B>>, mut with: impl FnMut(u64)) {
+        let mut slots = self.slots.lock();
+        while let Some(index) = slots.free.last().copied()
+            && let Some(request) = requests()
+        {
+            slots.free.pop();
+            slots.entries[index as usize] = Some(Entry::receive(request));
+            with(SHARED | (self.id as u64) << 32 | index as u64);
+        }
     }
 
     pub(crate) fn take(&self, index: u32) -> Option<Entry<B>> {
-        let mut slots = lock(&self.slots);
+        let mut slots = self.slots.lock();
         let entry = slots.entries.get_mut(index as usize)?.take()?;
         slots.free.push(index);
         Some(entry)
     }
 }
 
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-}
-
 pub(crate) struct Shared<B> {
     pub(crate) raw: RawCompletionQueue,
-    tables: Mutex<Tables<B>>,
+    tables: Lock<Tables<B>>,
 }
 
 impl<B> Shared<B> {
-    pub(crate) fn tables(&self) -> MutexGuard<'_, Tables<B>> {
-        lock(&self.tables)
+    #[inline]
+    pub(crate) fn tables(&self) -> Guard<'_, Tables<B>> {
+        self.tables.lock()
     }
 
     /// Takes what the provider has, to be handed out by the next poll.
@@ -308,7 +393,7 @@ impl<B: Registered> CompletionQueue<B> {
         let (generation, promised, capacity) = (0, 0, capacity as usize);
         let batch = Box::new([nothing; BATCH]);
         let tables = Tables { rings, generation, promised, capacity, shared, pending, batch };
-        CompletionQueue { shared: Arc::new(Shared { raw, tables: Mutex::new(tables) }) }
+        CompletionQueue { shared: Arc::new(Shared { raw, tables: Lock::new(tables) }) }
     }
 
     /// Appends what has completed to `out`; how many. Never blocks. On a soft device this is also what makes progress, so
@@ -316,18 +401,16 @@ impl<B: Registered> CompletionQueue<B> {
     ///
     /// # Errors
     /// [`Error::Os`] when the device fails.
+    #[inline]
     pub fn poll(&self, out: &mut Vec<Completion<B>>) -> Result<usize, Error> {
         let before = out.len();
         let mut tables = self.shared.tables();
         let tables = &mut *tables;
-        while let Some(done) = tables.pending.pop_front() {
-            tables.complete(&done, out);
+        let Tables { rings, shared, batch, pending, .. } = tables;
+        if !pending.is_empty() {
+            pending.drain(..).for_each(|done| complete_kept(rings, shared, &done, out));
         }
-        let taken = self.shared.raw.poll(&mut tables.batch[..])?;
-        for index in 0..taken {
-            let done = tables.batch[index];
-            tables.complete(&done, out);
-        }
+        self.shared.raw.poll_each(&mut batch[..], |done| complete(rings, shared, &done, out))?;
         Ok(out.len() - before)
     }
 

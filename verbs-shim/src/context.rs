@@ -8,20 +8,34 @@ use crate::connect::QueuePairOptions;
 use crate::device::{DeviceAttributes, OpenOptions};
 use crate::memory::{Buffer, Pages, Region, Registered, Registration, RemoteBuffer, StableMemory};
 use crate::provider::{RawContext, RawDomain};
-use crate::queue_pair::{QueuePair, SharedReceiveQueue};
+use crate::queue_pair::QueuePair;
+use crate::shared_receive_queue::SharedReceiveQueue;
 use crate::soft::engine::{Counters, RegisterError};
 use crate::verbs::Access;
 use crate::{Error, ibv, soft};
 
 /// The devices of both providers that this process can open: hardware and kernel devices first. None of `ibv` where
-/// libibverbs is missing.
+/// libibverbs is missing, or fails; why it fails, [`devices_and_failure`] tells.
 ///
 /// # Errors
-/// [`Error::Os`] if the library is there and fails.
+/// None so far.
 pub fn devices() -> Result<Vec<DeviceAttributes>, Error> {
-    let mut devices = ibv::list()?;
+    Ok(devices_and_failure().0)
+}
+
+/// The same, and what went wrong in libibverbs if it is there: no provider for a device, no right to
+/// `/dev/infiniband`, no list.
+pub fn devices_and_failure() -> (Vec<DeviceAttributes>, Option<Error>) {
+    both(ibv::list())
+}
+
+fn both(found: Result<Vec<DeviceAttributes>, Error>) -> (Vec<DeviceAttributes>, Option<Error>) {
+    let (mut devices, failure) = match found {
+        Ok(devices) => (devices, None),
+        Err(error) => (Vec::new(), Some(error)),
+    };
     devices.extend(soft::provider::list());
-    Ok(devices)
+    (devices, failure)
 }
 
 /// An opened device. Cheap to clone.
@@ -185,5 +199,18 @@ impl ProtectionDomain {
 impl fmt::Debug for ProtectionDomain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "ProtectionDomain({})", self.device)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn soft_devices_are_listed_where_libibverbs_fails() {
+        let source = std::io::Error::from_raw_os_error(libc::EACCES);
+        let (devices, failure) = both(Err(Error::os("libibverbs", "ibv_get_device_list", source)));
+        assert!(devices.iter().any(|device| device.name == "soft:lo"), "{devices:?}");
+        assert!(failure.unwrap().to_string().contains("ibv_get_device_list"));
     }
 }

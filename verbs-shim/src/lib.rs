@@ -38,11 +38,14 @@ mod error;
 #[cfg(feature = "glommio")]
 pub mod glommio;
 mod ibv;
+mod lock;
 mod memory;
 mod provider;
 mod queue_pair;
 mod random;
 pub mod rdma_cm;
+mod request;
+mod shared_receive_queue;
 pub mod soft;
 #[cfg(feature = "tokio")]
 pub mod tokio;
@@ -50,9 +53,11 @@ pub mod verbs;
 
 pub use completion::{Completion, CompletionQueue};
 pub use connect::{ConnectOptions, Endpoint, QueuePairOptions, RemoteMemory};
-pub use context::{Context, ProtectionDomain, devices};
+pub use context::{Context, ProtectionDomain, devices, devices_and_failure};
 pub use device::{Capabilities, DeviceAttributes, GidChoice, OpenOptions, Progress, Provider, Transport};
 pub use error::Error;
 pub use memory::{Buffer, Registered, Registration, RemoteBuffer, StableMemory};
-pub use queue_pair::{QueuePair, Receive, Refused, SendRequest, SharedReceiveQueue};
+pub use queue_pair::QueuePair;
+pub use request::{Receive, Refused, SendRequest};
+pub use shared_receive_queue::SharedReceiveQueue;
 pub use verbs::Mtu;

@@ -189,10 +189,12 @@ impl Buffer {
     }
 
     /// The local key of its region.
+    #[inline]
     pub fn key(&self) -> MemoryKey {
         self.0.region.raw.local_key()
     }
 
+    #[inline]
     fn piece(&self) -> Sge {
         Sge {
             address: self.0.start.as_ptr() as u64,
@@ -204,6 +206,7 @@ impl Buffer {
 
 impl Deref for Buffer {
     type Target = [u8];
+    #[inline]
     fn deref(&self) -> &[u8] {
         // SAFETY: initialised, mapped while the region lives, and this buffer's alone (see the invariants); the region
         // has no remote rights, and no work request holds it while we do.
@@ -212,6 +215,7 @@ impl Deref for Buffer {
 }
 
 impl DerefMut for Buffer {
+    #[inline]
     fn deref_mut(&mut self) -> &mut [u8] {
         // SAFETY: as for `deref`; `&mut self` makes it the only one.
         unsafe { std::slice::from_raw_parts_mut(self.0.start.as_ptr(), self.0.bytes) }
@@ -238,6 +242,7 @@ pub unsafe trait Registered: Send + 'static {
 
 // SAFETY: a buffer owns its bytes and keeps its region.
 unsafe impl Registered for Buffer {
+    #[inline]
     fn pieces(&self, each: &mut impl FnMut(Sge)) {
         each(self.piece());
     }
@@ -245,6 +250,7 @@ unsafe impl Registered for Buffer {
 
 // SAFETY: as for each of them.
 unsafe impl<const N: usize> Registered for [Buffer; N] {
+    #[inline]
     fn pieces(&self, each: &mut impl FnMut(Sge)) {
         self.iter().for_each(|buffer| each(buffer.piece()));
     }

@@ -117,6 +117,7 @@ pub(crate) enum RawRegion {
 }
 
 impl RawRegion {
+    #[inline]
     pub(crate) fn local_key(&self) -> MemoryKey {
         match self {
             RawRegion::Soft(region) => region.key(),
@@ -141,9 +142,31 @@ pub(crate) enum RawCompletionQueue {
 impl RawCompletionQueue {
     #[inline]
     pub(crate) fn poll(&self, out: &mut [WorkCompletion]) -> Result<usize, Error> {
+        /// Out of line: it would take the registers that the other branch needs.
+        #[inline(never)]
+        fn poll_soft(queue: &soft::CompletionQueue, out: &mut [WorkCompletion]) -> usize {
+            queue.poll(out)
+        }
         match self {
-            RawCompletionQueue::Soft(queue) => Ok(queue.poll(out)),
+            RawCompletionQueue::Soft(queue) => Ok(poll_soft(queue, out)),
             RawCompletionQueue::Ibv(queue) => queue.poll(out),
+        }
+    }
+
+    /// Polls once, and hands each completion on; `batch` is a place for those of a soft device.
+    #[inline]
+    pub(crate) fn poll_each(
+        &self,
+        batch: &mut [WorkCompletion],
+        mut each: impl FnMut(WorkCompletion),
+    ) -> Result<(), Error> {
+        match self {
+            RawCompletionQueue::Ibv(queue) => queue.poll_each(each),
+            RawCompletionQueue::Soft(_) => {
+                let taken = self.poll(batch)?;
+                batch[..taken].iter().for_each(|done| each(*done));
+                Ok(())
+            }
         }
     }
 
@@ -178,6 +201,7 @@ pub(crate) enum RawSharedReceiveQueue {
 impl RawSharedReceiveQueue {
     /// # Safety
     /// As for [`RawQueuePair::post_receive`].
+    #[inline]
     pub(crate) unsafe fn post_receive(&self, requests: &[ReceiveRequest<'_>]) -> Result<(), (usize, PostError)> {
         // SAFETY: the caller's promise.
         unsafe {
@@ -254,6 +278,30 @@ impl RawQueuePair {
             match self {
                 RawQueuePair::Soft(pair) => pair.post_send(requests),
                 RawQueuePair::Ibv(pair) => pair.post_send(requests),
+            }
+        }
+    }
+
+    /// The same for one request, without a chain to build.
+    ///
+    /// # Safety
+    /// As for [`Self::post_send`].
+    #[inline]
+    pub(crate) unsafe fn post_send_one(&self, request: WorkRequest<'_>) -> Result<(), (usize, PostError)> {
+        /// Out of line, as in `poll`.
+        ///
+        /// # Safety
+        /// As for the caller.
+        #[inline(never)]
+        unsafe fn post_soft(pair: &soft::QueuePair, request: WorkRequest<'_>) -> Result<(), (usize, PostError)> {
+            // SAFETY: the caller's promise.
+            unsafe { pair.post_send(&[request]) }
+        }
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self {
+                RawQueuePair::Soft(pair) => post_soft(pair, request),
+                RawQueuePair::Ibv(pair) => pair.post_send_one(&request),
             }
         }
     }

@@ -1,178 +1,20 @@
-//! Queue pairs and shared receive queues: posting work requests that own their memory.
+//! Queue pairs: posting work requests that own their memory.
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 
-use thiserror::Error as ThisError;
-
 use crate::Error;
-use crate::completion::{CompletionQueue, Entry, RingId, Shared, SharedTable};
-use crate::connect::{ConnectOptions, Endpoint, QueuePairOptions, RemoteMemory};
+use crate::completion::{CompletionQueue, Entry, RingId, Shared};
+use crate::connect::{ConnectOptions, Endpoint, QueuePairOptions};
 use crate::memory::{Buffer, Registered};
-use crate::provider::{RawDomain, RawQueuePair, RawSharedReceiveQueue};
-use crate::verbs::{
-    Data, MESSAGE_BYTES_MAX, MemoryKey, Operation, PostError, QueuePairNumber, QueuePairState, ReceiveRequest, SGE_MAX,
-    Sge, WcOpcode, WorkRequest,
-};
+use crate::provider::{RawDomain, RawQueuePair};
+use crate::request::{CHUNK, Pieces, Receive, Refused, SendRequest, in_chunks, pieces_of};
+use crate::shared_receive_queue::SharedReceiveQueue;
+use crate::verbs::{Data, Operation, PostError, QueuePairNumber, QueuePairState, ReceiveRequest, WorkRequest};
 
 /// Looks at a completion queue for flushed receive requests, a tenth of a millisecond apart.
 const FLUSH_TRIES: usize = 10;
-/// Requests given to the provider at a time.
-const CHUNK: usize = 16;
-
-/// Where a request of the send queue finds its bytes, or puts them.
-#[derive(Debug)]
-enum Payload<'a, B> {
-    Owned(B),
-    Inline(&'a [u8]),
-}
-
-/// A request of the send queue. Signalled unless told otherwise.
-#[derive(Debug)]
-pub struct SendRequest<'a, B = Buffer> {
-    token: u64,
-    operation: Operation,
-    payload: Payload<'a, B>,
-    signalled: bool,
-    fence: bool,
-    solicited: bool,
-}
-
-impl<'a, B: Registered> SendRequest<'a, B> {
-    fn new(operation: Operation, payload: Payload<'a, B>) -> Self {
-        SendRequest { token: 0, operation, payload, signalled: true, fence: false, solicited: false }
-    }
-
-    /// Sends the buffer into the peer's next receive request.
-    pub fn send(buffer: B) -> Self {
-        Self::new(Operation::Send { immediate: None }, Payload::Owned(buffer))
-    }
-
-    /// Sends bytes that are copied when posted.
-    pub fn send_inline(bytes: &'a [u8]) -> Self {
-        Self::new(Operation::Send { immediate: None }, Payload::Inline(bytes))
-    }
-
-    /// Writes the buffer into the peer's memory, at its start (see [`RemoteMemory::part`]).
-    pub fn write(buffer: B, to: RemoteMemory) -> Self {
-        Self::new(Self::write_operation(to), Payload::Owned(buffer))
-    }
-
-    /// Writes bytes that are copied when posted.
-    pub fn write_inline(bytes: &'a [u8], to: RemoteMemory) -> Self {
-        Self::new(Self::write_operation(to), Payload::Inline(bytes))
-    }
-
-    fn write_operation(to: RemoteMemory) -> Operation {
-        Operation::Write { remote_address: to.address, remote_key: to.key, immediate: None }
-    }
-
-    /// Reads the peer's memory, from its start, until the buffer is full.
-    pub fn read(buffer: B, from: RemoteMemory) -> Self {
-        Self::new(Operation::Read { remote_address: from.address, remote_key: from.key }, Payload::Owned(buffer))
-    }
-
-    /// Writes `swap` into the peer's first eight bytes if they equal `compare`; the buffer, of eight bytes, gets what was
-    /// there.
-    pub fn compare_swap(buffer: B, at: RemoteMemory, compare: u64, swap: u64) -> Self {
-        let operation = Operation::CompareSwap { remote_address: at.address, remote_key: at.key, compare, swap };
-        Self::new(operation, Payload::Owned(buffer))
-    }
-
-    /// Adds to the peer's first eight bytes; the buffer, of eight bytes, gets what was there.
-    pub fn fetch_add(buffer: B, at: RemoteMemory, add: u64) -> Self {
-        let operation = Operation::FetchAdd { remote_address: at.address, remote_key: at.key, add };
-        Self::new(operation, Payload::Owned(buffer))
-    }
-
-    /// Comes back in the completion.
-    pub fn token(mut self, token: u64) -> Self {
-        self.token = token;
-        self
-    }
-
-    /// Immediate data: completes a receive request of the peer's, and is delivered with it. For SEND and WRITE.
-    pub fn immediate(mut self, data: u32) -> Self {
-        if let Operation::Send { immediate } | Operation::Write { immediate, .. } = &mut self.operation {
-            *immediate = Some(data);
-        }
-        self
-    }
-
-    /// Without a completion of its own: it is handed out with the next signalled one. (Half a queue of such requests is
-    /// the most; then one is signalled all the same.)
-    pub fn unsignalled(mut self) -> Self {
-        self.signalled = false;
-        self
-    }
-
-    /// Waits for earlier READs and atomics.
-    pub fn fence(mut self) -> Self {
-        self.fence = true;
-        self
-    }
-
-    /// Sets the solicited-event bit.
-    pub fn solicited(mut self) -> Self {
-        self.solicited = true;
-        self
-    }
-
-    /// What it would own; nothing for inline data. For a request that was refused.
-    pub fn into_buffer(self) -> Option<B> {
-        match self.payload {
-            Payload::Owned(buffer) => Some(buffer),
-            Payload::Inline(_) => None,
-        }
-    }
-
-    fn opcode(&self) -> WcOpcode {
-        match self.operation {
-            Operation::Send { .. } => WcOpcode::Send,
-            Operation::Write { .. } => WcOpcode::RdmaWrite,
-            Operation::Read { .. } => WcOpcode::RdmaRead,
-            Operation::CompareSwap { .. } => WcOpcode::CompSwap,
-            Operation::FetchAdd { .. } => WcOpcode::FetchAdd,
-        }
-    }
-}
-
-/// A receive request.
-#[derive(Debug)]
-pub struct Receive<B = Buffer> {
-    token: u64,
-    buffer: B,
-}
-
-impl<B: Registered> Receive<B> {
-    /// Takes the next message into the buffer.
-    pub fn new(buffer: B) -> Self {
-        Receive { token: 0, buffer }
-    }
-
-    /// Comes back in the completion.
-    pub fn token(mut self, token: u64) -> Self {
-        self.token = token;
-        self
-    }
-}
-
-/// A request that was not posted, and why.
-#[derive(Debug, ThisError)]
-#[error("{error}")]
-pub struct Refused<R> {
-    /// Why.
-    pub error: PostError,
-    /// The request, with its buffer.
-    pub request: R,
-}
-
-impl<R> From<Refused<R>> for Error {
-    fn from(refused: Refused<R>) -> Self {
-        refused.error.into()
-    }
-}
 
 /// Fills the places of a chunk that are not used.
 const NOTHING: WorkRequest<'static> = WorkRequest {
@@ -184,42 +26,10 @@ const NOTHING: WorkRequest<'static> = WorkRequest {
     solicited: false,
 };
 
-/// The pieces of one request.
-#[derive(Clone, Copy)]
-struct Pieces {
-    entries: [Sge; SGE_MAX],
-    count: usize,
-}
-
-impl Pieces {
-    const NONE: Pieces = Pieces { entries: [Sge { address: 0, length: 0, key: MemoryKey(0) }; SGE_MAX], count: 0 };
-
-    fn of(buffer: &impl Registered) -> Result<Self, PostError> {
-        let mut pieces = Pieces::NONE;
-        let mut bytes = 0u64;
-        buffer.pieces(&mut |piece| {
-            // Some devices take a length of 0 for 2^31.
-            if piece.length == 0 {
-                return;
-            }
-            if let Some(place) = pieces.entries.get_mut(pieces.count) {
-                *place = piece;
-            }
-            pieces.count += 1;
-            bytes += piece.length as u64;
-        });
-        if pieces.count > SGE_MAX {
-            return Err(PostError::TooManyPieces(pieces.count));
-        }
-        if bytes > MESSAGE_BYTES_MAX {
-            return Err(PostError::MessageTooLong(bytes));
-        }
-        Ok(pieces)
-    }
-
-    fn as_slice(&self) -> &[Sge] {
-        &self.entries[..self.count]
-    }
+/// Where a request's bytes are. An inline request of no bytes is one of no pieces.
+#[inline]
+fn data<'a>(owned: bool, pieces: &'a Pieces, inline: &'a [u8]) -> Data<'a> {
+    if owned || inline.is_empty() { Data::Pieces(pieces.as_slice()) } else { Data::Inline(inline) }
 }
 
 /// A reliable connection's end. `B` is what its work requests own. Dropping it destroys it and frees what outstanding
@@ -324,17 +134,37 @@ impl<B: Registered> QueuePair<B> {
     /// [`Refused`], with the request.
     #[inline]
     pub fn post_send<'a>(&self, request: SendRequest<'a, B>) -> Result<(), Refused<SendRequest<'a, B>>> {
-        let mut one = [Some(request)];
-        match self.post_chunk(&mut one) {
-            (1.., _) | (_, None) => Ok(()),
-            (0, Some(error)) => {
-                let [request] = one;
-                match request {
-                    Some(request) => Err(Refused { error, request }),
-                    None => unreachable!("a refused request stays"),
-                }
-            }
+        // Apart from the start, and together again only where it is refused: the compiler then keeps it in registers.
+        let opcode = request.opcode();
+        let SendRequest { token, operation, buffer, inline, signalled: asked, fence, solicited } = request;
+        let refuse = |error, buffer| {
+            let request = SendRequest { token, operation, buffer, inline, signalled: asked, fence, solicited };
+            Err(Refused { error, request })
+        };
+        // Before the lock: it calls the program's own `Registered::pieces`.
+        let mut pieces = Pieces::NONE;
+        if let Err(error) = self.check(&operation, &buffer, inline, &mut pieces) {
+            return refuse(error, buffer);
         }
+        let mut tables = self.send.completions.tables();
+        let ring = match tables.ring(self.send.id) {
+            Some(ring) if !ring.is_full() => ring,
+            Some(_) => return refuse(PostError::QueueFull, buffer),
+            None => return refuse(PostError::Unknown, buffer),
+        };
+        let unsignalled = ring.unsignalled;
+        let signalled = asked || ring.must_signal();
+        ring.unsignalled = if signalled { 0 } else { unsignalled + 1 };
+        let data = data(buffer.is_some(), &pieces, inline);
+        let id = ring.push(Entry { token, opcode, buffer });
+        // SAFETY: the ring owns the buffer until its completion, or until it is dropped, which is after the queue pair is
+        // (field order).
+        let result =
+            unsafe { self.raw.post_send_one(WorkRequest { id, operation, data, signalled, fence, solicited }) };
+        let Err((0, error)) = result else { return Ok(()) };
+        ring.unsignalled = unsignalled;
+        let buffer = ring.take_back().and_then(|entry| entry.buffer);
+        refuse(error, buffer)
     }
 
     /// Posts requests from the front, in few calls of the device, until one is refused; those that were posted are taken
@@ -343,132 +173,80 @@ impl<B: Registered> QueuePair<B> {
     /// # Errors
     /// Why the request that is now first was refused, if none before it was posted.
     pub fn post_sends(&self, requests: &mut VecDeque<SendRequest<'_, B>>) -> Result<usize, PostError> {
-        let mut posted = 0;
-        loop {
-            let mut chunk: [Option<SendRequest<'_, B>>; CHUNK] = [const { None }; CHUNK];
-            let mut filled = 0;
-            while filled < CHUNK
-                && let Some(request) = requests.pop_front()
-            {
-                chunk[filled] = Some(request);
-                filled += 1;
-            }
-            if filled == 0 {
-                return Ok(posted);
-            }
-            let (count, error) = self.post_chunk(&mut chunk);
-            posted += count;
-            chunk[..filled].iter_mut().rev().filter_map(Option::take).for_each(|request| requests.push_front(request));
-            match error {
-                None => {}
-                Some(error) if posted == 0 => return Err(error),
-                Some(_) => return Ok(posted),
-            }
-        }
+        in_chunks(requests, |requests| self.post_chunk(requests))
     }
 
-    /// Posts a chunk, which ends with the first `None`; how many of it, and why not the next. What is posted is taken
-    /// out, the others stay.
-    #[inline]
-    fn post_chunk<const N: usize>(&self, chunk: &mut [Option<SendRequest<'_, B>>; N]) -> (usize, Option<PostError>) {
-        let mut pieces = [Pieces::NONE; N];
-        // Identifier, whether it is signalled, and how many before it were not.
-        let mut identifiers = [(0u64, false, 0u32); N];
-        let mut error = None;
-        let mut checked = 0;
-        // Before the lock: it calls the program's own `Registered::pieces`.
-        for request in chunk.iter().map_while(Option::as_ref) {
-            match self.check(request) {
-                Ok(found) => pieces[checked] = found,
-                Err(refused) => {
-                    error = Some(refused);
-                    break;
-                }
-            }
-            checked += 1;
-        }
-        let mut count = 0;
-        let mut tables = self.send.completions.tables();
-        for request in chunk[..checked].iter_mut().flatten() {
-            let Some((ring, identifier)) = tables.ring(self.send.id) else {
-                error = Some(PostError::Unknown);
-                break;
-            };
-            if ring.is_full() {
-                error = Some(PostError::QueueFull);
+    /// Posts up to a chunk of requests from the front, and takes those out; how many, and why not the next.
+    fn post_chunk(&self, requests: &mut VecDeque<SendRequest<'_, B>>) -> (usize, Option<PostError>) {
+        let mut pieces = [Pieces::NONE; CHUNK];
+        let (mut error, mut count) = (None, 0);
+        // Before the lock, as above.
+        for (request, pieces) in requests.iter().zip(&mut pieces) {
+            if let Err(refused) = self.check(&request.operation, &request.buffer, request.inline, pieces) {
+                error = Some(refused);
                 break;
             }
-            let signalled = request.signalled || ring.must_signal();
-            identifiers[count] = (identifier, signalled, ring.unsignalled);
-            ring.unsignalled = if signalled { 0 } else { ring.unsignalled + 1 };
-            let (token, opcode) = (request.token, request.opcode());
-            let buffer = match std::mem::replace(&mut request.payload, Payload::Inline(&[])) {
-                Payload::Owned(buffer) => Some(buffer),
-                Payload::Inline(bytes) => {
-                    request.payload = Payload::Inline(bytes);
-                    None
-                }
-            };
-            ring.push(Entry { token, opcode, buffer });
             count += 1;
+        }
+        let mut tables = self.send.completions.tables();
+        let Some(ring) = tables.ring(self.send.id) else { return (0, Some(PostError::Unknown)) };
+        let free = ring.free();
+        if count > free {
+            (error, count) = (Some(PostError::QueueFull), free);
+        }
+        let unsignalled = ring.unsignalled;
+        let mut raw = [NOTHING; CHUNK];
+        for ((request, pieces), raw) in requests.iter_mut().zip(&pieces).zip(&mut raw[..count]) {
+            raw.operation = request.operation;
+            (raw.fence, raw.solicited) = (request.fence, request.solicited);
+            raw.signalled = request.signalled || ring.must_signal();
+            ring.unsignalled = if raw.signalled { 0 } else { ring.unsignalled + 1 };
+            raw.data = data(request.buffer.is_some(), pieces, request.inline);
+            let (opcode, buffer) = (request.opcode(), request.buffer.take());
+            raw.id = ring.push(Entry { token: request.token, opcode, buffer });
         }
         if count == 0 {
             return (0, error);
         }
-        let raw: [WorkRequest<'_>; N] = std::array::from_fn(|index| match &chunk[index] {
-            Some(request) if index < count => {
-                let (id, signalled, _) = identifiers[index];
-                let (operation, fence, solicited) = (request.operation, request.fence, request.solicited);
-                let data = match request.payload {
-                    Payload::Inline(bytes) if pieces[index].count == 0 && !bytes.is_empty() => Data::Inline(bytes),
-                    _ => Data::Pieces(pieces[index].as_slice()),
-                };
-                WorkRequest { id, operation, data, signalled, fence, solicited }
-            }
-            _ => NOTHING,
-        });
-        // SAFETY: the ring owns the buffers until their completions, or until it is dropped, which is after the queue
-        // pair is (field order).
-        let result = unsafe { self.raw.post_send(&raw[..count]) };
-        let accepted = match result {
-            Ok(()) => count,
-            Err((accepted, refused)) => {
-                error = Some(refused);
-                accepted
-            }
+        // SAFETY: as in `post_send`.
+        let Err((accepted, refused)) = (unsafe { self.raw.post_send(&raw[..count]) }) else {
+            requests.drain(..count);
+            return (count, error);
         };
-        for index in (accepted..count).rev() {
-            let Some((ring, _)) = tables.ring(self.send.id) else { break };
-            let Some(entry) = ring.take_back() else { break };
-            ring.unsignalled = identifiers[index].2;
-            if let (Some(buffer), Some(request)) = (entry.buffer, &mut chunk[index]) {
-                request.payload = Payload::Owned(buffer);
-            }
+        for request in requests.range_mut(accepted..count).rev() {
+            request.buffer = ring.take_back().and_then(|entry| entry.buffer);
         }
-        drop(tables);
-        chunk[..accepted].iter_mut().for_each(|request| *request = None);
-        (accepted, error)
+        ring.unsignalled = raw[..accepted].iter().fold(unsignalled, |so_far, request| match request.signalled {
+            true => 0,
+            false => so_far + 1,
+        });
+        requests.drain(..accepted);
+        (accepted, Some(refused))
     }
 
     #[inline]
-    fn check(&self, request: &SendRequest<'_, B>) -> Result<Pieces, PostError> {
-        let receives = !matches!(request.operation, Operation::Send { .. } | Operation::Write { .. });
-        match &request.payload {
-            Payload::Inline(_) if receives => Err(PostError::InlineResult),
-            Payload::Inline(bytes) if bytes.len() > self.inline_bytes_max => {
-                Err(PostError::InlineTooLong { bytes: bytes.len(), limit: self.inline_bytes_max })
-            }
-            Payload::Inline(_) => Ok(Pieces::NONE),
-            Payload::Owned(buffer) => {
-                let pieces = Pieces::of(buffer)?;
-                if matches!(request.operation, Operation::CompareSwap { .. } | Operation::FetchAdd { .. }) {
-                    let bytes: u64 = pieces.as_slice().iter().map(|piece| piece.length as u64).sum();
-                    if bytes != 8 {
-                        return Err(PostError::AtomicLength(bytes));
-                    }
+    fn check(
+        &self,
+        operation: &Operation,
+        buffer: &Option<B>,
+        inline: &[u8],
+        pieces: &mut Pieces,
+    ) -> Result<(), PostError> {
+        if let Some(buffer) = buffer {
+            let bytes = pieces.fill(buffer)?;
+            return match operation {
+                Operation::CompareSwap { .. } | Operation::FetchAdd { .. } if bytes != 8 => {
+                    Err(PostError::AtomicLength(bytes))
                 }
-                Ok(pieces)
+                _ => Ok(()),
+            };
+        }
+        match operation {
+            Operation::Send { .. } | Operation::Write { .. } if inline.len() <= self.inline_bytes_max => Ok(()),
+            Operation::Send { .. } | Operation::Write { .. } => {
+                Err(PostError::InlineTooLong { bytes: inline.len(), limit: self.inline_bytes_max })
             }
+            _ => Err(PostError::InlineResult),
         }
     }
 
@@ -476,27 +254,60 @@ impl<B: Registered> QueuePair<B> {
     ///
     /// # Errors
     /// [`Refused`], with the request.
+    #[inline]
     pub fn post_receive(&self, request: Receive<B>) -> Result<(), Refused<Receive<B>>> {
-        let refuse = |error, request| Err(Refused { error, request });
-        let Some(receive) = &self.receive else { return refuse(PostError::UsesSharedReceiveQueue, request) };
-        let pieces = match Pieces::of(&request.buffer) {
-            Ok(pieces) => pieces,
-            Err(error) => return refuse(error, request),
+        let Some(receive) = &self.receive else {
+            return Err(Refused { error: PostError::UsesSharedReceiveQueue, request });
         };
+        let mut pieces = Pieces::NONE;
+        if let Err(error) = pieces.fill(&request.buffer) {
+            return Err(Refused { error, request });
+        }
         let mut tables = receive.completions.tables();
-        let Some((ring, id)) = tables.ring(receive.id) else { return refuse(PostError::Unknown, request) };
-        if ring.is_full() {
-            return refuse(PostError::QueueFull, request);
-        }
-        ring.push(Entry { token: request.token, opcode: WcOpcode::Recv, buffer: Some(request.buffer) });
-        // SAFETY: as in `post_chunk`.
+        let ring = match tables.ring(receive.id) {
+            None => return Err(Refused { error: PostError::Unknown, request }),
+            Some(ring) if ring.is_full() => return Err(Refused { error: PostError::QueueFull, request }),
+            Some(ring) => ring,
+        };
+        let id = ring.push(Entry::receive(request));
+        // SAFETY: as in `post_send`.
         let result = unsafe { self.raw.post_receive(&[ReceiveRequest { id, pieces: pieces.as_slice() }]) };
-        let Err((_, error)) = result else { return Ok(()) };
-        let entry = tables.ring(receive.id).and_then(|(ring, _)| ring.take_back());
-        match entry {
-            Some(Entry { token, buffer: Some(buffer), .. }) => refuse(error, Receive { token, buffer }),
-            _ => unreachable!("pushed above, under the same lock"),
-        }
+        let Err((0, error)) = result else { return Ok(()) };
+        Err(Refused { error, request: ring.take_back_receive() })
+    }
+
+    /// Posts receive requests from the front, in few calls of the device, until one is refused; those that were posted are
+    /// taken out. How many.
+    ///
+    /// # Errors
+    /// Why the request that is now first was refused, if none before it was posted.
+    pub fn post_receives(&self, requests: &mut VecDeque<Receive<B>>) -> Result<usize, PostError> {
+        let Some(receive) = &self.receive else {
+            return if requests.is_empty() { Ok(0) } else { Err(PostError::UsesSharedReceiveQueue) };
+        };
+        in_chunks(requests, |requests| {
+            let mut pieces = [Pieces::NONE; CHUNK];
+            let (mut count, mut error) = pieces_of(requests, &mut pieces);
+            let mut tables = receive.completions.tables();
+            let Some(ring) = tables.ring(receive.id) else { return (0, Some(PostError::Unknown)) };
+            let free = ring.free();
+            if count > free {
+                (error, count) = (Some(PostError::QueueFull), free);
+            }
+            let mut raw = [ReceiveRequest { id: 0, pieces: &[] }; CHUNK];
+            for ((request, pieces), raw) in requests.drain(..count).zip(&pieces).zip(&mut raw) {
+                *raw = ReceiveRequest { id: ring.push(Entry::receive(request)), pieces: pieces.as_slice() };
+            }
+            if count == 0 {
+                return (0, error);
+            }
+            // SAFETY: as in `post_send`.
+            let Err((accepted, refused)) = (unsafe { self.raw.post_receive(&raw[..count]) }) else {
+                return (count, error);
+            };
+            (accepted..count).for_each(|_| requests.push_front(ring.take_back_receive()));
+            (accepted, Some(refused))
+        })
     }
 
     /// The completion queue of its receive requests.
@@ -525,63 +336,5 @@ impl<B: Registered> Drop for QueuePair<B> {
 impl<B: Registered> fmt::Debug for QueuePair<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "QueuePair({:#08x})", self.number().0)
-    }
-}
-
-struct SharedHold<B> {
-    // First, as in `QueuePair`.
-    raw: RawSharedReceiveQueue,
-    table: Arc<SharedTable<B>>,
-}
-
-/// A receive queue that several queue pairs take from. Cheap to clone.
-pub struct SharedReceiveQueue<B = Buffer> {
-    hold: Arc<SharedHold<B>>,
-}
-
-impl<B: Registered> SharedReceiveQueue<B> {
-    pub(crate) fn new(raw: RawSharedReceiveQueue, depth: u32) -> Self {
-        SharedReceiveQueue { hold: Arc::new(SharedHold { raw, table: SharedTable::new(depth) }) }
-    }
-
-    /// Posts a receive request; it completes on the completion queue of whichever queue pair takes it.
-    ///
-    /// # Errors
-    /// [`Refused`], with the request.
-    pub fn post_receive(&self, request: Receive<B>) -> Result<(), Refused<Receive<B>>> {
-        let pieces = match Pieces::of(&request.buffer) {
-            Ok(pieces) => pieces,
-            Err(error) => return Err(Refused { error, request }),
-        };
-        let entry = Entry { token: request.token, opcode: WcOpcode::Recv, buffer: Some(request.buffer) };
-        let back = |error, entry: Entry<B>| match entry.buffer {
-            Some(buffer) => Err(Refused { error, request: Receive { token: entry.token, buffer } }),
-            None => unreachable!("receive requests own a buffer"),
-        };
-        let id = match self.hold.table.put(entry) {
-            Ok(id) => id,
-            Err(entry) => return back(PostError::QueueFull, entry),
-        };
-        // SAFETY: the table owns the buffer until its completion, or until it is dropped, after the queue.
-        let result = unsafe { self.hold.raw.post_receive(&[ReceiveRequest { id, pieces: pieces.as_slice() }]) };
-        match (result, id as u32) {
-            (Ok(()), _) => Ok(()),
-            (Err((_, error)), index) => match self.hold.table.take(index) {
-                Some(entry) => back(error, entry),
-                None => unreachable!("put in above; it was never posted"),
-            },
-        }
-    }
-}
-
-impl<B> Clone for SharedReceiveQueue<B> {
-    fn clone(&self) -> Self {
-        SharedReceiveQueue { hold: self.hold.clone() }
-    }
-}
-
-impl<B> fmt::Debug for SharedReceiveQueue<B> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SharedReceiveQueue").finish_non_exhaustive()
     }
 }

@@ -106,6 +106,19 @@ impl CompletionQueue {
         Ok(done)
     }
 
+    /// As [`Self::poll`], up to a batch, one by one: from the device's format into registers.
+    ///
+    /// # Errors
+    /// As above.
+    #[inline]
+    pub(crate) fn poll_each(&self, each: impl FnMut(WorkCompletion)) -> Result<(), Error> {
+        let mut raw = [const { MaybeUninit::<ibv_wc>::uninit() }; BATCH];
+        let taken = self.poll_raw(&mut raw)?;
+        // SAFETY: as above.
+        raw[..taken].iter().map(|from| unsafe { completion(from) }).for_each(each);
+        Ok(())
+    }
+
     #[inline]
     fn poll_raw(&self, into: &mut [MaybeUninit<ibv_wc>]) -> Result<usize, Error> {
         // SAFETY: the queue is alive, and so its context; the device's function writes at most as many entries as
@@ -164,6 +177,7 @@ impl CompletionQueue {
         self.0.channel.as_fd()
     }
 
+    #[inline]
     pub(super) fn raw(&self) -> *mut ibv_cq {
         self.0.raw.as_ptr()
     }

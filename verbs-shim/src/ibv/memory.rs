@@ -97,6 +97,7 @@ impl Domain {
         self.0.raw.as_ptr()
     }
 
+    #[inline]
     pub(crate) fn context(&self) -> &Arc<Context> {
         &self.0.context
     }
@@ -117,6 +118,7 @@ unsafe impl Sync for Region {}
 
 impl Region {
     /// For the pieces of one's own requests.
+    #[inline]
     pub(crate) fn local_key(&self) -> MemoryKey {
         self.local_key
     }

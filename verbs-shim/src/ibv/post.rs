@@ -86,6 +86,31 @@ pub(super) unsafe fn send(
     Ok(())
 }
 
+/// One request: what [`send`] does, without a chain.
+///
+/// # Safety
+/// As for [`send`].
+#[inline]
+pub(super) unsafe fn send_one(
+    queue_pair: *mut ibv_qp,
+    request: &WorkRequest<'_>,
+    limits: &Limits,
+) -> Result<(), (usize, PostError)> {
+    // SAFETY: as in `send`.
+    let Some(post) = (unsafe { (*(*queue_pair).context).ops.post_send }) else {
+        return Err((0, PostError::Os(libc::ENOSYS)));
+    };
+    let (mut one, mut inline) = (MaybeUninit::<ibv_send_wr>::uninit(), MaybeUninit::uninit());
+    let (first, mut bad) = (one.as_mut_ptr(), std::ptr::null_mut());
+    // SAFETY: `first` may be written; after that it is a chain of one.
+    let answer = unsafe {
+        write_send(first, request, &mut inline, limits).map_err(|error| (0, error))?;
+        (*first).next = std::ptr::null_mut();
+        post(queue_pair, first, &mut bad)
+    };
+    if answer == 0 { Ok(()) } else { Err((place(first, bad, 1), error_of(answer))) }
+}
+
 /// Writes one request and links it to the place after it.
 ///
 /// # Safety

@@ -21,7 +21,7 @@ use super::memory::Domain;
 use super::post;
 use crate::Error;
 use crate::connect::{ConnectOptions, Endpoint, QueuePairOptions, ROCE_PORT};
-use crate::device::Transport;
+use crate::device::{Capabilities, Transport};
 use crate::random::random_psn;
 use crate::soft::engine::ControlError;
 use crate::verbs::{Access, PostError, QueuePairNumber, QueuePairState, ReceiveRequest, WorkRequest};
@@ -35,6 +35,9 @@ pub(crate) struct QueuePair {
     number: QueuePairNumber,
     psn: u32,
     inline_bytes_max: u32,
+    /// Of the device, here so that posting need not look for them.
+    message_bytes_max: u32,
+    capabilities: Capabilities,
     state: AtomicU8,
     initiator_depth: AtomicU8,
     /// What the peer may do, as `to_init` was told.
@@ -121,6 +124,8 @@ impl QueuePair {
             number,
             psn,
             inline_bytes_max,
+            message_bytes_max: context.message_bytes_max,
+            capabilities: context.attributes().capabilities,
             state: AtomicU8::new(QueuePairState::Reset as u8),
             initiator_depth: AtomicU8::new(0),
             access: AtomicU32::new(0),
@@ -321,16 +326,35 @@ impl QueuePair {
         if state < QueuePairState::ReadyToSend as u8 {
             return if requests.is_empty() { Ok(()) } else { Err((0, PostError::State)) };
         }
-        let context = self.context();
-        let limits = post::Limits {
-            inline_bytes: self.inline_bytes_max as usize,
-            message_bytes: context.message_bytes_max as u64,
-            reads_and_atomics: self.initiator_depth.load(Ordering::Relaxed) > 0,
-            immediate: context.attributes().capabilities.immediate,
-            atomics: context.attributes().capabilities.atomics,
-        };
         // SAFETY: the queue pair is alive; for the memory the caller vouches.
-        unsafe { post::send(self.raw(), requests, &limits) }
+        unsafe { post::send(self.raw(), requests, &self.limits()) }
+    }
+
+    /// The same for one request.
+    ///
+    /// # Errors
+    /// As above; (1, _) if it may be posted all the same.
+    ///
+    /// # Safety
+    /// As above.
+    #[inline]
+    pub(crate) unsafe fn post_send_one(&self, request: &WorkRequest<'_>) -> Result<(), (usize, PostError)> {
+        if self.state.load(Ordering::Relaxed) < QueuePairState::ReadyToSend as u8 {
+            return Err((0, PostError::State));
+        }
+        // SAFETY: as above.
+        unsafe { post::send_one(self.raw(), request, &self.limits()) }
+    }
+
+    #[inline]
+    fn limits(&self) -> post::Limits {
+        post::Limits {
+            inline_bytes: self.inline_bytes_max as usize,
+            message_bytes: self.message_bytes_max as u64,
+            reads_and_atomics: self.initiator_depth.load(Ordering::Relaxed) > 0,
+            immediate: self.capabilities.immediate,
+            atomics: self.capabilities.atomics,
+        }
     }
 
     /// Posts receive requests in order, in chains of up to 16.
@@ -356,6 +380,7 @@ impl QueuePair {
         unsafe { post::receive(self.raw(), requests) }
     }
 
+    #[inline]
     pub(super) fn raw(&self) -> *mut ibv_qp {
         self.raw.as_ptr()
     }
@@ -505,6 +530,7 @@ impl SharedReceiveQueue {
         unsafe { post::receive_shared(self.raw(), requests) }
     }
 
+    #[inline]
     fn raw(&self) -> *mut ibv_srq {
         self.0.raw.as_ptr()
     }

@@ -128,7 +128,9 @@ fn shared_receive_queues_serve_several_queue_pairs() {
             (ours, theirs)
         })
         .collect();
-    for token in 0..16 {
+    let mut batch = (0..12).map(|token| Receive::new(there.buffer(0, 8)).token(token)).collect();
+    assert_eq!(shared.post_receives(&mut batch), Ok(12));
+    for token in 12..16 {
         shared.post_receive(Receive::new(there.buffer(0, 8)).token(token)).unwrap();
     }
     let refused = shared.post_receive(Receive::new(there.buffer(0, 8))).unwrap_err();
@@ -149,6 +151,23 @@ fn shared_receive_queues_serve_several_queue_pairs() {
     assert_eq!(seen, (0..16).collect::<Vec<_>>());
     let direct = pairs[0].1.post_receive(Receive::new(there.buffer(0, 8))).unwrap_err();
     assert_eq!(direct.error, PostError::UsesSharedReceiveQueue);
+}
+
+#[test]
+fn receive_requests_go_in_batches() {
+    let (mut here, mut there) = (Side::new(Progress::Thread), Side::new(Progress::Thread));
+    let (pair, other) = connected(&here, &there, &ConnectOptions::default());
+    let mut batch = (0..40).map(|token| Receive::new(there.buffer(0, 8)).token(token)).collect();
+    assert_eq!(other.post_receives(&mut batch), Ok(40));
+    assert!(batch.is_empty());
+    let mut sends = (0..40).map(|token| SendRequest::send(here.buffer(token, 8)).token(token as u64)).collect();
+    assert_eq!(pair.post_sends(&mut sends), Ok(40));
+    for token in 0..40 {
+        let (sent, received) = (here.next(), there.next());
+        assert_eq!((sent.token, sent.status), (token, WcStatus::Success));
+        assert_eq!((received.token, received.status), (token, WcStatus::Success));
+        assert_eq!(received.buffer.unwrap()[..], [token as u8; 8]);
+    }
 }
 
 #[test]

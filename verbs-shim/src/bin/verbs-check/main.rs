@@ -53,6 +53,9 @@ fn main() -> ExitCode {
         }
         Err(error) => {
             eprintln!("verbs-check: {error}");
+            if let (_, Some(failure)) = verbs_shim::devices_and_failure() {
+                eprintln!("verbs-check: libibverbs fails: {failure}");
+            }
             ExitCode::from(2)
         }
     }
