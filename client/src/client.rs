@@ -18,7 +18,7 @@ use rand::Rng;
 use tokio::sync::broadcast;
 
 use crate::address::Address;
-use crate::connection::{Connection, FEATURE_DECIMAL64, Notice};
+use crate::connection::{Connection, FEATURE_DECIMAL64, Notice, RdmaStatistics};
 use crate::options::ConnectOptions;
 
 const BACKOFF_FIRST: Duration = Duration::from_millis(50);
@@ -286,6 +286,11 @@ impl Client {
                 .await
         })
         .await
+    }
+
+    /// What came over RDMA on the current connection; no links, when it goes over TCP.
+    pub async fn rdma_statistics(&self) -> Result<RdmaStatistics> {
+        Ok(self.connection().await?.rdma_statistics())
     }
 
     /// Whether the current connection gives short decimals as Arrow `Decimal64`.

@@ -1,4 +1,4 @@
-//! One TCP connection to a cell: handshake, the reader task that hands frames to requests, the outbox.
+//! One connection to a cell: handshake, the reader task that hands frames to requests, the outbox, RDMA links.
 //!
 //! Owns [`Connection`] and [`Request`]. Called by the client, scans and loads.
 //!
@@ -10,13 +10,14 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, IoSlice};
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
 use hidb::frame::{Frame, FrameKind, encode_frame, encode_head, payload_crc};
+use hidb::session::{Ended, SEND_BYTES_MAX, SLOT_BYTES_MAX};
 use hidb::{Error, ErrorCode, Result, proto};
 use prost::Message;
 use tokio::net::{TcpSocket, TcpStream};
@@ -24,6 +25,9 @@ use tokio::sync::{Notify, broadcast, mpsc};
 use tokio::task::JoinHandle;
 
 use crate::address::Address;
+use crate::fabric::device::FabricDevice;
+use crate::fabric::link::{Link, Shape};
+use crate::fabric::{self, Choice};
 use crate::options::ConnectOptions;
 use crate::receive::FrameReceiver;
 
@@ -43,15 +47,35 @@ const OUTBOX_BYTES_MAX: usize = 4 << 20;
 /// or may not be counted).
 const CREDIT_SLACK: i64 = 4;
 
+/// What came over RDMA on the links that are open.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RdmaStatistics {
+    /// Links.
+    pub links: usize,
+    /// Result frames in slots that were handed on in place.
+    pub in_place: u64,
+    /// Result frames that were copied out of their slots, because slots ran short.
+    pub copied_out: u64,
+}
+
+/// Stands for the session's home core in `OpenLink`.
+const HOME: u32 = 0;
+
 /// Unasked messages of the cell, as [`crate::Client::notices`] delivers them.
 pub type Notice = proto::CacheInvalidationNotice;
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A frame, and when the whole of it was in memory.
-type Arrived = (Frame, Instant);
+/// A frame, and how it came.
+pub(crate) struct Arrived {
+    pub frame: Frame,
+    /// When the whole of it was in memory.
+    pub at: Instant,
+    /// The link that it came on; `None` for TCP and for the link to the home core, which share one order.
+    pub elsewhere: Option<u32>,
+}
 
 struct Route {
     sender: mpsc::UnboundedSender<Result<Arrived>>,
@@ -77,6 +101,7 @@ struct Shared {
     started: Instant,
     last_received_ms: AtomicU64,
     notices: broadcast::Sender<Notice>,
+    links: Links,
 }
 
 /// A live (or failed) connection. Dropping the last handle closes it.
@@ -179,6 +204,7 @@ impl Connection {
             started: Instant::now(),
             last_received_ms: AtomicU64::new(0),
             notices,
+            links: Links::default(),
         });
         let limits = hello.limits.unwrap_or_default();
         let tasks = vec![
@@ -186,7 +212,14 @@ impl Connection {
             tokio::spawn(write_frames(shared.clone())),
             tokio::spawn(beat(shared.clone(), limits.heartbeat_interval_ms, limits.dead_peer_timeout_ms)),
         ];
-        Ok(Arc::new(Connection { shared, hello, tasks }))
+        let connection = Arc::new(Connection { shared, hello, tasks });
+        let (choice, why) = fabric::choose(&options.transport, &connection.hello.fabric)?;
+        tracing::info!("transport {why}");
+        if let Some(choice) = choice {
+            connection.open_fabric(&choice, options)?;
+            connection.open_link(HOME).await?;
+        }
+        Ok(connection)
     }
 
     /// What the cell said of itself.
@@ -204,6 +237,102 @@ impl Connection {
         lock(&self.shared.failure).is_some() || self.shared.draining.load(Ordering::Relaxed)
     }
 
+    /// Opens the RDMA device that links will go over.
+    fn open_fabric(&self, choice: &Choice, options: &ConnectOptions) -> Result<()> {
+        let shape = Shape { slots: options.ring_slots.max(1), slot_bytes: SLOT_BYTES_MAX };
+        let shared = Arc::downgrade(&self.shared);
+        let sink = move |link: &Arc<Link>, frame: Frame| match shared.upgrade() {
+            Some(shared) => shared.dispatch(frame, (link.number() != shared.links.home()).then(|| link.number())),
+            None => Ok(()),
+        };
+        let (cores, checksum) = (self.hello.cores.max(1), options.checksum);
+        let device = FabricDevice::open(&choice.device, cores, shape, checksum, Box::new(sink))?;
+        tracing::debug!(device = device.name(), port = choice.port, %checksum, "RDMA device open");
+        *lock(&self.shared.links.device) = Some((device, choice.port));
+        Ok(())
+    }
+
+    /// Opens a link to a core, counted from 1; [`HOME`] is the session's home core.
+    async fn open_link(self: &Arc<Self>, core: u32) -> Result<()> {
+        let links = &self.shared.links;
+        let (link, body) = {
+            let device = lock(&links.device);
+            let Some((device, port)) = device.as_ref() else { return Ok(()) };
+            let link = device.link(core, links.generation.fetch_add(1, Ordering::Relaxed) + 1)?;
+            let body = link.open_request(*port)?;
+            (link, body)
+        };
+        let answer = async {
+            let request = self.request(FrameKind::OpenLink, &body, None, None)?;
+            let opened: proto::LinkOpened = request.answer(FrameKind::LinkOpened).await?;
+            if core == HOME {
+                links.home.store(opened.link, Ordering::Relaxed);
+                links.home_core.store(opened.core, Ordering::Relaxed);
+            }
+            link.opened(&opened)
+        };
+        match answer.await {
+            Ok(()) => {
+                lock(&links.open).push(link);
+                Ok(())
+            }
+            Err(error) => {
+                links.drop_link(&link);
+                Err(error)
+            }
+        }
+    }
+
+    /// Sees to it that there is a link to each core: to the home core at once, to the others in the background, the
+    /// first time that a question is asked.
+    pub(crate) async fn ensure_links(self: &Arc<Self>) -> Result<()> {
+        let links = &self.shared.links;
+        if lock(&links.device).is_none() {
+            return Ok(());
+        }
+        let opening = links.opening.lock().await;
+        if links.home_link().is_none() {
+            self.open_link(HOME).await?;
+        }
+        drop(opening);
+        if !links.asked.swap(true, Ordering::Relaxed) {
+            let weak = Arc::downgrade(self);
+            let (home, cores) = (links.home_core.load(Ordering::Relaxed), self.hello.cores);
+            tokio::spawn(async move {
+                for core in (1..=cores).filter(|core| *core != home) {
+                    let Some(connection) = weak.upgrade() else { return };
+                    if let Err(error) = connection.open_link(core).await {
+                        // Its batches go by the home core then.
+                        tracing::debug!(%error, core, "no RDMA link to a core");
+                    }
+                }
+            });
+        }
+        Ok(())
+    }
+
+    /// What came over RDMA.
+    pub(crate) fn rdma_statistics(&self) -> RdmaStatistics {
+        let open = lock(&self.shared.links.open);
+        let mut sum = RdmaStatistics { links: open.len(), ..RdmaStatistics::default() };
+        for (in_place, copied_out) in open.iter().map(|link| link.delivered()) {
+            sum.in_place += in_place;
+            sum.copied_out += copied_out;
+        }
+        sum
+    }
+
+    /// Queues a question's frame; on the link to the home core if there is one and it fits.
+    pub(crate) fn ask(
+        self: &Arc<Self>,
+        kind: FrameKind,
+        body: &impl Message,
+        credits: Arc<AtomicI64>,
+    ) -> Result<Request> {
+        let link = self.shared.links.home_link();
+        self.request_by(kind, body, Some(credits), None, link)
+    }
+
     /// Queues a request's first frame; its answers come to the returned [`Request`].
     pub(crate) fn request(
         self: &Arc<Self>,
@@ -212,24 +341,34 @@ impl Connection {
         credits: Option<Arc<AtomicI64>>,
         load_id: Option<[u8; 16]>,
     ) -> Result<Request> {
+        self.request_by(kind, body, credits, load_id, None)
+    }
+
+    fn request_by(
+        self: &Arc<Self>,
+        kind: FrameKind,
+        body: &impl Message,
+        credits: Option<Arc<AtomicI64>>,
+        load_id: Option<[u8; 16]>,
+        link: Option<Arc<Link>>,
+    ) -> Result<Request> {
         let id = self.shared.next_request.fetch_add(1, Ordering::Relaxed);
         let (sender, receiver) = mpsc::unbounded_channel();
         lock(&self.shared.routes).insert(id, Route { sender, credits, load_id });
-        let request = Request { connection: self.clone(), id, receiver, arrived: Instant::now() };
-        self.shared.send(encode_frame(kind, id, body, &[])?.into())?;
+        let frame = encode_frame(kind, id, body, &[])?;
+        let link = link.filter(|_| frame.len() <= SEND_BYTES_MAX);
+        let (connection, arrived) = (self.clone(), Instant::now());
+        let request = Request { connection, id, receiver, arrived, elsewhere: None, link: link.clone() };
+        match link {
+            Some(link) => link.send(frame)?,
+            None => self.shared.send(frame.into())?,
+        }
         Ok(request)
     }
 
     /// Queues a frame that gets no answer.
     pub(crate) fn post(&self, kind: FrameKind, request_id: u64, body: &impl Message) -> Result<()> {
         self.shared.send(encode_frame(kind, request_id, body, &[])?.into())
-    }
-
-    /// Asks the cell to stop a request. Its acknowledgement is not waited for.
-    pub(crate) fn cancel(&self, request_id: u64) {
-        let id = self.shared.next_request.fetch_add(1, Ordering::Relaxed);
-        // A connection that failed has stopped the request already.
-        let _ = self.post(FrameKind::Cancel, id, &proto::Cancel { request_id });
     }
 
     /// Queues a frame with a payload that is not copied; waits while the socket is behind.
@@ -261,6 +400,9 @@ pub(crate) struct Request {
     id: u64,
     receiver: mpsc::UnboundedReceiver<Result<Arrived>>,
     arrived: Instant,
+    elsewhere: Option<u32>,
+    /// The link that it was sent on: what belongs to it goes the same way, so that it does not overtake it.
+    link: Option<Arc<Link>>,
 }
 
 impl Drop for Request {
@@ -276,6 +418,33 @@ impl Request {
 
     pub(crate) fn connection(&self) -> &Arc<Connection> {
         &self.connection
+    }
+
+    /// Gives back the right to send `count` more result frames: to the core whose link they came on.
+    pub(crate) fn give_credit(&self, elsewhere: Option<u32>, count: u32) -> Result<()> {
+        let credit = proto::Credit { request_id: self.id, count };
+        match elsewhere {
+            Some(number) => match self.connection.shared.links.numbered(number) {
+                Some(link) => link.send(encode_frame(FrameKind::Credit, 0, &credit, &[])?),
+                // It has ended: so has the answer.
+                None => Ok(()),
+            },
+            None => self.post(FrameKind::Credit, self.id, &credit),
+        }
+    }
+
+    /// Asks the cell to stop. Its acknowledgement is not waited for.
+    pub(crate) fn cancel(&self) {
+        let id = self.connection.shared.next_request.fetch_add(1, Ordering::Relaxed);
+        // A connection that failed has stopped the request already.
+        let _ = self.post(FrameKind::Cancel, id, &proto::Cancel { request_id: self.id });
+    }
+
+    fn post(&self, kind: FrameKind, id: u64, body: &impl Message) -> Result<()> {
+        match &self.link {
+            Some(link) => link.send(encode_frame(kind, id, body, &[])?),
+            None => self.connection.post(kind, id, body),
+        }
     }
 
     /// The next answer frame; Error frames become errors.
@@ -302,10 +471,15 @@ impl Request {
         self.arrived
     }
 
+    /// The link of another core that the frame given out last came on.
+    pub(crate) fn elsewhere(&self) -> Option<u32> {
+        self.elsewhere
+    }
+
     fn settle(&mut self, received: Option<Result<Arrived>>) -> Result<Frame> {
         match received {
-            Some(Ok((frame, arrived))) => {
-                self.arrived = arrived;
+            Some(Ok(Arrived { frame, at, elsewhere })) => {
+                (self.arrived, self.elsewhere) = (at, elsewhere);
                 if frame.kind == FrameKind::Error { Err(error_of(&frame)) } else { Ok(frame) }
             }
             Some(Err(error)) => Err(error),
@@ -364,7 +538,7 @@ impl Shared {
         self.outbox_drained.notify_waiters();
     }
 
-    fn dispatch(&self, frame: Frame) -> Result<()> {
+    fn dispatch(&self, frame: Frame, elsewhere: Option<u32>) -> Result<()> {
         match frame.kind {
             FrameKind::Heartbeat => {
                 let beat: proto::Heartbeat = decode(&frame)?;
@@ -382,6 +556,11 @@ impl Shared {
                 let _ = self.notices.send(notice);
                 return Ok(());
             }
+            FrameKind::LinkReset => {
+                let reset: proto::LinkReset = decode(&frame)?;
+                self.links.was_reset(&reset);
+                return Ok(());
+            }
             // An error of the session itself, not of a request: nothing after it can be trusted.
             FrameKind::Error if frame.request_id == 0 => return Err(error_of(&frame)),
             _ => {}
@@ -396,7 +575,7 @@ impl Shared {
             None => None,
         };
         if let Some(route) = route {
-            if let (Some(credits), FrameKind::FilteredResultSet) = (&route.credits, frame.kind)
+            if let (Some(credits), FrameKind::FilteredResultSet, None) = (&route.credits, frame.kind, elsewhere)
                 && credits.fetch_sub(1, Ordering::Relaxed) <= -CREDIT_SLACK
             {
                 return Err(Error::new(
@@ -404,9 +583,61 @@ impl Shared {
                     format!("the cell sent more result frames of request {} than it had credits for", frame.request_id),
                 ));
             }
-            let _ = route.sender.send(Ok((frame, Instant::now())));
+            let _ = route.sender.send(Ok(Arrived { frame, at: Instant::now(), elsewhere }));
         }
         Ok(())
+    }
+}
+
+/// A connection's RDMA links.
+#[derive(Default)]
+struct Links {
+    /// The device, and which of the cell's ports it talks to.
+    device: Mutex<Option<(FabricDevice, u32)>>,
+    open: Mutex<Vec<Arc<Link>>>,
+    /// Number of the link to the home core, and the home core.
+    home: AtomicU32,
+    home_core: AtomicU32,
+    generation: AtomicU32,
+    /// Whether a question was asked, so that links to the other cores are there or on their way.
+    asked: AtomicBool,
+    opening: tokio::sync::Mutex<()>,
+}
+
+impl Links {
+    fn home(&self) -> u32 {
+        self.home.load(Ordering::Relaxed)
+    }
+
+    fn numbered(&self, number: u32) -> Option<Arc<Link>> {
+        lock(&self.open).iter().find(|link| link.number() == number).cloned()
+    }
+
+    fn home_link(&self) -> Option<Arc<Link>> {
+        self.numbered(self.home()).filter(|link| link.is_open())
+    }
+
+    fn drop_link(&self, link: &Arc<Link>) {
+        link.end(Ended::Reset);
+        lock(&self.open).retain(|open| !Arc::ptr_eq(open, link));
+        if let Some((device, _)) = &*lock(&self.device) {
+            device.forget(link);
+        }
+    }
+
+    /// The cell has ended a link: the next question opens another.
+    fn was_reset(&self, reset: &proto::LinkReset) {
+        if let Some(link) = self.numbered(reset.link) {
+            tracing::info!(
+                link = reset.link,
+                core = link.core(),
+                generation = link.generation(),
+                reason = reset.reason,
+                "an RDMA link was reset"
+            );
+            self.drop_link(&link);
+            self.asked.store(false, Ordering::Relaxed);
+        }
     }
 }
 
@@ -473,7 +704,7 @@ async fn read_frames(shared: Arc<Shared>, mut receiver: FrameReceiver) {
             Ok(frame) => {
                 let now = shared.started.elapsed().as_millis() as u64;
                 shared.last_received_ms.store(now, Ordering::Relaxed);
-                shared.dispatch(frame)
+                shared.dispatch(frame, None)
             }
             Err(error) => Err(error),
         };

@@ -1,7 +1,8 @@
 //! The Heliostat client: a library that any engine can use, and the ground the `heliostat` command stands on.
 //!
 //! Owns connections to a cell ([`Client`]), questions ([`ScanRequest`], [`ScanStream`], [`Statement`]), loads
-//! ([`LoadWriter`]) and the reading of input files ([`input`]). Calls `hidb` only.
+//! ([`LoadWriter`]) and the reading of input files ([`input`]). RDMA links are in `fabric`. Calls `hidb` and
+//! `verbs-shim`.
 //!
 //! Invariants
 //! - Every failure is a [`hidb::Error`] with a stable code; nothing panics on what a cell or a file says.
@@ -10,6 +11,7 @@
 mod address;
 mod client;
 mod connection;
+mod fabric;
 pub mod input;
 mod load;
 mod options;
@@ -18,9 +20,11 @@ mod scan;
 
 pub use address::{Address, DEFAULT_PORT};
 pub use client::{Client, TableDescription};
-pub use connection::Notice;
+pub use connection::{Notice, RdmaStatistics};
+pub use fabric::Transport;
 pub use hidb::plan::sql::ScanText;
 pub use hidb::proto::{CellStatus, ColumnStorage, ScanStatistics, TableSummary};
+pub use hidb::session::frames::Checksum;
 pub use load::{LOAD_BATCH_BYTES, LOAD_BATCH_ROWS, LoadMode, LoadProgress, LoadWriter};
 pub use options::ConnectOptions;
 pub use scan::{ScanRequest, ScanStream, Statement};

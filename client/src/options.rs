@@ -2,6 +2,10 @@
 
 use std::time::Duration;
 
+use hidb::session::frames::Checksum;
+
+use crate::fabric::Transport;
+
 /// Choices of a [`crate::Client`]; `Default` suits an engine beside the cell.
 #[derive(Clone, Debug)]
 pub struct ConnectOptions {
@@ -22,6 +26,12 @@ pub struct ConnectOptions {
     pub result_frames_ahead: u32,
     /// The largest result image taken; 0: the cell's choice.
     pub result_image_bytes_max: u32,
+    /// How answers travel.
+    pub transport: Transport,
+    /// Slots of 1 MiB in each result ring, one per core, over RDMA.
+    pub ring_slots: u32,
+    /// What is covered by checksums over RDMA.
+    pub checksum: Checksum,
     /// The most load bytes kept for sending again because the cell has not yet said they are durable.
     pub load_unacknowledged_bytes_max: usize,
 }
@@ -37,6 +47,9 @@ impl Default for ConnectOptions {
             decimal64: true,
             result_frames_ahead: 32,
             result_image_bytes_max: 0,
+            transport: Transport::Auto,
+            ring_slots: 16,
+            checksum: Checksum::Full,
             load_unacknowledged_bytes_max: 512 << 20,
         }
     }

@@ -8,6 +8,7 @@
 //!   consumer that stops taking stops the cell after `result_frames_ahead` frames.
 //! - Dropping a stream before its end cancels the request on the cell.
 
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -186,87 +187,19 @@ fn milliseconds(timeout: Option<Duration>) -> u64 {
     timeout.map_or(0, |timeout| (timeout.as_millis() as u64).max(1))
 }
 
-/// An answer as it arrives. A [`Stream`] of record batches that borrow the memory they were received in.
-pub struct ScanStream {
-    request: Request,
-    schema: SchemaRef,
-    first: Option<RecordBatch>,
+/// Frames of an answer that came by one way.
+#[derive(Debug, Default)]
+struct Taken {
+    /// The number that the next one must have.
     next_sequence: u64,
-    credits: Arc<AtomicI64>,
-    /// Frames taken whose credit was not yet given back.
-    taken: u32,
-    credit_step: u32,
-    started: Instant,
-    ended: Option<Duration>,
-    statistics: Option<ScanStatistics>,
-    explain: String,
-    deadline: Option<Pin<Box<Sleep>>>,
-    rows: u64,
+    /// Those whose credit was not yet given back.
+    owed: u32,
     /// Payloads of a message longer than a frame, so far.
     partial: Vec<Bytes>,
     partial_bytes: usize,
 }
 
-impl std::fmt::Debug for ScanStream {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ScanStream").field("schema", &self.schema).field("rows", &self.rows).finish_non_exhaustive()
-    }
-}
-
-impl ScanStream {
-    /// Sends the request and waits for the schema, so that what is wrong with the question is said here.
-    async fn open(
-        connection: Arc<Connection>,
-        kind: FrameKind,
-        body: &impl prost::Message,
-        credits: u32,
-        deadline: Option<Instant>,
-    ) -> Result<ScanStream> {
-        let granted = Arc::new(AtomicI64::new(i64::from(credits)));
-        let started = Instant::now();
-        let request = connection.request(kind, body, Some(granted.clone()), None)?;
-        let mut stream = ScanStream {
-            request,
-            schema: Arc::new(arrow_schema::Schema::empty()),
-            first: None,
-            next_sequence: 0,
-            credits: granted,
-            taken: 0,
-            credit_step: (credits / 4).max(1),
-            started,
-            ended: None,
-            statistics: None,
-            explain: String::new(),
-            deadline: deadline.map(|deadline| Box::pin(tokio::time::sleep_until((deadline + DEADLINE_GRACE).into()))),
-            rows: 0,
-            partial: Vec::new(),
-            partial_bytes: 0,
-        };
-        let first = stream.request.next().await?;
-        stream.first = stream.accept(first)?;
-        Ok(stream)
-    }
-
-    /// The columns of every batch.
-    pub fn schema(&self) -> SchemaRef {
-        self.schema.clone()
-    }
-
-    /// The cell's statistics, once the stream has ended.
-    pub fn statistics(&self) -> Option<&ScanStatistics> {
-        self.statistics.as_ref()
-    }
-
-    /// From request sent to last batch in client memory, once the stream has ended.
-    pub fn elapsed(&self) -> Option<Duration> {
-        self.ended
-    }
-
-    /// Rows received so far.
-    pub fn rows(&self) -> u64 {
-        self.rows
-    }
-
+impl Taken {
     /// A whole message: as it came, or, when one row takes several frames, once the last has come.
     fn complete(&mut self, payload: Bytes) -> Result<Option<Bytes>> {
         if self.partial.is_empty() && message_bytes(&payload).is_none_or(|length| length <= payload.len()) {
@@ -292,42 +225,177 @@ impl ScanStream {
         self.partial_bytes = 0;
         Ok(Some(whole.into_bytes()))
     }
+}
 
-    fn accept(&mut self, frame: Frame) -> Result<Option<RecordBatch>> {
+/// Frames of an answer that come by the link to another core than the home core.
+#[derive(Debug)]
+struct Elsewhere {
+    link: u32,
+    taken: Taken,
+    /// How many there are in all, once that is known.
+    frames: Option<u64>,
+}
+
+/// An answer as it arrives. A [`Stream`] of record batches that borrow the memory they were received in.
+pub struct ScanStream {
+    request: Request,
+    schema: SchemaRef,
+    first: Option<RecordBatch>,
+    /// What came by TCP or by the link to the home core.
+    home: Taken,
+    elsewhere: Vec<Elsewhere>,
+    has_schema: bool,
+    /// What came by other links before the schema did.
+    early: VecDeque<(Frame, u32)>,
+    credits: Arc<AtomicI64>,
+    credit_step: u32,
+    started: Instant,
+    ended: Option<Duration>,
+    statistics: Option<ScanStatistics>,
+    explain: String,
+    deadline: Option<Pin<Box<Sleep>>>,
+    rows: u64,
+}
+
+impl std::fmt::Debug for ScanStream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ScanStream").field("schema", &self.schema).field("rows", &self.rows).finish_non_exhaustive()
+    }
+}
+
+impl ScanStream {
+    /// Sends the request and waits for the schema, so that what is wrong with the question is said here.
+    async fn open(
+        connection: Arc<Connection>,
+        kind: FrameKind,
+        body: &impl prost::Message,
+        credits: u32,
+        deadline: Option<Instant>,
+    ) -> Result<ScanStream> {
+        let granted = Arc::new(AtomicI64::new(i64::from(credits)));
+        let started = Instant::now();
+        connection.ensure_links().await?;
+        let request = connection.ask(kind, body, granted.clone())?;
+        let mut stream = ScanStream {
+            request,
+            schema: Arc::new(arrow_schema::Schema::empty()),
+            first: None,
+            home: Taken::default(),
+            elsewhere: Vec::new(),
+            has_schema: false,
+            early: VecDeque::new(),
+            credits: granted,
+            credit_step: (credits / 4).max(1),
+            started,
+            ended: None,
+            statistics: None,
+            explain: String::new(),
+            deadline: deadline.map(|deadline| Box::pin(tokio::time::sleep_until((deadline + DEADLINE_GRACE).into()))),
+            rows: 0,
+        };
+        while !stream.has_schema && stream.ended.is_none() {
+            let frame = stream.request.next().await?;
+            stream.first = stream.accept(frame, stream.request.elsewhere())?;
+        }
+        Ok(stream)
+    }
+
+    /// The columns of every batch.
+    pub fn schema(&self) -> SchemaRef {
+        self.schema.clone()
+    }
+
+    /// The cell's statistics, once the stream has ended.
+    pub fn statistics(&self) -> Option<&ScanStatistics> {
+        self.statistics.as_ref()
+    }
+
+    /// From request sent to last batch in client memory, once the stream has ended.
+    pub fn elapsed(&self) -> Option<Duration> {
+        self.ended
+    }
+
+    /// Rows received so far.
+    pub fn rows(&self) -> u64 {
+        self.rows
+    }
+
+    /// What came by the link to another core.
+    fn from(&mut self, link: u32) -> &mut Elsewhere {
+        let found = self.elsewhere.iter().position(|from| from.link == link);
+        let index = found.unwrap_or_else(|| {
+            self.elsewhere.push(Elsewhere { link, taken: Taken::default(), frames: None });
+            self.elsewhere.len() - 1
+        });
+        &mut self.elsewhere[index]
+    }
+
+    fn taken(&mut self, elsewhere: Option<u32>) -> &mut Taken {
+        match elsewhere {
+            None => &mut self.home,
+            Some(link) => &mut self.from(link).taken,
+        }
+    }
+
+    /// Gives credits back, a quarter of the window at a time.
+    fn give_credit(&mut self, elsewhere: Option<u32>) -> Result<()> {
+        let step = self.credit_step;
+        let taken = self.taken(elsewhere);
+        if taken.owed < step {
+            return Ok(());
+        }
+        let count = std::mem::take(&mut taken.owed);
+        if elsewhere.is_none() {
+            self.credits.fetch_add(i64::from(count), Ordering::Relaxed);
+        }
+        self.request.give_credit(elsewhere, count)
+    }
+
+    fn accept(&mut self, frame: Frame, elsewhere: Option<u32>) -> Result<Option<RecordBatch>> {
+        if let (Some(link), false) = (elsewhere, self.has_schema) {
+            // Links have no order among each other. The cell is bounded by its credits, and so is this.
+            self.early.push_back((frame, link));
+            return Ok(None);
+        }
         if frame.kind != FrameKind::FilteredResultSet {
             return Err(unexpected(frame.kind, "FilteredResultSet"));
         }
         let part: proto::FilteredResultSet = decode(&frame)?;
-        if part.sequence != self.next_sequence {
+        let taken = self.taken(elsewhere);
+        if part.sequence != taken.next_sequence {
             return Err(Error::new(
                 ErrorCode::Protocol,
-                format!("result part {} came where {} was expected", part.sequence, self.next_sequence),
+                format!("result part {} came where {} was expected", part.sequence, taken.next_sequence),
             ));
         }
-        self.next_sequence += 1;
-        self.taken += 1;
+        taken.next_sequence += 1;
+        taken.owed += 1;
         let mut batch = None;
         if !frame.payload.is_empty() {
-            if part.sequence == 0 {
+            if part.sequence == 0 && elsewhere.is_none() {
                 self.schema = image::read_schema(&frame.payload)?;
-            } else if let Some(message) = self.complete(frame.payload)? {
+                self.has_schema = true;
+            } else if let Some(message) = taken.complete(frame.payload)? {
                 let received = image::read_image(message, &self.schema)?;
                 self.rows += received.num_rows() as u64;
                 batch = Some(received).filter(|batch| batch.num_rows() > 0);
             }
         }
         if part.last {
-            if !self.partial.is_empty() {
+            for expected in &part.elsewhere {
+                self.from(expected.link).frames = Some(expected.frames);
+            }
+            self.statistics = Some(part.statistics.unwrap_or_default());
+            self.explain = part.explain;
+        } else {
+            self.give_credit(elsewhere)?;
+        }
+        let is_complete = |from: &Elsewhere| from.frames == Some(from.taken.next_sequence);
+        if self.statistics.is_some() && self.early.is_empty() && self.elsewhere.iter().all(is_complete) {
+            if !self.home.partial.is_empty() || self.elsewhere.iter().any(|from| !from.taken.partial.is_empty()) {
                 return Err(Error::new(ErrorCode::Protocol, "the answer ended within a row that takes several frames"));
             }
             self.ended = Some(self.request.arrived().saturating_duration_since(self.started));
-            self.statistics = Some(part.statistics.unwrap_or_default());
-            self.explain = part.explain;
-        } else if self.taken >= self.credit_step {
-            let count = std::mem::take(&mut self.taken);
-            self.credits.fetch_add(i64::from(count), Ordering::Relaxed);
-            let request_id = self.request.id();
-            self.request.connection().post(FrameKind::Credit, request_id, &proto::Credit { request_id, count })?;
         }
         Ok(batch)
     }
@@ -345,13 +413,25 @@ impl Stream for ScanStream {
             if this.ended.is_some() {
                 return Poll::Ready(None);
             }
+            if this.has_schema
+                && let Some((frame, link)) = this.early.pop_front()
+            {
+                match this.accept(frame, Some(link)) {
+                    Ok(None) => continue,
+                    Ok(Some(batch)) => return Poll::Ready(Some(Ok(batch))),
+                    Err(error) => {
+                        this.ended = Some(this.started.elapsed());
+                        return Poll::Ready(Some(Err(error)));
+                    }
+                }
+            }
             let outcome = match this.request.poll_next(context) {
-                Poll::Ready(received) => received.and_then(|frame| this.accept(frame)),
+                Poll::Ready(received) => received.and_then(|frame| this.accept(frame, this.request.elsewhere())),
                 Poll::Pending => {
                     if this.deadline.as_mut().is_none_or(|deadline| deadline.as_mut().poll(context).is_pending()) {
                         return Poll::Pending;
                     }
-                    this.request.connection().cancel(this.request.id());
+                    this.request.cancel();
                     Err(deadline_passed(this.started))
                 }
             };
@@ -370,7 +450,7 @@ impl Stream for ScanStream {
 impl Drop for ScanStream {
     fn drop(&mut self) {
         if self.ended.is_none() {
-            self.request.connection().cancel(self.request.id());
+            self.request.cancel();
         }
     }
 }

@@ -1,11 +1,12 @@
 //! The command line of the cell; everything else is in the library.
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use heliostat_dataplane::config::{Config, Overrides, Size};
-use heliostat_dataplane::server::startup;
+use heliostat_dataplane::server::{control, startup};
 
 /// The storage cell of Heliostat: keeps tables on a volume and answers pushed-down queries over HIDB.
 #[derive(Parser)]
@@ -76,6 +77,17 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Lists the sessions of a running cell, with their credits, RDMA links and slots.
+    Sessions {
+        #[command(flatten)]
+        place: Where,
+        /// Prints one JSON object per session.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Repairs a session of a running cell.
+    #[command(subcommand)]
+    Session(SessionCommand),
     /// Makes a lost manifest again from the volume.
     Rebuild {
         #[command(flatten)]
@@ -86,6 +98,18 @@ enum Command {
         /// Leaves out segments that are missing or damaged, instead of failing.
         #[arg(long)]
         leave_out_damaged: bool,
+    },
+}
+
+#[derive(Subcommand)]
+enum SessionCommand {
+    /// Ends the session's RDMA links, which frees their slots; the client opens new ones. Requests under way on them fail
+    /// and can be asked again.
+    Reset {
+        /// The session's number, as `heliostat-cell sessions` lists it.
+        id: u64,
+        #[command(flatten)]
+        place: Where,
     },
 }
 
@@ -102,6 +126,10 @@ fn main() -> ExitCode {
             Ok(false) => return ExitCode::FAILURE,
             Err(error) => Err(failed(error)),
         },
+        Some(Command::Sessions { place, json }) => print(control::list_sessions(&place.config(), json)),
+        Some(Command::Session(SessionCommand::Reset { id, place })) => {
+            print(control::reset_session(&place.config(), id))
+        }
         Some(Command::Rebuild { place, force, leave_out_damaged }) => {
             startup::rebuild(&place.config(), force, leave_out_damaged).map_err(failed)
         }
@@ -113,6 +141,12 @@ fn main() -> ExitCode {
             ExitCode::from(code)
         }
     }
+}
+
+/// Prints what a tool found.
+fn print(text: hidb::Result<String>) -> Result<(), (u8, String)> {
+    // Whoever closed standard output does not want to know.
+    text.map(|text| drop(std::io::stdout().write_all(text.as_bytes()))).map_err(failed)
 }
 
 /// The request failed: exit code 1.

@@ -15,7 +15,7 @@ mod text;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use heliostat_client::{Address, Client, ConnectOptions};
+use heliostat_client::{Address, Checksum, Client, ConnectOptions, Transport};
 use hidb::{Error, ErrorCode};
 
 /// Loads tables into a Heliostat cell and asks it questions.
@@ -56,16 +56,28 @@ struct Global {
         value_name = "TIME"
     )]
     timeout: Option<Duration>,
-    /// How to reach the cell.
+    /// How answers travel: auto (RDMA where both sides have hardware for it, else TCP), rdma, tcp, or an RDMA device
+    /// by name, such as rxe0 or soft.
     #[arg(
         long,
         global = true,
         help_heading = CONNECTION,
         display_order = 902,
-        value_enum,
-        default_value_t = Transport::Auto
+        default_value_t = Transport::Auto,
+        value_name = "HOW"
     )]
     transport: Transport,
+    /// What is covered by checksums over RDMA: full, header, or none. Less than full means that a flipped bit may go
+    /// unnoticed.
+    #[arg(
+        long,
+        global = true,
+        help_heading = CONNECTION,
+        display_order = 903,
+        default_value_t = Checksum::Full,
+        value_name = "WHAT"
+    )]
+    rdma_checksum: Checksum,
 }
 
 const CONNECTION: &str = "Connection";
@@ -77,8 +89,10 @@ struct UnusedGlobal {
     _connect: Option<Address>,
     #[arg(long = "timeout", id = "timeout", hide = true, value_parser = quantity::parse_duration)]
     _timeout: Option<Duration>,
-    #[arg(long = "transport", id = "transport", hide = true, value_enum)]
+    #[arg(long = "transport", id = "transport", hide = true)]
     _transport: Option<Transport>,
+    #[arg(long = "rdma-checksum", id = "rdma_checksum", hide = true)]
+    _rdma_checksum: Option<Checksum>,
 }
 
 /// Whatever follows a command that is not in this version.
@@ -86,16 +100,6 @@ struct UnusedGlobal {
 struct Anything {
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     _rest: Vec<String>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Transport {
-    /// The fastest there is: TCP today.
-    Auto,
-    /// RDMA: not available in this version.
-    Rdma,
-    /// TCP.
-    Tcp,
 }
 
 #[derive(Subcommand)]
@@ -179,12 +183,6 @@ impl From<std::io::Error> for Failure {
 /// Runs the command.
 pub async fn run(arguments: Arguments) -> Result<(), Failure> {
     let Arguments { global, command } = arguments;
-    if global.transport == Transport::Rdma {
-        return Err(Failure::Request(Error::new(
-            ErrorCode::Unavailable,
-            "RDMA is not available in this version: use --transport tcp",
-        )));
-    }
     match command {
         Command::Dev(arguments) => dev::run(arguments).await,
         Command::Load(arguments) => load::run(arguments, &global).await,
@@ -210,6 +208,8 @@ impl Global {
         ConnectOptions {
             timeout: self.timeout,
             name: concat!("heliostat ", env!("CARGO_PKG_VERSION")).to_string(),
+            transport: self.transport.clone(),
+            checksum: self.rdma_checksum,
             ..ConnectOptions::default()
         }
     }

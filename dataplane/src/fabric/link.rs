@@ -153,6 +153,11 @@ impl Link {
         self.number
     }
 
+    /// The device that it is on.
+    pub fn device(&self) -> &str {
+        self.port.name()
+    }
+
     /// The checksum policy.
     pub fn checksum(&self) -> Checksum {
         self.checksum

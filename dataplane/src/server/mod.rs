@@ -13,6 +13,7 @@
 pub mod accept;
 pub mod background;
 pub mod catalog;
+pub mod control;
 pub mod core;
 pub mod links;
 pub mod loads;
@@ -188,6 +189,9 @@ async fn serve_on_control(cell: Arc<Cell>) -> Result<()> {
     }
     let background = tokio::task::spawn_local(background::run(cell.clone()));
     let accepting = tokio::task::spawn_local(accept::accept(cell.clone(), listener));
+    if let Some(listener) = control::listen(&cell.config) {
+        tokio::task::spawn_local(control::serve(cell.clone(), listener));
+    }
     announce_ready(&cell, &format!("ready hidb://{address}"))?;
     tracing::info!(%address, cores = cell.cores.count(), volume = %cell.store.volume(), "serving");
 
@@ -202,6 +206,7 @@ async fn serve_on_control(cell: Arc<Cell>) -> Result<()> {
         _ = terminate.recv() => tracing::warn!("second signal: not waiting for running requests"),
         _ = interrupt.recv() => tracing::warn!("second signal: not waiting for running requests"),
     }
+    control::remove(&control::socket_path(&cell.config));
     Ok(())
 }
 

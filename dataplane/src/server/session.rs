@@ -28,6 +28,7 @@ use hidb::frame::{Frame, FrameDecoder, FrameKind};
 use hidb::{Error, ErrorCode, Result, convert, proto};
 
 use super::Failure;
+use super::control::SessionReport;
 use super::core::CoreServer;
 use super::links::{self, Links};
 use super::loads::Loads;
@@ -387,6 +388,21 @@ impl Session {
     pub fn fail(&self, error: Error) {
         self.failed.borrow_mut().get_or_insert(error);
         self.has_failed.wake();
+    }
+
+    /// What an operator sees of it, but for its links.
+    pub fn report(&self) -> SessionReport {
+        let requests = self.requests.borrow();
+        SessionReport {
+            session: self.agreed.session_id,
+            client: self.agreed.client_name.clone(),
+            core: self.core.index,
+            requests: requests.len(),
+            credits: requests.values().map(|request| request.credits.available()).sum(),
+            notices: self.notices.get(),
+            silent_ms: self.last_heard.get().elapsed().as_millis() as u64,
+            links: Vec::new(),
+        }
     }
 
     /// The client was heard of.

@@ -1,0 +1,115 @@
+//! The RDMA device of one connection, and the task that takes its completions.
+//!
+//! Owns [`FabricDevice`]. Called by the connection, which gets each frame that arrives.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, Weak};
+
+use hidb::frame::Frame;
+use hidb::session::Ended;
+use hidb::session::frames::Checksum;
+use hidb::{Error, ErrorCode, Result};
+use tokio::task::JoinHandle;
+use verbs_shim::tokio::Completions;
+use verbs_shim::verbs::{QueuePairNumber, WcOpcode, WcStatus};
+use verbs_shim::{Completion, CompletionQueue, Context, OpenOptions, ProtectionDomain};
+
+use super::link::{Link, LinkBuffer, Shape};
+use crate::connection::lock;
+
+/// Takes a frame that came on a link; an error ends the link.
+pub(crate) type Sink = Box<dyn Fn(&Arc<Link>, Frame) -> Result<()> + Send + Sync>;
+
+/// A device that is open, with the links over it.
+pub(crate) struct FabricDevice {
+    task: JoinHandle<()>,
+    links: Arc<Mutex<HashMap<QueuePairNumber, Arc<Link>>>>,
+    domain: ProtectionDomain,
+    queue: CompletionQueue<LinkBuffer>,
+    shape: Shape,
+    checksum: Checksum,
+    name: String,
+    _context: Context,
+}
+
+impl Drop for FabricDevice {
+    fn drop(&mut self) {
+        self.task.abort();
+        for (_, link) in lock(&self.links).drain() {
+            link.end(Ended::Session);
+        }
+    }
+}
+
+impl FabricDevice {
+    /// Opens a device, with room for this many links; must be called inside a tokio runtime.
+    pub(crate) fn open(name: &str, links: u32, shape: Shape, checksum: Checksum, sink: Sink) -> Result<Self> {
+        let failed = |error: verbs_shim::Error| Error::new(ErrorCode::Unavailable, format!("RDMA: {error}"));
+        let context = Context::open(name, &OpenOptions::default()).map_err(failed)?;
+        let domain = context.create_domain().map_err(failed)?;
+        // One link more than there are cores: a new one may be made before the old one is gone.
+        let queue = context.create_completion_queue((links + 1) * shape.completions()).map_err(failed)?;
+        let links: Arc<Mutex<HashMap<QueuePairNumber, Arc<Link>>>> = Arc::default();
+        let completions = Completions::new(queue.clone()).map_err(failed)?;
+        let task = tokio::spawn(take_completions(completions, Arc::downgrade(&links), sink));
+        Ok(FabricDevice { task, links, domain, queue, shape, checksum, name: name.into(), _context: context })
+    }
+
+    /// The device's name.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A new link to a core (counted from 1), not connected yet.
+    pub(crate) fn link(&self, core: u32, generation: u32) -> Result<Arc<Link>> {
+        let failed = |error: verbs_shim::Error| Error::new(ErrorCode::Unavailable, format!("RDMA: {error}"));
+        let link = Link::new(&self.domain, &self.queue, core, generation, self.shape, self.checksum).map_err(failed)?;
+        lock(&self.links).insert(link.queue_pair_number(), link.clone());
+        Ok(link)
+    }
+
+    /// Forgets a link that has ended.
+    pub(crate) fn forget(&self, link: &Link) {
+        lock(&self.links).remove(&link.queue_pair_number());
+    }
+}
+
+async fn take_completions(
+    mut completions: Completions<LinkBuffer>,
+    links: Weak<Mutex<HashMap<QueuePairNumber, Arc<Link>>>>,
+    sink: Sink,
+) {
+    let mut done = Vec::new();
+    loop {
+        if let Err(error) = completions.next(&mut done).await {
+            tracing::warn!(%error, "the RDMA device failed: its links end");
+            if let Some(links) = links.upgrade() {
+                lock(&links).values().for_each(|link| link.end(Ended::QueuePair(error.to_string())));
+            }
+            return;
+        }
+        let Some(links) = links.upgrade() else { return };
+        for completion in done.drain(..) {
+            let link = lock(&links).get(&completion.queue_pair).cloned();
+            if let Some(link) = link {
+                complete(&link, completion, &sink);
+            }
+        }
+    }
+}
+
+fn complete(link: &Arc<Link>, done: Completion<LinkBuffer>, sink: &Sink) {
+    let failure = (done.status != WcStatus::Success).then(|| done.status.name());
+    match done.opcode {
+        WcOpcode::Recv | WcOpcode::RecvRdmaWithImm => {
+            let immediate = done.immediate.filter(|_| done.opcode == WcOpcode::RecvRdmaWithImm);
+            let outcome = link.received(done.buffer, done.length_bytes, immediate, failure);
+            let outcome = outcome.and_then(|frame| frame.map_or(Ok(()), |frame| sink(link, frame)));
+            if let Err(error) = outcome {
+                tracing::warn!(%error, "an RDMA link ends");
+                link.end(Ended::Protocol(error.message));
+            }
+        }
+        _ => link.send_completed(done.buffer, failure),
+    }
+}
