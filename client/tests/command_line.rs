@@ -1,7 +1,7 @@
 //! The `heliostat` command and the `heliostat-cell` it starts: what a person types, exit codes, statistics.
 
 use std::io::{BufRead, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use arrow_array::RecordBatch;
@@ -15,9 +15,11 @@ const HELIOSTAT: &str = env!("CARGO_BIN_EXE_heliostat");
 const SCALE: f64 = 0.1;
 const NARROW: &str = "l_quantity < 5 and l_shipdate between date '1995-03-01' and date '1995-03-07'";
 
+/// A `heliostat dev` whose default profile is in its data folder, and the commands that find it there.
 struct Dev {
     child: Child,
     url: String,
+    config: PathBuf,
 }
 
 impl Dev {
@@ -27,6 +29,7 @@ impl Dev {
         let mut child = Command::new(HELIOSTAT)
             .args(["dev", "--port", "0", "--size", "1GiB", "--cache", "64MiB", "--cores", "2", "--data"])
             .arg(data)
+            .env("XDG_CONFIG_HOME", data.join("config"))
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -35,12 +38,12 @@ impl Dev {
         let url = first.split("ready at ").nth(1).and_then(|rest| rest.split(';').next()).unwrap().to_string();
         // The greeting goes on; a closed pipe would end `dev`.
         std::thread::spawn(move || lines.for_each(drop));
-        Dev { child, url }
+        Dev { child, url, config: data.join("config") }
     }
 
-    /// Exit code, standard output, standard error.
+    /// Exit code, standard output, standard error: nothing says where the appliance is, or who is asking.
     fn run(&self, arguments: &[&str]) -> (i32, String, String) {
-        run(&[&["--connect", &self.url], arguments].concat())
+        run_in(&self.config, arguments)
     }
 
     fn done(&self, arguments: &[&str]) -> (String, String) {
@@ -58,7 +61,13 @@ impl Drop for Dev {
 }
 
 fn run(arguments: &[&str]) -> (i32, String, String) {
-    let output = Command::new(HELIOSTAT).args(arguments).output().unwrap();
+    run_in(Path::new("/nonexistent"), arguments)
+}
+
+fn run_in(config: &Path, arguments: &[&str]) -> (i32, String, String) {
+    let mut command = Command::new(HELIOSTAT);
+    command.env("XDG_CONFIG_HOME", config).env_remove("HELIOSTAT_CONNECT").env_remove("HELIOSTAT_CREDENTIALS");
+    let output = command.args(arguments).output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
 }

@@ -20,5 +20,7 @@ pub mod manifest;
 pub mod metrics;
 pub mod server;
 pub mod store;
+pub mod tls_tool;
+pub mod user_tool;
 pub mod volume;
 pub mod workers;

@@ -2,24 +2,30 @@
 //!
 //! Owns [`Cell`] (what all threads of a running cell share) and [`serve`] (the control thread). Called by `main`.
 //!
-//! A connection is accepted and greeted on the control thread (`accept`), then moves to a core (`session`), where its
-//! requests run (`requests`, `catalog`, `questions`, `loads`). Answers leave through one bounded queue per session
-//! (`outbox`).
+//! A connection is accepted, greeted and asked who it is on the control thread (`accept`, `authenticate`), then moves to a
+//! core (`session`), where its requests run (`requests`, `catalog`, `questions`, `loads`, `administration`), each after
+//! `access` has seen whether its user may make it. Answers leave through one bounded queue per session (`outbox`).
 //!
 //! Invariants
 //! - The control thread is not on the request path.
 //! - Changes of the store run to their end even when the client that asked for them goes away.
 
 pub mod accept;
+pub mod access;
+pub mod administration;
+pub mod authenticate;
 pub mod background;
 pub mod catalog;
+pub mod channel;
 pub mod core;
 pub mod loads;
 pub mod metrics_http;
 pub mod outbox;
 pub mod questions;
 pub mod requests;
+pub mod security;
 pub mod session;
+pub mod setup_channel;
 pub mod startup;
 pub mod statements;
 
@@ -29,6 +35,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use heliostat_tls::ServerConfig;
 use hidb::{Error, ErrorCode, Result, proto};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -45,7 +52,9 @@ pub struct Cell {
     pub config: Config,
     /// Its name.
     pub name: String,
-    /// Its tables.
+    /// How it shows itself over TLS; `None` without TLS.
+    pub tls: Option<Arc<ServerConfig>>,
+    /// Its tables and users.
     pub store: Arc<Store>,
     /// Its executors.
     pub cores: Cores,
@@ -61,11 +70,12 @@ pub struct Cell {
 
 impl Cell {
     /// A cell over an open store and running cores.
-    pub fn new(config: Config, store: Arc<Store>, cores: Cores) -> Arc<Self> {
+    pub fn new(config: Config, tls: Option<Arc<ServerConfig>>, store: Arc<Store>, cores: Cores) -> Arc<Self> {
         Arc::new(Cell {
             name: config.cell_name(),
             metrics: Metrics::new(cores.count()),
             config,
+            tls,
             store,
             cores,
             started: Instant::now(),
@@ -183,7 +193,7 @@ async fn serve_on_control(cell: Arc<Cell>) -> Result<()> {
     }
     let background = tokio::task::spawn_local(background::run(cell.clone()));
     let accepting = tokio::task::spawn_local(accept::accept(cell.clone(), listener));
-    announce_ready(&cell, &format!("ready hidb://{address}"))?;
+    announce_ready(&cell, &format!("ready {}://{address}", cell.config.scheme()))?;
     tracing::info!(%address, cores = cell.cores.count(), volume = %cell.store.volume(), "serving");
 
     tokio::select! {

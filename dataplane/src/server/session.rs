@@ -13,7 +13,6 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::os::fd::{FromRawFd, IntoRawFd};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -22,22 +21,26 @@ use std::time::{Duration, Instant};
 
 use futures_lite::future::or;
 use futures_lite::{AsyncRead, AsyncWrite};
-use glommio::net::TcpStream;
 use glommio::sync::{Semaphore, StaticPermit};
 use glommio::timer::sleep;
+use hidb::auth::Permission;
 use hidb::frame::{Frame, FrameDecoder, FrameKind};
 use hidb::{Error, ErrorCode, Result, convert, proto};
 
 use super::Failure;
+use super::access::Access;
+use super::authenticate::Identity;
+use super::channel::Channel;
 use super::core::CoreServer;
 use super::loads::Loads;
 use super::outbox::{Outbox, write_frames};
 use super::requests;
+use super::setup_channel::Moving;
 use super::statements::Statements;
 use crate::cores::catch_panics;
 
-/// The socket, shared by the reading and the writing task of one core.
-pub type SharedStream = Rc<RefCell<TcpStream>>;
+/// The connection, shared by the reading and the writing task of one core.
+pub type SharedStream = Rc<RefCell<Channel>>;
 
 /// Bytes read at a time when no payload is under way.
 const READ_BYTES: usize = 8 << 10;
@@ -53,6 +56,8 @@ const CREDITS_MAX: u64 = 1 << 20;
 pub struct Agreed {
     /// The session's number.
     pub session_id: u64,
+    /// Who the user is; `None` on a cell that does not ask.
+    pub identity: Option<Identity>,
     /// What the client calls itself.
     pub client_name: String,
     /// Whether decimals of up to 18 digits travel as Decimal64.
@@ -153,10 +158,10 @@ impl Request {
     }
 }
 
-/// Runs a session until it ends. `stream` is connected, non-blocking and past its handshake.
-pub async fn run(core: Rc<CoreServer>, stream: std::net::TcpStream, agreed: Agreed) {
+/// Runs a session until it ends. `moving` is past its handshake.
+pub async fn run(core: Rc<CoreServer>, moving: Moving, agreed: Agreed) {
     core.recorder.counters.sessions.fetch_add(1, Relaxed);
-    let stream: SharedStream = Rc::new(RefCell::new(adopt(stream)));
+    let stream: SharedStream = Rc::new(RefCell::new(Channel::adopt(moving)));
     let (outbox, outgoings) = Outbox::new();
     let progress = outbox.progress().clone();
     let config = &core.cell.config;
@@ -206,13 +211,6 @@ pub async fn run(core: Rc<CoreServer>, stream: std::net::TcpStream, agreed: Agre
     session.loads.connection_ended();
     core.sessions.borrow_mut().remove(&session.agreed.session_id);
     core.recorder.counters.sessions.fetch_sub(1, Relaxed);
-}
-
-/// Gives the socket to this core's glommio executor.
-fn adopt(stream: std::net::TcpStream) -> TcpStream {
-    // SAFETY: `into_raw_fd` gives up ownership of a valid, open socket, and `TcpStream` takes it over; nobody else
-    // has this descriptor.
-    unsafe { TcpStream::from_raw_fd(stream.into_raw_fd()) }
 }
 
 async fn read(stream: &SharedStream, buffer: &mut [u8]) -> io::Result<usize> {
@@ -297,6 +295,10 @@ async fn take_frame(session: &Rc<Session>, frame: Frame) -> Result<()> {
         }
         FrameKind::Hello => {
             return Err(Error::new(ErrorCode::Protocol, "a second Hello: the handshake is over"));
+        }
+        FrameKind::Authenticate | FrameKind::AuthenticateContinue => {
+            let message = format!("{}: the handshake is over", frame.kind.name());
+            return Err(Error::new(ErrorCode::Protocol, message));
         }
         _ => return start_request(session, frame).await,
     }
@@ -390,6 +392,12 @@ async fn watch_peer(session: &Rc<Session>) {
 }
 
 impl Session {
+    /// Whether the session's user may know of a table.
+    pub fn may_read(&self, table: &str) -> bool {
+        Access::of(&self.core.cell, self.agreed.identity.as_ref())
+            .is_ok_and(|access| access.may(Permission::Read, table))
+    }
+
     /// Sends a notice; they are numbered from 1. A client that does not read misses some, and sees the gap.
     pub async fn notify(&self, mut notice: proto::CacheInvalidationNotice) {
         self.notices.set(self.notices.get() + 1);
