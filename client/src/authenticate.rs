@@ -43,10 +43,8 @@ pub(crate) async fn authenticate(
     let exported = transport.exported_key()?;
     let nonce = message::encode(&random);
     let mut begun = client::begin(user, password, &required.mechanisms, exported.as_ref(), &nonce)?;
-    let first = proto::Authenticate {
-        mechanism: begun.mechanism.into(),
-        data: std::mem::take(&mut begun.message).into(),
-    };
+    let first =
+        proto::Authenticate { mechanism: begun.mechanism.into(), data: std::mem::take(&mut begun.message).into() };
     transport.write_all(&encode_frame(FrameKind::Authenticate, 0, &first, &[])?).await?;
     let challenge: proto::AuthenticateContinue = decode(&next(receiver, FrameKind::AuthenticateContinue).await?)?;
     // Thousands of hashes: not on a thread that others wait for.

@@ -149,8 +149,9 @@ impl Credentials {
         let bytes = Zeroizing::new(private_file::read(path)?);
         let text = std::str::from_utf8(&bytes).map_err(|_| invalid("it is not UTF-8".into()))?;
         // The error's own text would show the line, and with it perhaps a password.
-        let profile: Profile = toml::from_str(text)
-            .map_err(|error: toml::de::Error| invalid(error.message().lines().next().unwrap_or_default().to_string()))?;
+        let profile: Profile = toml::from_str(text).map_err(|error: toml::de::Error| {
+            invalid(error.message().lines().next().unwrap_or_default().to_string())
+        })?;
         let address = profile.address.as_deref().map(str::parse).transpose()?;
         if profile.client_certificate.is_some() != profile.client_key.is_some() {
             return Err(invalid("client_certificate needs client_key, and the other way round".into()));
@@ -228,7 +229,9 @@ mod tests {
     fn a_profile_that_is_none_says_why_without_its_secrets() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("profile");
-        for text in ["password = \"sesame\" user", "password = \"sesame\"", "passwort = \"sesame\"", "client_key = \"sesame\""] {
+        for text in
+            ["password = \"sesame\" user", "password = \"sesame\"", "passwort = \"sesame\"", "client_key = \"sesame\""]
+        {
             private_file::write(&path, text.as_bytes()).unwrap();
             let error = Credentials::read(&path).unwrap_err();
             assert_eq!(error.code, ErrorCode::InvalidParameter, "{text}");

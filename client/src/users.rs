@@ -34,10 +34,8 @@ impl Client {
         grants: &[(String, Permission)],
     ) -> Result<()> {
         let grants = grants.iter();
-        let grants = grants.map(|(table, permission)| TableGrant {
-            table: table.clone(),
-            permission: permission.to_proto() as i32,
-        });
+        let grants = grants
+            .map(|(table, permission)| TableGrant { table: table.clone(), permission: permission.to_proto() as i32 });
         let body = proto::AddUser {
             name: name.into(),
             role: role.to_proto() as i32,

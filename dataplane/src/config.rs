@@ -388,7 +388,7 @@ impl Config {
             return wrong(
                 "listen",
                 format!(
-                    "{} is not a loopback address: give tls_certificate and tls_key (`heliostat-cell tls init` makes them), or say --insecure",
+                    "{} is not a loopback address: for TLS give tls_certificate and tls_key (`heliostat-cell tls init` makes them), or say --insecure",
                     self.listen
                 ),
             );
@@ -462,7 +462,10 @@ mod tests {
         let listen = "0.0.0.0:7400".parse().unwrap();
         let config = Config { listen, ..Config::default() };
         let error = config.check().unwrap_err().to_string();
-        assert!(error.contains("loopback") && error.contains("tls_certificate") && error.contains("--insecure"), "{error}");
+        assert!(
+            error.contains("loopback") && error.contains("tls_certificate") && error.contains("--insecure"),
+            "{error}"
+        );
         Config { insecure: true, ..config.clone() }.check().unwrap();
         let (tls_certificate, tls_key) = (PathBuf::from("cell.crt"), PathBuf::from("cell.key"));
         let with_tls = Config { tls_certificate, tls_key, ..config };

@@ -80,7 +80,8 @@ pub fn run(command: TlsCommand) -> Result<()> {
                 return Err(Error::new(ErrorCode::InvalidParameter, message));
             }
             if ["ca", "cell"].contains(&name.as_str()) {
-                let message = format!("{name:?} can't have a certificate here: its file would be that of the authority or cell");
+                let message =
+                    format!("{name:?} can't have a certificate here: its file would be that of the authority or cell");
                 return Err(Error::new(ErrorCode::InvalidParameter, message));
             }
             let authority = Authority::open_or_make(&ca, now)?;

@@ -97,9 +97,8 @@ fn verifier(password_file: Option<&Path>) -> Result<Option<proto::ScramVerifier>
 }
 
 fn grants(read: Vec<String>, write: Vec<String>) -> Vec<proto::TableGrant> {
-    let grant = |permission: Permission| {
-        move |table| proto::TableGrant { table, permission: permission.to_proto() as i32 }
-    };
+    let grant =
+        |permission: Permission| move |table| proto::TableGrant { table, permission: permission.to_proto() as i32 };
     read.into_iter().map(grant(Permission::Read)).chain(write.into_iter().map(grant(Permission::Write))).collect()
 }
 

@@ -339,7 +339,17 @@ fn metrics_and_the_ready_file_are_served() {
     let listen = format!("127.0.0.1:{port}");
     let mut command = std::process::Command::new(cell::CELL);
     command.arg("run").arg("--volume").arg(cell::volume_of(folder.path()));
-    command.args(["--insecure", "--port", "0", "--cache", "16MiB", "--auto-format", "true", "--auto-format-size", "256MiB"]);
+    command.args([
+        "--insecure",
+        "--port",
+        "0",
+        "--cache",
+        "16MiB",
+        "--auto-format",
+        "true",
+        "--auto-format-size",
+        "256MiB",
+    ]);
     command.args(["--metrics-listen", &listen, "--log-format", "json", "--ready-file", ready.to_str().unwrap()]);
     let mut child = command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap();
     let until = Instant::now() + PATIENCE;

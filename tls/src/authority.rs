@@ -45,8 +45,7 @@ impl Validity {
 
     fn apply(self, params: &mut CertificateParams) -> Result<()> {
         let moment = |unix_s| {
-            OffsetDateTime::from_unix_timestamp(unix_s)
-                .map_err(|error| failed("the time of a certificate", &error))
+            OffsetDateTime::from_unix_timestamp(unix_s).map_err(|error| failed("the time of a certificate", &error))
         };
         params.not_before = moment(self.from_unix_s)?;
         params.not_after = moment(self.to_unix_s)?;

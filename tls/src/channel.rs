@@ -201,6 +201,7 @@ pub fn explain(error: &io::Error) -> Option<Error> {
             | Alert::CertificateExpired
             | Alert::CertificateRevoked
             | Alert::CertificateUnknown
+            | Alert::UnsupportedCertificate
             | Alert::UnknownCA
             | Alert::CertificateRequired
             | Alert::DecryptError

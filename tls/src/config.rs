@@ -21,7 +21,8 @@ fn invalid(message: String) -> Error {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
-    std::fs::read(path).map_err(|error| Error::new(ErrorCode::Io, format!("reading {} failed: {error}", path.display())))
+    std::fs::read(path)
+        .map_err(|error| Error::new(ErrorCode::Io, format!("reading {} failed: {error}", path.display())))
 }
 
 /// The certificates of a PEM text; `what` names it in errors.
@@ -41,7 +42,9 @@ fn key(pem: &[u8], what: &str) -> Result<PrivateKeyDer<'static>> {
 fn roots(pem: &[u8], what: &str) -> Result<Arc<RootCertStore>> {
     let mut store = RootCertStore::empty();
     for certificate in certificates(pem, what)? {
-        store.add(certificate).map_err(|error| invalid(format!("{what} holds a certificate that is no authority's: {error}")))?;
+        store
+            .add(certificate)
+            .map_err(|error| invalid(format!("{what} holds a certificate that is no authority's: {error}")))?;
     }
     Ok(Arc::new(store))
 }
@@ -58,7 +61,8 @@ pub fn of_cell(certificate: &Path, private_key: &Path, client_ca: Option<&Path>)
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let chain = certificates(&read(certificate)?, &certificate.display().to_string())?;
     let private_key = key(&private_file::read(private_key)?, &private_key.display().to_string())?;
-    let builder = ServerConfig::builder_with_provider(provider.clone()).with_protocol_versions(&[&TLS13]).map_err(refused)?;
+    let builder =
+        ServerConfig::builder_with_provider(provider.clone()).with_protocol_versions(&[&TLS13]).map_err(refused)?;
     let builder = match client_ca {
         None => builder.with_no_client_auth(),
         Some(path) => {

@@ -48,7 +48,10 @@ pub fn read(path: &Path) -> Result<Vec<u8>> {
     if metadata.is_file() && mode & 0o077 != 0 {
         return Err(Error::new(
             ErrorCode::PermissionDenied,
-            format!("{path} holds a secret, and others may open it (mode {mode:04o}): chmod 600 {path}", path = path.display()),
+            format!(
+                "{path} holds a secret, and others may open it (mode {mode:04o}): chmod 600 {path}",
+                path = path.display()
+            ),
         ));
     }
     let mut bytes = Vec::new();

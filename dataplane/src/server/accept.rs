@@ -69,7 +69,8 @@ async fn welcome(cell: Arc<Cell>, stream: TcpStream) {
 async fn serve(cell: &Arc<Cell>, stream: TcpStream) {
     let deadline = tokio::time::Instant::now() + cell.config.handshake_timeout.0;
     let too_late = || {
-        let message = format!("no Hello and proof of who is asking within {}", cell.config.handshake_timeout);
+        let timeout_ms = cell.config.handshake_timeout.0.as_millis();
+        let message = format!("no Hello within {timeout_ms} ms of connecting, or no proof of who is asking");
         Error::new(ErrorCode::Protocol, message)
     };
     let mut channel = match tokio::time::timeout_at(deadline, open(cell, &stream)).await {

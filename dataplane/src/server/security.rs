@@ -34,7 +34,9 @@ pub fn prepare(config: &Config) -> Result<Option<Arc<ServerConfig>>> {
         .map_err(|error| Error::new(ErrorCode::Io, format!("reading {path} failed: {error}")))?;
     let left_s = tls_config::ends_unix_s(&pem, &path)? - now_unix_s();
     if left_s < 0 {
-        tracing::warn!("the certificate {path} has expired: clients refuse it; `heliostat-cell tls init` makes another");
+        tracing::warn!(
+            "the certificate {path} has expired: clients refuse it; `heliostat-cell tls init` makes another"
+        );
     } else if left_s < WARN_BEFORE_S {
         tracing::warn!("the certificate {path} expires in {} days", left_s / (24 * 3600));
     }

@@ -151,7 +151,8 @@ impl SetupChannel {
                         return Ok(Some(frame));
                     }
                     if decoder.space().len().max(decoder.payload_missing()) > FRAME_BYTES_MAX {
-                        let message = format!("a frame of more than {FRAME_BYTES_MAX} bytes before the handshake is over");
+                        let message =
+                            format!("a frame of more than {FRAME_BYTES_MAX} bytes before the handshake is over");
                         return Err(Error::new(ErrorCode::LimitExceeded, message));
                     }
                 }

@@ -17,8 +17,8 @@ use hidb::auth::scram::Verifier;
 use hidb::auth::{EVERY_TABLE, Permission, Role, check_user_name};
 use hidb::{Error, ErrorCode, proto};
 
-use super::error::{Result, StoreError};
 use super::Store;
+use super::error::{Result, StoreError};
 use crate::device::Device;
 use crate::manifest::{Batch, Manifest, ManifestState, UserRecord};
 use crate::volume::{FolderLock, VolumeLock, superblock};
@@ -177,10 +177,7 @@ impl Users {
     /// The users of a manifest.
     pub fn of(state: &ManifestState) -> Self {
         let users = state.users.values().filter_map(User::of);
-        Users {
-            by_name: users.map(|user| (user.name.clone(), Arc::new(user))).collect(),
-            secret: state.users_secret,
-        }
+        Users { by_name: users.map(|user| (user.name.clone(), Arc::new(user))).collect(), secret: state.users_secret }
     }
 
     /// The user of this name.

@@ -79,7 +79,8 @@ impl Begun {
             return Err(malformed("the cell's challenge belongs to another exchange"));
         }
         if !(ITERATIONS_MIN..=ITERATIONS_MAX).contains(&first.iterations) {
-            let message = format!("the cell asks for {} iterations: {ITERATIONS_MIN} to {ITERATIONS_MAX}", first.iterations);
+            let message =
+                format!("the cell asks for {} iterations: {ITERATIONS_MIN} to {ITERATIONS_MAX}", first.iterations);
             return Err(malformed(&message));
         }
         let salted = salt_password(&self.password, &first.salt, first.iterations)?;

@@ -92,7 +92,8 @@ impl Challenged {
     pub fn finish(self, last: &[u8]) -> Result<Vec<u8>> {
         let last = ClientFinal::parse(last)?;
         let proof: [u8; 32] = last.proof[..].try_into().map_err(|_| malformed("the proof has not 32 bytes"))?;
-        let authentication = [self.asked.bare.as_bytes(), b",", self.first.as_bytes(), b",", last.without_proof.as_bytes()];
+        let authentication =
+            [self.asked.bare.as_bytes(), b",", self.first.as_bytes(), b",", last.without_proof.as_bytes()];
         let signature = hmac(&self.verifier.stored_key, &authentication);
         let client_key = xor(&proof, &signature);
         let has_password = equal(&Sha256::digest(&*client_key), &self.verifier.stored_key);

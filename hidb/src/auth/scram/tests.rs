@@ -119,7 +119,9 @@ fn a_cell_that_does_not_know_the_password_is_found_out() {
 
 #[test]
 fn challenges_that_make_guessing_cheap_or_the_client_busy_are_refused() {
-    for challenge in ["r=noncemore,s=AAAA,i=1", "r=noncemore,s=AAAA,i=99999999", "r=other,s=AAAA,i=4096", "r=nonce,s=AAAA,i=4096"] {
+    for challenge in
+        ["r=noncemore,s=AAAA,i=1", "r=noncemore,s=AAAA,i=99999999", "r=other,s=AAAA,i=4096", "r=nonce,s=AAAA,i=4096"]
+    {
         let begun = client::begin("user", "pencil", &[SCRAM_SHA_256], None, "nonce").unwrap();
         assert_eq!(begun.respond(challenge.as_bytes()).err().unwrap().code, ErrorCode::Protocol, "{challenge}");
     }
