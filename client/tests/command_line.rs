@@ -216,3 +216,86 @@ fn what_fails_says_so_in_one_line_and_with_its_exit_code() {
     dev.done(&["load", "t", &good, "--replace"]);
     assert_eq!(dev.done(&count).0.trim(), r#"{"n":2}"#);
 }
+
+#[test]
+fn users_have_profiles_roles_and_grants() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let file = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
+    let dev = Dev::start(&data);
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    for profile in [data.join("credentials.toml"), dev.config.join("heliostat/default.toml")] {
+        assert_eq!(mode(&profile), 0o600, "{profile:?}");
+    }
+    assert_eq!(mode(&data.join("tls/ca.key")), 0o600);
+    let rows = file("rows.csv");
+    std::fs::write(&rows, "a\n1\n2\n").unwrap();
+    for table in ["t", "other"] {
+        dev.done(&["load", table, &rows]);
+    }
+    // Nobody gets in without a profile, TLS or not.
+    let plain = dev.url.replace("hidb://", "hidb+plain://");
+    let (code, _, err) = run(&["--connect", &plain, "table", "ls"]);
+    assert!(code == 1 && err.contains("--credentials"), "{err}");
+    assert!(dev.done(&["--connect", &plain, "table", "ls"]).0.contains("other"));
+
+    let profile = file("ada.toml");
+    let (out, _) = dev.done(&["user", "add", "ada", "--role", "reader", "--profile", &profile, "--read", "t"]);
+    assert!(out.contains("added ada, reader"), "{out}");
+    assert_eq!(mode(Path::new(&profile)), 0o600);
+    let ada = |arguments: &[&str]| run(&[&["--credentials", &profile], arguments].concat());
+    let (code, out, err) = ada(&["table", "ls", "--format", "json"]);
+    assert_eq!((code, out.lines().count()), (0, 1), "{err}");
+    for (arguments, words) in [
+        (&["scan", "other"][..], "heliostat user grant ada other read"),
+        (&["load", "t", &rows, "--append"], "--role writer"),
+        (&["table", "drop", "t"], "administrators"),
+        (&["user", "ls"], "administrators"),
+    ] {
+        let (code, _, err) = ada(arguments);
+        assert!(code == 1 && err.contains(words) && err.trim().lines().count() == 1, "{arguments:?}: {err}");
+    }
+    let password = file("password");
+    std::fs::write(&password, "sesame, open\n").unwrap();
+    std::fs::set_permissions(&password, std::fs::Permissions::from_mode(0o600)).unwrap();
+    dev.done(&["user", "set", "ada", "--role", "writer"]);
+    dev.done(&["user", "grant", "ada", "other", "write"]);
+    assert_eq!(ada(&["load", "other", &rows, "--append"]).0, 0);
+    let (list, _) = dev.done(&["user", "ls"]);
+    assert!(list.contains("write other") && list.contains("read t") && list.contains("everything"), "{list}");
+    dev.done(&["user", "revoke", "ada", "other"]);
+    assert_eq!(ada(&["load", "other", &rows, "--append"]).0, 1);
+    dev.done(&["user", "set", "ada", "--password-file", &password]);
+    let (code, _, err) = ada(&["table", "ls"]);
+    assert!(code == 1 && err.contains("user or password is wrong"), "{err}");
+    let (code, _, err) = dev.run(&["user", "rm", "admin"]);
+    assert!(code == 1 && err.contains("last administrator"), "{err}");
+    dev.done(&["user", "rm", "ada"]);
+    assert_eq!(dev.run(&["user", "add", "eve", "--role", "reader"]).0, 2);
+    std::fs::set_permissions(&profile, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let (code, _, err) = ada(&["table", "ls"]);
+    assert!(code == 1 && err.contains("chmod 600"), "{err}");
+}
+
+#[test]
+fn dev_keeps_its_password_and_leaves_the_profile_of_another_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let own = data.join("credentials.toml");
+    let default = data.join("config/heliostat/default.toml");
+    let password = || {
+        let text = std::fs::read_to_string(&own).unwrap();
+        text.lines().find(|line| line.starts_with("password")).unwrap().to_string()
+    };
+    drop(Dev::start(&data));
+    let first = password();
+    let theirs = "user = \"somebody\"\npassword = \"else\"\n";
+    std::fs::write(&default, theirs).unwrap();
+    let dev = Dev::start(&data);
+    assert_eq!(password(), first);
+    assert_eq!(std::fs::read_to_string(&default).unwrap(), theirs);
+    let (code, _, err) = run(&["--credentials", own.to_str().unwrap(), "table", "ls"]);
+    assert_eq!(code, 0, "{err}");
+    drop(dev);
+}
