@@ -1,5 +1,6 @@
 //! The ways in.
 
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::mpsc;
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 use heliostat_client::{Client, Credentials};
 use heliostat_tls::authority::Authority;
 use hidb::ErrorCode;
-use hidb::auth::scram::SCRAM_SHA_256;
+use hidb::auth::scram::{SCRAM_SHA_256, client, server};
 use hidb::frame::{FrameKind, encode_frame};
 use hidb::proto;
 
@@ -150,6 +151,32 @@ fn nothing_is_answered_before_the_client_has_shown_who_it_is() {
     let mut wire = site.session(&cell, "root");
     wire.send(FrameKind::Authenticate, 0, &first);
     assert_eq!(wire.error().code, ErrorCode::Protocol as u32);
+}
+
+#[test]
+fn what_a_fast_client_sends_behind_its_proof_moves_with_the_connection() {
+    let site = Site::new(&[]);
+    let cell = site.start(&[]);
+    for tls in [true, false] {
+        let mut wire = if tls { site.wire(&cell) } else { Raw::plain(cell.address) };
+        wire.hello();
+        let key = wire.exported_key();
+        let begun = client::begin("root", PASSWORD, server::mechanisms(tls), key.as_ref(), "nonce").unwrap();
+        let first = proto::Authenticate { mechanism: begun.mechanism.into(), data: begun.message.clone().into() };
+        wire.send(FrameKind::Authenticate, 0, &first);
+        let challenge: proto::AuthenticateContinue = wire.receive().unwrap().message().unwrap();
+        let last = begun.respond(&challenge.data).unwrap().message;
+        let last = proto::AuthenticateContinue { data: last.into() };
+        // One record, or one segment.
+        let mut bytes = encode_frame(FrameKind::AuthenticateContinue, 0, &last, &[]).unwrap();
+        for id in 1..=3 {
+            bytes.extend(encode_frame(FrameKind::ListTables, id, &proto::ListTables {}, &[]).unwrap());
+        }
+        wire.write(&bytes);
+        assert_eq!(wire.receive().unwrap().kind, FrameKind::HelloAck);
+        let answered: BTreeSet<_> = (0..3).map(|_| wire.receive().unwrap().request_id).collect();
+        assert_eq!(answered, BTreeSet::from([1, 2, 3]));
+    }
 }
 
 #[test]
