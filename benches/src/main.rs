@@ -4,13 +4,14 @@
 //! (`benches/against-duckdb`) drives; the fio-style jobs come with their issue. Called by people and scripts only.
 
 use std::io::{BufRead, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use futures::TryStreamExt;
-use heliostat_client::{Client, ConnectOptions};
+use heliostat_client::{Client, ConnectOptions, Credentials};
 
 /// Measure a Heliostat system.
 #[derive(Parser)]
@@ -28,13 +29,16 @@ enum Command {
         /// Where the cell is.
         #[arg(long, env = "HELIOSTAT_CONNECT", default_value = "hidb://127.0.0.1:7400")]
         connect: String,
+        /// The profile; the default one when left out.
+        #[arg(long)]
+        credentials: Option<PathBuf>,
     },
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
-        Command::Ask { connect } => ask(&connect).await,
+        Command::Ask { connect, credentials } => ask(&connect, credentials.as_deref()).await,
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -45,8 +49,9 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn ask(connect: &str) -> Result<()> {
-    let client = Client::connect(connect, ConnectOptions::default()).await?;
+async fn ask(connect: &str, credentials: Option<&Path>) -> Result<()> {
+    let options = ConnectOptions { credentials: Credentials::find(credentials)?, ..ConnectOptions::default() };
+    let client = Client::connect(connect, options).await?;
     for line in std::io::stdin().lock().lines() {
         let request: serde_json::Value = serde_json::from_str(&line?).context("expected a JSON object per line")?;
         let sql = request["sql"].as_str().context("expected a member \"sql\"")?;

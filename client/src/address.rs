@@ -1,9 +1,8 @@
-//! Where a cell listens: `hidb://host:port` and what may be done with it.
+//! Where a cell listens: `hidb://host:port`, over TLS, or `hidb+plain://host:port`.
 //!
 //! Owns [`Address`]. Called by the connection and by the command line.
 //!
-//! Invariant: until TLS comes, an address resolves to loopback or it is refused, so that nothing
-//! ever crosses a network unencrypted.
+//! Invariant: a plain address resolves to loopback or it is refused, so that nothing ever crosses a network unencrypted.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -19,6 +18,7 @@ pub const DEFAULT_PORT: u16 = 7400;
 pub struct Address {
     host: String,
     port: u16,
+    plain: bool,
 }
 
 impl Address {
@@ -32,7 +32,12 @@ impl Address {
         self.port
     }
 
-    /// The socket addresses the host stands for; an error unless all of them are loopback.
+    /// Whether there is no TLS.
+    pub fn is_plain(&self) -> bool {
+        self.plain
+    }
+
+    /// The socket addresses the host stands for; of a plain one an error unless all of them are loopback.
     pub async fn resolve(&self) -> Result<Vec<SocketAddr>> {
         let found: Vec<SocketAddr> = match self.host.parse::<IpAddr>() {
             Ok(ip) => vec![SocketAddr::new(ip, self.port)],
@@ -52,15 +57,14 @@ impl Address {
                 format!("the host name {:?} has no address: check the name", self.host),
             ));
         }
-        if let Some(remote) = found.iter().find(|address| !address.ip().is_loopback()) {
+        if let Some(remote) = found.iter().find(|address| self.plain && !address.ip().is_loopback()) {
             return Err(Error::new(
                 ErrorCode::InvalidParameter,
                 format!(
-                    "{} is not a loopback address, and connections are not encrypted yet: connect to 127.0.0.1, for example through `ssh -L {}:127.0.0.1:{} {}`",
+                    "{} is not a loopback address, and hidb+plain:// is not encrypted: connect with hidb://{}:{}",
                     remote.ip(),
-                    DEFAULT_PORT,
-                    self.port,
-                    self.host
+                    self.host,
+                    self.port
                 ),
             ));
         }
@@ -70,10 +74,11 @@ impl Address {
 
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = if self.plain { "hidb+plain" } else { "hidb" };
         if self.host.contains(':') {
-            write!(f, "hidb://[{}]:{}", self.host, self.port)
+            write!(f, "{scheme}://[{}]:{}", self.host, self.port)
         } else {
-            write!(f, "hidb://{}:{}", self.host, self.port)
+            write!(f, "{scheme}://{}:{}", self.host, self.port)
         }
     }
 }
@@ -88,10 +93,11 @@ impl FromStr for Address {
                 format!("{text:?} is not the address of a cell ({why}): write it as hidb://127.0.0.1:{DEFAULT_PORT}"),
             )
         };
-        let rest = match text.split_once("://") {
-            Some(("hidb" | "hidb+plain", rest)) => rest,
+        let (plain, rest) = match text.split_once("://") {
+            Some(("hidb", rest)) => (false, rest),
+            Some(("hidb+plain", rest)) => (true, rest),
             Some((scheme, _)) => return Err(invalid(&format!("unknown scheme {scheme:?}"))),
-            None => text,
+            None => (false, text),
         };
         let rest = rest.strip_suffix('/').unwrap_or(rest);
         if rest.contains(['/', '?', '#', '@']) {
@@ -123,7 +129,7 @@ impl FromStr for Address {
                 _ => return Err(invalid("the port is not a number from 1 to 65535")),
             },
         };
-        Ok(Address { host: host.to_string(), port })
+        Ok(Address { host: host.to_string(), port, plain })
     }
 }
 
@@ -158,10 +164,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn addresses_beyond_loopback_are_refused_until_there_is_tls() {
-        let error = "hidb://192.0.2.1:7400".parse::<Address>().unwrap().resolve().await.unwrap_err();
+    async fn plain_addresses_beyond_loopback_are_refused() {
+        let error = "hidb+plain://192.0.2.1:7400".parse::<Address>().unwrap().resolve().await.unwrap_err();
         assert_eq!(error.code, ErrorCode::InvalidParameter);
         assert!(error.message.contains("not encrypted"), "{}", error.message);
+        assert!("hidb://192.0.2.1:7400".parse::<Address>().unwrap().resolve().await.is_ok());
         assert!("hidb://127.0.0.1".parse::<Address>().unwrap().resolve().await.is_ok());
     }
 }

@@ -29,9 +29,11 @@ const BACKOFF_MAX: Duration = Duration::from_secs(2);
 /// ```no_run
 /// # async fn example() -> hidb::Result<()> {
 /// use futures::StreamExt;
-/// use heliostat_client::{Client, ConnectOptions, ScanRequest};
+/// use heliostat_client::{Client, ConnectOptions, Credentials, ScanRequest};
 ///
-/// let client = Client::connect("hidb://127.0.0.1:7400", ConnectOptions::default()).await?;
+/// // The profile that `heliostat dev` writes.
+/// let options = ConnectOptions { credentials: Credentials::find(None)?, ..ConnectOptions::default() };
+/// let client = Client::connect("hidb://127.0.0.1:7400", options).await?;
 /// let mut rows = client.scan(ScanRequest::table("lineitem").filter("l_quantity < 5").select(["l_orderkey"])).await?;
 /// while let Some(batch) = rows.next().await {
 ///     println!("{} rows", batch?.num_rows());
@@ -78,7 +80,8 @@ impl std::fmt::Debug for Client {
 }
 
 impl Client {
-    /// Connects to the cell at `address` (`hidb://host:port`) and shakes hands.
+    /// Connects to the cell at `address` (`hidb://host:port`, or `hidb+plain://host:port` without TLS on this machine) and
+    /// shakes hands.
     pub async fn connect(address: &str, options: ConnectOptions) -> Result<Client> {
         let address: Address = address.parse()?;
         let patience = options.wait_for_cell;

@@ -1,4 +1,4 @@
-//! One connection to a cell: handshake, the reader task that hands frames to requests, the outbox, RDMA links.
+//! One connection to a cell: TLS, handshake, the reader task that hands frames to requests, the outbox, RDMA links.
 //!
 //! Owns [`Connection`] and [`Request`]. Called by the client, scans and loads.
 //!
@@ -25,11 +25,14 @@ use tokio::sync::{Notify, broadcast, mpsc};
 use tokio::task::JoinHandle;
 
 use crate::address::Address;
+use crate::authenticate::authenticate;
+use crate::credentials::{Credentials, no_authority};
 use crate::fabric::device::FabricDevice;
 use crate::fabric::link::{Link, Shape};
 use crate::fabric::{self, Choice};
 use crate::options::ConnectOptions;
 use crate::receive::FrameReceiver;
+use crate::transport::Transport;
 
 /// The protocol version this client speaks.
 pub(crate) const PROTOCOL_VERSION: u32 = 1;
@@ -90,7 +93,7 @@ struct Outbox {
 }
 
 struct Shared {
-    stream: Arc<TcpStream>,
+    transport: Arc<Transport>,
     outbox: Mutex<Outbox>,
     outbox_filled: Notify,
     outbox_drained: Notify,
@@ -120,7 +123,7 @@ impl Drop for Connection {
 }
 
 impl Connection {
-    /// Connects and shakes hands.
+    /// Connects, over TLS unless the address is plain, and shakes hands.
     pub(crate) async fn open(
         address: &Address,
         options: &ConnectOptions,
@@ -155,7 +158,7 @@ impl Connection {
             }
         }
         let stream = match (connected, refused) {
-            (Some(stream), _) => Arc::new(stream),
+            (Some(stream), _) => stream,
             (None, refused) => {
                 let why = refused.map_or_else(|| "no address".to_string(), |error| error.to_string());
                 return Err(Error::new(
@@ -167,7 +170,16 @@ impl Connection {
             }
         };
 
-        let mut receiver = FrameReceiver::new(stream.clone());
+        let credentials = options.credentials.as_ref();
+        let transport = match address.is_plain() {
+            true => Transport::plain(stream),
+            false => {
+                let config = credentials.map_or_else(|| Err(no_authority()), Credentials::tls)?;
+                Transport::with_tls(stream, heliostat_tls::Channel::connect(config, address.host())?).await?
+            }
+        };
+        let transport = Arc::new(transport);
+        let mut receiver = FrameReceiver::new(transport.clone());
         let hello = proto::Hello {
             version_min: PROTOCOL_VERSION,
             version_max: PROTOCOL_VERSION,
@@ -175,10 +187,13 @@ impl Connection {
             features: if options.decimal64 { vec![FEATURE_DECIMAL64.to_string()] } else { Vec::new() },
             result_image_bytes_max: options.result_image_bytes_max,
         };
-        write_all(&stream, &encode_frame(FrameKind::Hello, 0, &hello, &[])?).await?;
+        transport.write_all(&encode_frame(FrameKind::Hello, 0, &hello, &[])?).await?;
         let frame = receiver.next().await?;
         let hello: proto::HelloAck = match frame.kind {
             FrameKind::HelloAck => decode(&frame)?,
+            FrameKind::AuthenticationRequired => {
+                authenticate(address, credentials, &frame, &transport, &mut receiver).await?
+            }
             FrameKind::Error => return Err(error_of(&frame)),
             other => return Err(unexpected(other, "HelloAck")),
         };
@@ -193,7 +208,7 @@ impl Connection {
         }
 
         let shared = Arc::new(Shared {
-            stream,
+            transport,
             outbox: Mutex::default(),
             outbox_filled: Notify::new(),
             outbox_drained: Notify::new(),
@@ -513,15 +528,15 @@ impl Shared {
                 outbox.queue.push_back(part);
             }
         }
+        let mut rest = !idle;
         if idle {
-            match outbox.write_some(&self.stream) {
+            match outbox.write_some(&self.transport) {
                 Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => rest = true,
                 // The reader task meets the same failure and reports it to everyone.
                 Err(_) => {}
             }
         }
-        let rest = !outbox.queue.is_empty();
         drop(outbox);
         if rest {
             self.outbox_filled.notify_one();
@@ -642,11 +657,11 @@ impl Links {
 }
 
 impl Outbox {
-    /// Writes until the queue is empty or the socket is full.
-    fn write_some(&mut self, stream: &TcpStream) -> io::Result<()> {
+    /// Writes until the queue is empty, and what was taken from it is in the socket, or the socket is full.
+    fn write_some(&mut self, transport: &Transport) -> io::Result<()> {
         while !self.queue.is_empty() {
             let slices: Vec<IoSlice<'_>> = self.queue.iter().take(16).map(|part| IoSlice::new(part)).collect();
-            let mut written = stream.try_write_vectored(&slices)?;
+            let mut written = transport.try_write_vectored(&slices)?;
             if written == 0 {
                 return Err(io::ErrorKind::WriteZero.into());
             }
@@ -661,7 +676,7 @@ impl Outbox {
                 }
             }
         }
-        Ok(())
+        transport.flush()
     }
 }
 
@@ -676,22 +691,6 @@ async fn connect_socket(address: std::net::SocketAddr) -> io::Result<TcpStream> 
     let stream = socket.connect(address).await?;
     stream.set_nodelay(true)?;
     Ok(stream)
-}
-
-async fn write_all(stream: &TcpStream, mut bytes: &[u8]) -> Result<()> {
-    while !bytes.is_empty() {
-        stream.writable().await.map_err(write_failed)?;
-        match stream.try_write(bytes) {
-            Ok(written) => bytes = &bytes[written..],
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(write_failed(error)),
-        }
-    }
-    Ok(())
-}
-
-fn write_failed(error: io::Error) -> Error {
-    Error::new(ErrorCode::Unavailable, format!("the connection to the cell was lost: {error}: try again"))
 }
 
 fn connection_gone() -> Error {
@@ -722,7 +721,7 @@ async fn write_frames(shared: Arc<Shared>) {
         loop {
             let outcome = {
                 let mut outbox = lock(&shared.outbox);
-                let outcome = outbox.write_some(&shared.stream);
+                let outcome = outbox.write_some(&shared.transport);
                 if outbox.bytes < OUTBOX_BYTES_MAX {
                     shared.outbox_drained.notify_waiters();
                 }
@@ -731,7 +730,7 @@ async fn write_frames(shared: Arc<Shared>) {
             match outcome {
                 Ok(()) => break,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if shared.stream.writable().await.is_err() {
+                    if shared.transport.writable().await.is_err() {
                         break;
                     }
                 }
@@ -783,7 +782,7 @@ pub(crate) fn unexpected(kind: FrameKind, wanted: &str) -> Error {
     Error::new(ErrorCode::Protocol, format!("the cell answered with {kind:?} where {wanted} was expected"))
 }
 
-fn error_of(frame: &Frame) -> Error {
+pub(crate) fn error_of(frame: &Frame) -> Error {
     match decode::<proto::Error>(frame) {
         Ok(error) => Error::new(ErrorCode::from_number(error.code), error.message),
         Err(error) => error,

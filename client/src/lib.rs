@@ -1,26 +1,31 @@
 //! The Heliostat client: a library that any engine can use, and the ground the `heliostat` command stands on.
 //!
 //! Owns connections to a cell ([`Client`]), questions ([`ScanRequest`], [`ScanStream`], [`Statement`]), loads
-//! ([`LoadWriter`]) and the reading of input files ([`input`]). RDMA links are in `fabric`. Calls `hidb` and
-//! `verbs-shim`.
+//! ([`LoadWriter`]) and the reading of input files ([`input`]). RDMA links are in `fabric`. Calls `hidb`,
+//! `heliostat-tls` and `verbs-shim`.
 //!
 //! Invariants
 //! - Every failure is a [`hidb::Error`] with a stable code; nothing panics on what a cell or a file says.
 //! - A `RecordBatch` of an answer borrows the memory that its frame was read into.
 
 mod address;
+mod authenticate;
 mod client;
 mod connection;
+mod credentials;
 mod fabric;
 pub mod input;
 mod load;
 mod options;
 mod receive;
 mod scan;
+mod transport;
+mod users;
 
 pub use address::{Address, DEFAULT_PORT};
 pub use client::{Client, TableDescription};
 pub use connection::{Notice, RdmaStatistics};
+pub use credentials::{CREDENTIALS_VARIABLE, Credentials};
 pub use fabric::Transport;
 pub use hidb::plan::sql::ScanText;
 pub use hidb::proto::{CellStatus, ColumnStorage, ScanStatistics, TableSummary};

@@ -4,11 +4,14 @@ use std::time::Duration;
 
 use hidb::session::frames::Checksum;
 
+use crate::credentials::Credentials;
 use crate::fabric::Transport;
 
 /// Choices of a [`crate::Client`]; `Default` suits an engine beside the cell.
 #[derive(Clone, Debug)]
 pub struct ConnectOptions {
+    /// Who asks, and which cell to trust; a cell that is not `insecure` wants to know, and TLS needs it.
+    pub credentials: Option<Credentials>,
     /// Deadline of every call that sets none of its own; `None`: no deadline.
     pub timeout: Option<Duration>,
     /// How long one attempt to connect and shake hands may take.
@@ -39,6 +42,7 @@ pub struct ConnectOptions {
 impl Default for ConnectOptions {
     fn default() -> Self {
         ConnectOptions {
+            credentials: None,
             timeout: None,
             connect_timeout: Duration::from_secs(5),
             retry_for: Duration::from_secs(30),

@@ -18,7 +18,8 @@ use arrow_buffer::MutableBuffer;
 use bytes::Bytes;
 use hidb::frame::{FRAME_BYTES_MAX, Frame, HEADER_BYTES, parse_header};
 use hidb::{Error, ErrorCode, Result};
-use tokio::net::TcpStream;
+
+use crate::transport::{Transport, lost};
 
 /// Headers and bodies are read through a buffer of this size, so that small frames cost one system call.
 const STAGING_BYTES: usize = 32 << 10;
@@ -102,7 +103,7 @@ impl Drop for PayloadBuffer {
 
 /// Takes frames off one socket.
 pub(crate) struct FrameReceiver {
-    stream: Arc<TcpStream>,
+    transport: Arc<Transport>,
     staging: Box<[u8]>,
     start: usize,
     end: usize,
@@ -110,18 +111,14 @@ pub(crate) struct FrameReceiver {
     frames_this_turn: u32,
 }
 
-fn lost(error: io::Error) -> Error {
-    Error::new(ErrorCode::Unavailable, format!("the connection to the cell was lost: {error}: try again"))
-}
-
 fn closed() -> Error {
     Error::new(ErrorCode::Unavailable, "the cell closed the connection: see its log, and try again")
 }
 
 impl FrameReceiver {
-    pub(crate) fn new(stream: Arc<TcpStream>) -> Self {
+    pub(crate) fn new(transport: Arc<Transport>) -> Self {
         FrameReceiver {
-            stream,
+            transport,
             staging: vec![0; STAGING_BYTES].into_boxed_slice(),
             start: 0,
             end: 0,
@@ -170,7 +167,7 @@ impl FrameReceiver {
             let rest = target.len() - filled;
             let attempt = {
                 let mut slices = [IoSliceMut::new(&mut target[filled..]), IoSliceMut::new(&mut self.staging)];
-                self.stream.try_read_vectored(&mut slices)
+                self.transport.try_read_vectored(&mut slices)
             };
             match attempt {
                 Ok(0) => return Err(closed()),
@@ -180,7 +177,7 @@ impl FrameReceiver {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.frames_this_turn = 0;
-                    self.stream.readable().await.map_err(lost)?;
+                    self.transport.readable().await.map_err(lost)?;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(lost(error)),
@@ -193,7 +190,7 @@ impl FrameReceiver {
         self.staging.copy_within(self.start..self.end, 0);
         (self.start, self.end) = (0, self.end - self.start);
         loop {
-            match self.stream.try_read(&mut self.staging[self.end..]) {
+            match self.transport.try_read(&mut self.staging[self.end..]) {
                 Ok(0) => return Err(closed()),
                 Ok(read) => {
                     self.end += read;
@@ -201,7 +198,7 @@ impl FrameReceiver {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.frames_this_turn = 0;
-                    self.stream.readable().await.map_err(lost)?;
+                    self.transport.readable().await.map_err(lost)?;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(lost(error)),
@@ -217,6 +214,7 @@ mod tests {
     use hidb::proto;
     use rand::{Rng, SeedableRng};
     use tokio::io::AsyncWriteExt;
+    use tokio::net::TcpStream;
 
     async fn pair() -> (TcpStream, TcpStream) {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -247,7 +245,7 @@ mod tests {
                 tokio::task::yield_now().await;
             }
         });
-        let mut frames = FrameReceiver::new(Arc::new(receiver));
+        let mut frames = FrameReceiver::new(Arc::new(Transport::plain(receiver)));
         for (index, payload) in payloads.iter().enumerate() {
             let frame = frames.next().await.unwrap();
             assert_eq!(frame.request_id, index as u64);
@@ -266,7 +264,7 @@ mod tests {
         let last = wire.len() - 1;
         wire[last] ^= 1;
         sender.write_all(&wire).await.unwrap();
-        let error = FrameReceiver::new(Arc::new(receiver)).next().await.unwrap_err();
+        let error = FrameReceiver::new(Arc::new(Transport::plain(receiver))).next().await.unwrap_err();
         assert_eq!(error.code, ErrorCode::Corruption);
     }
 

@@ -1,7 +1,7 @@
 //! The `heliostat` command and the `heliostat-cell` it starts: what a person types, exit codes, statistics.
 
 use std::io::{BufRead, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use arrow_array::RecordBatch;
@@ -15,9 +15,11 @@ const HELIOSTAT: &str = env!("CARGO_BIN_EXE_heliostat");
 const SCALE: f64 = 0.1;
 const NARROW: &str = "l_quantity < 5 and l_shipdate between date '1995-03-01' and date '1995-03-07'";
 
+/// A `heliostat dev` whose default profile is in its data folder, and the commands that find it there.
 struct Dev {
     child: Child,
     url: String,
+    config: PathBuf,
 }
 
 impl Dev {
@@ -27,6 +29,7 @@ impl Dev {
         let mut child = Command::new(HELIOSTAT)
             .args(["dev", "--port", "0", "--size", "1GiB", "--cache", "64MiB", "--cores", "2", "--data"])
             .arg(data)
+            .env("XDG_CONFIG_HOME", data.join("config"))
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -35,12 +38,12 @@ impl Dev {
         let url = first.split("ready at ").nth(1).and_then(|rest| rest.split(';').next()).unwrap().to_string();
         // The greeting goes on; a closed pipe would end `dev`.
         std::thread::spawn(move || lines.for_each(drop));
-        Dev { child, url }
+        Dev { child, url, config: data.join("config") }
     }
 
-    /// Exit code, standard output, standard error.
+    /// Exit code, standard output, standard error: nothing says where the appliance is, or who is asking.
     fn run(&self, arguments: &[&str]) -> (i32, String, String) {
-        run(&[&["--connect", &self.url], arguments].concat())
+        run_in(&self.config, arguments)
     }
 
     fn done(&self, arguments: &[&str]) -> (String, String) {
@@ -58,7 +61,13 @@ impl Drop for Dev {
 }
 
 fn run(arguments: &[&str]) -> (i32, String, String) {
-    let output = Command::new(HELIOSTAT).args(arguments).output().unwrap();
+    run_in(Path::new("/nonexistent"), arguments)
+}
+
+fn run_in(config: &Path, arguments: &[&str]) -> (i32, String, String) {
+    let mut command = Command::new(HELIOSTAT);
+    command.env("XDG_CONFIG_HOME", config).env_remove("HELIOSTAT_CONNECT").env_remove("HELIOSTAT_CREDENTIALS");
+    let output = command.args(arguments).output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
 }
@@ -206,4 +215,87 @@ fn what_fails_says_so_in_one_line_and_with_its_exit_code() {
     assert_eq!(dev.done(&count).0.trim(), r#"{"n":4}"#);
     dev.done(&["load", "t", &good, "--replace"]);
     assert_eq!(dev.done(&count).0.trim(), r#"{"n":2}"#);
+}
+
+#[test]
+fn users_have_profiles_roles_and_grants() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let file = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
+    let dev = Dev::start(&data);
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    for profile in [data.join("credentials.toml"), dev.config.join("heliostat/default.toml")] {
+        assert_eq!(mode(&profile), 0o600, "{profile:?}");
+    }
+    assert_eq!(mode(&data.join("tls/ca.key")), 0o600);
+    let rows = file("rows.csv");
+    std::fs::write(&rows, "a\n1\n2\n").unwrap();
+    for table in ["t", "other"] {
+        dev.done(&["load", table, &rows]);
+    }
+    // Nobody gets in without a profile, TLS or not.
+    let plain = dev.url.replace("hidb://", "hidb+plain://");
+    let (code, _, err) = run(&["--connect", &plain, "table", "ls"]);
+    assert!(code == 1 && err.contains("--credentials"), "{err}");
+    assert!(dev.done(&["--connect", &plain, "table", "ls"]).0.contains("other"));
+
+    let profile = file("ada.toml");
+    let (out, _) = dev.done(&["user", "add", "ada", "--role", "reader", "--profile", &profile, "--read", "t"]);
+    assert!(out.contains("added ada, reader"), "{out}");
+    assert_eq!(mode(Path::new(&profile)), 0o600);
+    let ada = |arguments: &[&str]| run(&[&["--credentials", &profile], arguments].concat());
+    let (code, out, err) = ada(&["table", "ls", "--format", "json"]);
+    assert_eq!((code, out.lines().count()), (0, 1), "{err}");
+    for (arguments, words) in [
+        (&["scan", "other"][..], "heliostat user grant ada other read"),
+        (&["load", "t", &rows, "--append"], "--role writer"),
+        (&["table", "drop", "t"], "administrators"),
+        (&["user", "ls"], "administrators"),
+    ] {
+        let (code, _, err) = ada(arguments);
+        assert!(code == 1 && err.contains(words) && err.trim().lines().count() == 1, "{arguments:?}: {err}");
+    }
+    let password = file("password");
+    std::fs::write(&password, "sesame, open\n").unwrap();
+    std::fs::set_permissions(&password, std::fs::Permissions::from_mode(0o600)).unwrap();
+    dev.done(&["user", "set", "ada", "--role", "writer"]);
+    dev.done(&["user", "grant", "ada", "other", "write"]);
+    assert_eq!(ada(&["load", "other", &rows, "--append"]).0, 0);
+    let (list, _) = dev.done(&["user", "ls"]);
+    assert!(list.contains("write other") && list.contains("read t") && list.contains("everything"), "{list}");
+    dev.done(&["user", "revoke", "ada", "other"]);
+    assert_eq!(ada(&["load", "other", &rows, "--append"]).0, 1);
+    dev.done(&["user", "set", "ada", "--password-file", &password]);
+    let (code, _, err) = ada(&["table", "ls"]);
+    assert!(code == 1 && err.contains("user or password is wrong"), "{err}");
+    let (code, _, err) = dev.run(&["user", "rm", "admin"]);
+    assert!(code == 1 && err.contains("last administrator"), "{err}");
+    dev.done(&["user", "rm", "ada"]);
+    assert_eq!(dev.run(&["user", "add", "eve", "--role", "reader"]).0, 2);
+    std::fs::set_permissions(&profile, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let (code, _, err) = ada(&["table", "ls"]);
+    assert!(code == 1 && err.contains("chmod 600"), "{err}");
+}
+
+#[test]
+fn dev_keeps_its_password_and_leaves_the_profile_of_another_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let own = data.join("credentials.toml");
+    let default = data.join("config/heliostat/default.toml");
+    let password = || {
+        let text = std::fs::read_to_string(&own).unwrap();
+        text.lines().find(|line| line.starts_with("password")).unwrap().to_string()
+    };
+    drop(Dev::start(&data));
+    let first = password();
+    let theirs = "user = \"somebody\"\npassword = \"else\"\n";
+    std::fs::write(&default, theirs).unwrap();
+    let dev = Dev::start(&data);
+    assert_eq!(password(), first);
+    assert_eq!(std::fs::read_to_string(&default).unwrap(), theirs);
+    let (code, _, err) = run(&["--credentials", own.to_str().unwrap(), "table", "ls"]);
+    assert_eq!(code, 0, "{err}");
+    drop(dev);
 }

@@ -225,7 +225,7 @@ macro_rules! options {
 }
 
 options! {
-    /// Address to serve HIDB on. Loopback only: this version has no TLS.
+    /// Address to serve HIDB on. Other addresses than loopback need tls_certificate and tls_key, or insecure.
     listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 7400));
     /// The volume: a block device or a file made by `heliostat-cell format`.
     volume: PathBuf = PathBuf::from("heliostat.volume");
@@ -276,6 +276,17 @@ options! {
     drain_timeout: Interval = Interval(Duration::from_secs(30));
     /// Small segments are merged in the background this often. 0ms: never.
     merge_interval: Interval = Interval(Duration::from_secs(10));
+    /// The cell's certificate chain (PEM), for TLS. `heliostat-cell tls init` makes one. Empty: no TLS, loopback only.
+    tls_certificate: PathBuf = PathBuf::new();
+    /// The private key of tls_certificate (PEM), a file that only its owner can read.
+    tls_key: PathBuf = PathBuf::new();
+    /// Authority of client certificates (PEM). Whose certificate it signed is the user in the certificate's common name,
+    /// without a password. Empty: users have passwords.
+    tls_client_ca: PathBuf = PathBuf::new();
+    /// Refuse plain connections on loopback, too; other addresses take TLS only in any case.
+    tls_required: bool = false, arg(num_args = 0..=1, default_missing_value = "true");
+    /// Take everybody who connects, with or without TLS, for an administrator. For tests on a closed network.
+    insecure: bool = false, arg(num_args = 0..=1, default_missing_value = "true");
     /// Address of Prometheus metrics over HTTP (path /metrics). Port 0: any free port. Loopback only.
     metrics_listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 7401));
     /// Serve metrics.
@@ -286,6 +297,24 @@ options! {
     log_format: String = String::from("text");
     /// File that receives the readiness line once the cell serves. Empty: none (standard output always does).
     ready_file: PathBuf = PathBuf::new();
+}
+
+/// Which cell a tool works on, one that is not running.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Where {
+    /// The volume: a block device or a file.
+    #[arg(long)]
+    volume: PathBuf,
+    /// Folder of the manifest; the volume's path with `.meta` appended when left out.
+    #[arg(long)]
+    metadata: Option<PathBuf>,
+}
+
+impl Where {
+    /// The configuration that says so.
+    pub fn config(self) -> Config {
+        Config { volume: self.volume, metadata: self.metadata.unwrap_or_default(), ..Config::default() }
+    }
 }
 
 impl Config {
@@ -315,14 +344,7 @@ impl Config {
     /// Checks what types alone do not: addresses, ranges.
     pub fn check(&self) -> Result<(), ConfigError> {
         let wrong = |option, message: String| Err(ConfigError::Value { option, message });
-        for (option, address) in [("listen", self.listen), ("metrics_listen", self.metrics_listen)] {
-            if !address.ip().is_loopback() {
-                return wrong(
-                    option,
-                    format!("{address} is not a loopback address, and this version has no TLS: use 127.0.0.1 or [::1]"),
-                );
-            }
-        }
+        self.check_security()?;
         let frame_bytes_max = self.frame_bytes_max.bytes();
         if !(64 << 10..=1 << 20).contains(&frame_bytes_max) {
             return wrong("frame_bytes_max", format!("{frame_bytes_max} bytes: must be 64KiB to 1MiB"));
@@ -354,6 +376,44 @@ impl Config {
             return wrong("log_format", format!("{:?}: must be text or json", self.log_format));
         }
         Ok(())
+    }
+
+    /// Nothing that is not encrypted leaves the machine, unless `insecure` says so.
+    fn check_security(&self) -> Result<(), ConfigError> {
+        let wrong = |option, message: String| Err(ConfigError::Value { option, message });
+        let given = |path: &Path| !path.as_os_str().is_empty();
+        if given(&self.tls_certificate) != given(&self.tls_key) {
+            return wrong("tls_certificate", "needs tls_key, and the other way round".into());
+        }
+        for (option, wanted) in [("tls_client_ca", given(&self.tls_client_ca)), ("tls_required", self.tls_required)] {
+            if wanted && !self.has_tls() {
+                return wrong(option, "needs tls_certificate and tls_key".into());
+            }
+        }
+        if !self.listen.ip().is_loopback() && !self.has_tls() && !self.insecure {
+            return wrong(
+                "listen",
+                format!(
+                    "{} is not a loopback address: for TLS give tls_certificate and tls_key (`heliostat-cell tls init` makes them), or say --insecure",
+                    self.listen
+                ),
+            );
+        }
+        if !self.metrics_listen.ip().is_loopback() {
+            let message = format!("{} is not a loopback address: metrics have no TLS", self.metrics_listen);
+            return wrong("metrics_listen", message);
+        }
+        Ok(())
+    }
+
+    /// Whether the cell has a certificate.
+    pub fn has_tls(&self) -> bool {
+        !self.tls_certificate.as_os_str().is_empty()
+    }
+
+    /// How clients write the address: with TLS when there is any.
+    pub fn scheme(&self) -> &'static str {
+        if self.has_tls() { "hidb" } else { "hidb+plain" }
     }
 
     /// The manifest's folder.
@@ -404,10 +464,28 @@ mod tests {
     }
 
     #[test]
-    fn other_addresses_than_loopback_are_refused_because_there_is_no_tls() {
-        let config = Config { listen: "0.0.0.0:7400".parse().unwrap(), ..Config::default() };
+    fn other_addresses_than_loopback_need_tls_or_the_word_insecure() {
+        let listen = "0.0.0.0:7400".parse().unwrap();
+        let config = Config { listen, ..Config::default() };
         let error = config.check().unwrap_err().to_string();
-        assert!(error.contains("loopback") && error.contains("TLS"), "{error}");
+        assert!(
+            error.contains("loopback") && error.contains("tls_certificate") && error.contains("--insecure"),
+            "{error}"
+        );
+        Config { insecure: true, ..config.clone() }.check().unwrap();
+        let (tls_certificate, tls_key) = (PathBuf::from("cell.crt"), PathBuf::from("cell.key"));
+        let with_tls = Config { tls_certificate, tls_key, ..config };
+        with_tls.check().unwrap();
+        assert_eq!((with_tls.scheme(), Config::default().scheme()), ("hidb", "hidb+plain"));
+        for half in [
+            Config { tls_key: PathBuf::new(), ..with_tls.clone() },
+            Config { tls_certificate: PathBuf::new(), ..with_tls.clone() },
+            Config { tls_client_ca: "ca.crt".into(), ..Config::default() },
+            Config { tls_required: true, ..Config::default() },
+            Config { metrics_listen: listen, ..with_tls },
+        ] {
+            assert!(half.check().is_err());
+        }
     }
 
     #[test]

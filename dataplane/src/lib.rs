@@ -21,6 +21,8 @@ pub mod manifest;
 pub mod metrics;
 pub mod server;
 pub mod store;
+pub mod tls_tool;
+pub mod user_tool;
 pub mod volume;
 pub mod waiters;
 pub mod workers;

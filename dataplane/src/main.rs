@@ -5,8 +5,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use heliostat_dataplane::config::{Config, Overrides, Size};
+use heliostat_dataplane::config::{Config, Overrides, Size, Where};
 use heliostat_dataplane::server::{control, startup};
+use heliostat_dataplane::tls_tool::{self, TlsCommand};
+use heliostat_dataplane::user_tool::{self, UserCommand};
 
 /// The storage cell of Heliostat: keeps tables on a volume and answers pushed-down queries over HIDB.
 #[derive(Parser)]
@@ -31,22 +33,6 @@ struct Run {
     print_config: bool,
     #[command(flatten)]
     options: Overrides,
-}
-
-#[derive(clap::Args)]
-struct Where {
-    /// The volume: a block device or a file.
-    #[arg(long)]
-    volume: PathBuf,
-    /// Folder of the manifest; the volume's path with `.meta` appended when left out.
-    #[arg(long)]
-    metadata: Option<PathBuf>,
-}
-
-impl Where {
-    fn config(self) -> Config {
-        Config { volume: self.volume, metadata: self.metadata.unwrap_or_default(), ..Config::default() }
-    }
 }
 
 #[derive(Subcommand)]
@@ -99,6 +85,12 @@ enum Command {
         #[arg(long)]
         leave_out_damaged: bool,
     },
+    /// The users of a cell that is not running (`heliostat user` asks a running one).
+    #[command(subcommand)]
+    User(UserCommand),
+    /// Makes certificates for cells and clients.
+    #[command(subcommand)]
+    Tls(TlsCommand),
 }
 
 #[derive(Subcommand)]
@@ -133,6 +125,8 @@ fn main() -> ExitCode {
         Some(Command::Rebuild { place, force, leave_out_damaged }) => {
             startup::rebuild(&place.config(), force, leave_out_damaged).map_err(failed)
         }
+        Some(Command::User(command)) => user_tool::run(command).map_err(failed),
+        Some(Command::Tls(command)) => tls_tool::run(command).map_err(failed),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

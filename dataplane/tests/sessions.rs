@@ -339,7 +339,17 @@ fn metrics_and_the_ready_file_are_served() {
     let listen = format!("127.0.0.1:{port}");
     let mut command = std::process::Command::new(cell::CELL);
     command.arg("run").arg("--volume").arg(cell::volume_of(folder.path()));
-    command.args(["--port", "0", "--cache", "16MiB", "--auto-format", "true", "--auto-format-size", "256MiB"]);
+    command.args([
+        "--insecure",
+        "--port",
+        "0",
+        "--cache",
+        "16MiB",
+        "--auto-format",
+        "true",
+        "--auto-format-size",
+        "256MiB",
+    ]);
     command.args(["--metrics-listen", &listen, "--log-format", "json", "--ready-file", ready.to_str().unwrap()]);
     let mut child = command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap();
     let until = Instant::now() + PATIENCE;
@@ -350,7 +360,7 @@ fn metrics_and_the_ready_file_are_served() {
             _ => std::thread::sleep(Duration::from_millis(10)),
         }
     };
-    let address = line.trim().strip_prefix("ready hidb://").unwrap().parse().unwrap();
+    let address = line.trim().strip_prefix("ready hidb+plain://").unwrap().parse().unwrap();
     let mut wire = Wire::connect(address);
     wire.load("t", 2, 1_000);
     // Once from the device, once from the cache.
@@ -536,13 +546,13 @@ fn a_configuration_file_starts_a_cell_and_flags_override_it() {
         .collect();
     std::fs::write(&config, text.join("\n")).unwrap();
     let mut child = Command::new(cell::CELL)
-        .args(["--config", config.to_str().unwrap(), "--cores", "1"])
+        .args(["--config", config.to_str().unwrap(), "--cores", "1", "--insecure"])
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
     let mut line = String::new();
     BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-    let address = line.trim().strip_prefix("ready hidb://").expect("the cell starts").parse().unwrap();
+    let address = line.trim().strip_prefix("ready hidb+plain://").expect("the cell starts").parse().unwrap();
     let mut wire = Wire::connect(address);
     wire.load("t", 2, 1_000);
     let status: proto::CellStatus = wire.ask(FrameKind::DescribeCell, &proto::DescribeCell {}).unwrap();

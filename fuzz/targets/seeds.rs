@@ -5,6 +5,7 @@ use std::path::Path;
 
 use heliostat_segment::{RowIds, SegmentBuilder, SegmentIdentity, encode_row_group};
 use hidb::arrow_mapping::to_arrow_schema;
+use hidb::auth::scram::{Verifier, client, server};
 use hidb::frame::{FrameKind, encode_frame};
 use hidb::image::{ImageLayout, ImageWriter, read_image, schema_message};
 use hidb::plan::sql::{ScanText, parse_scan};
@@ -54,6 +55,19 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             scan.group_by = list(by)
         }
         write("plan", &format!("text-{index}"), &to_substrait(&parse_scan(&scan, &schema)?, &schema))?;
+    }
+
+    for (name, mechanism, key) in [("plain", 0, None), ("bound", 1, Some(&[7; 32]))] {
+        let begun = client::begin("ada", "pencil", server::mechanisms(key.is_some()), key, "nonce")?;
+        let (first, named) = (begun.message.clone(), begun.mechanism);
+        let (_, challenge) = server::begin(named, &first, key)?.challenge(Verifier::of_nobody(b"fuzz", "ada"), "more");
+        let last = begun.respond(&challenge)?.message;
+        let mut bytes = vec![mechanism];
+        for message in [&first, &last, &challenge, &b"v=AAAA".to_vec()] {
+            bytes.extend((message.len() as u16).to_le_bytes());
+            bytes.extend(message);
+        }
+        write("authentication", name, &bytes)?;
     }
 
     let mut stream = vec![40];

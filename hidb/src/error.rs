@@ -107,6 +107,15 @@ error_codes! {
     MalformedInput = 402,
     /// An Arrow or Parquet type that Heliostat refuses.
     UnsupportedType = 403,
+
+    /// The cell does not know who is asking: no credentials, or wrong ones.
+    Unauthenticated = 500,
+    /// The user may not do that.
+    PermissionDenied = 501,
+    /// No user of that name.
+    UnknownUser = 502,
+    /// The user exists already, or is the last administrator.
+    UserConflict = 503,
 }
 
 /// What happened, to what, and what to do about it.

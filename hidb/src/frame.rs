@@ -62,6 +62,12 @@ frame_kinds! {
     Hello = 1,
     /// The cell's answer to [`FrameKind::Hello`].
     HelloAck = 2,
+    /// The cell wants to know who is asking.
+    AuthenticationRequired = 3,
+    /// Begins to say who is asking.
+    Authenticate = 4,
+    /// The next message of an authentication, from either side.
+    AuthenticateContinue = 5,
     /// A request that has no other answer is done.
     Done = 9,
     /// Asks for all tables.
@@ -132,6 +138,18 @@ frame_kinds! {
     KeyValueResponse = 51,
     /// Replication between cells.
     ReplicationDataStream = 60,
+    /// Makes a user.
+    AddUser = 70,
+    /// Changes a user's role or password.
+    AlterUser = 71,
+    /// Removes a user.
+    RemoveUser = 72,
+    /// Grants a user a table, or takes the grant back.
+    GrantTable = 73,
+    /// Asks for all users.
+    ListUsers = 74,
+    /// All users.
+    UserList = 75,
 }
 
 /// A header that passed its checks.

@@ -1,8 +1,8 @@
 //! HIDB, the protocol of Heliostat: what a cell and its clients must agree on, and nothing else.
 //!
-//! Owns: the type system ([`types`], [`schema`]), plans ([`plan`]), typed errors with stable codes
-//! ([`error`]), the protobuf messages ([`proto`]), frames ([`frame`]), result images ([`image`]) and links over RDMA
-//! ([`session`]).
+//! Owns: the type system ([`types`], [`schema`]), plans ([`plan`]), who may do what ([`auth`]), typed errors with stable
+//! codes ([`error`]), the protobuf messages ([`proto`]), frames ([`frame`]), result images ([`image`]) and links
+//! over RDMA ([`session`]).
 //!
 //! Invariants
 //! - No I/O, no clock, no threads: everything is a function of its arguments.
@@ -13,6 +13,7 @@
 
 pub mod aligned;
 pub mod arrow_mapping;
+pub mod auth;
 pub mod calendar;
 pub mod cast;
 pub mod convert;

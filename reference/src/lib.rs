@@ -19,7 +19,7 @@ const ANY_PORT: &str = "127.0.0.1:0";
 
 /// A cell process with a volume and a manifest in a temporary folder.
 pub struct Cell {
-    /// Where it listens, `hidb://127.0.0.1:PORT`.
+    /// Where it listens, `hidb+plain://127.0.0.1:PORT`; it does not ask who is there.
     pub url: String,
     process: Child,
     folder: tempfile::TempDir,
@@ -46,7 +46,7 @@ impl Cell {
     pub fn crash(&mut self, cores: usize) {
         self.process.kill().expect("the cell can be killed");
         self.process.wait().expect("the cell ends");
-        let listen = self.url.strip_prefix("hidb://").expect("a hidb URL").to_string();
+        let listen = self.url.strip_prefix("hidb+plain://").expect("a hidb+plain URL").to_string();
         (self.process, self.url) = spawn(self.folder.path(), cores, &[], &listen);
     }
 }
@@ -73,6 +73,7 @@ fn spawn(folder: &Path, cores: usize, environment: &[(&str, &str)], listen: &str
     assert!(command.exists(), "{command:?} is not built: cargo build --release --workspace --bins");
     let mut child = Command::new(command)
         .args([
+            "--insecure",
             "--auto-format",
             "--listen",
             listen,

@@ -1,24 +1,40 @@
 //! `heliostat dev`: the one-machine appliance.
 //!
-//! Starts the `heliostat-cell` beside this executable, says what to type next, and takes it down again.
+//! Makes what an appliance needs (volume, certificates, an administrator, a profile), starts the `heliostat-cell` beside
+//! this executable, says what to type next, and takes it down again.
 //!
 //! Invariants
+//! - The cell asks everybody who they are, here as anywhere. The administrator's password is random, made once per data
+//!   folder, and in files of mode 0600 only.
+//! - A default profile that something else wrote is not overwritten.
 //! - The cell does not outlive this process, however this process ends (parent-death signal).
 //! - A first Ctrl-C or SIGTERM drains the cell; a second one kills it.
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 
 use clap::Args;
+use heliostat_client::{CREDENTIALS_VARIABLE, Credentials};
 use hidb::{Error, ErrorCode};
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use zeroize::Zeroizing;
+
+use super::user::made_up_password;
 use super::{Failure, UnusedGlobal, quantity};
 
 const CELL: &str = "heliostat-cell";
+
+/// The profile in the data folder.
+const PROFILE: &str = "credentials.toml";
+/// The user of that profile.
+const ADMINISTRATOR: &str = "admin";
+/// Who wrote it.
+const MAKER: &str = "heliostat dev";
 
 /// The smallest volume the cell makes.
 const VOLUME_BYTES_MIN: u64 = 1 << 20;
@@ -99,15 +115,20 @@ pub async fn run(arguments: Arguments) -> Result<(), Failure> {
     let folder = folder.canonicalize().unwrap_or(folder);
     let mut interrupts = signal(SignalKind::interrupt())?;
     let mut terminations = signal(SignalKind::terminate())?;
+    let (certificate, credentials) = tokio::select! {
+        prepared = prepare(&executable, &folder, arguments.size) => prepared?,
+        _ = interrupts.recv() => return Ok(()),
+        _ = terminations.recv() => return Ok(()),
+    };
 
     let mut command = Command::new(&executable);
     let metrics_port = if arguments.port == 0 { 0 } else { arguments.port.wrapping_add(1) };
     command
-        .arg("--auto-format=true")
-        .arg("--auto-format-size")
-        .arg(arguments.size.to_string())
-        .arg("--volume")
-        .arg(folder.join("volume"))
+        .args(place(&folder))
+        .arg("--tls-certificate")
+        .arg(&certificate)
+        .arg("--tls-key")
+        .arg(certificate.with_extension("key"))
         .arg("--listen")
         .arg(format!("127.0.0.1:{}", arguments.port))
         .arg("--metrics-listen")
@@ -116,9 +137,6 @@ pub async fn run(arguments: Arguments) -> Result<(), Failure> {
         .arg(arguments.cache);
     if let Some(cores) = arguments.cores {
         command.arg("--cores").arg(cores.to_string());
-    }
-    if let Some(manifest) = earlier_manifest(&folder) {
-        command.arg("--metadata").arg(manifest);
     }
     // A group of its own: Ctrl-C reaches the cell through us, once.
     command.stdin(Stdio::null()).stdout(Stdio::piped()).process_group(0).kill_on_drop(true);
@@ -146,7 +164,10 @@ pub async fn run(arguments: Arguments) -> Result<(), Failure> {
         _ = terminations.recv() => return drain(cell, &mut interrupts, &mut terminations).await,
     };
     match address {
-        Some(address) => greet(&address, &folder)?,
+        Some(address) => {
+            let profile = write_profiles(credentials.with_address(address.parse()?), &folder)?;
+            greet(&address, &folder, &profile)?;
+        }
         None => return ended(cell.wait().await?, false),
     }
     tokio::select! {
@@ -163,12 +184,92 @@ fn earlier_manifest(folder: &Path) -> Option<PathBuf> {
     (earlier.is_dir() && !folder.join("volume.meta").exists()).then_some(earlier)
 }
 
-fn greet(address: &str, folder: &Path) -> Result<(), Failure> {
+/// Where volume and manifest are, as the cell and its tools take it.
+fn place(folder: &Path) -> Vec<OsString> {
+    let mut place = vec!["--volume".into(), folder.join("volume").into()];
+    if let Some(manifest) = earlier_manifest(folder) {
+        place.extend(["--metadata".into(), manifest.into()]);
+    }
+    place
+}
+
+/// Makes what is missing: volume, certificates, the administrator. Gives the cell's certificate, and the credentials to
+/// which the address is still to be added.
+async fn prepare(executable: &Path, folder: &Path, size: u64) -> Result<(PathBuf, Credentials), Failure> {
+    if !folder.join("volume").exists() {
+        let size = ["--size".into(), OsString::from(size.to_string())];
+        tool(executable, ["format".into()].into_iter().chain(place(folder)).chain(size), None).await?;
+    }
+    let authority = folder.join("tls");
+    tool(executable, ["tls".into(), "init".into(), "--ca".into(), authority.clone().into()], None).await?;
+    let ca = std::fs::read_to_string(authority.join("ca.crt"))?;
+    let earlier = folder.join(PROFILE);
+    let earlier = if earlier.exists() { Some(Credentials::read(&earlier)?) } else { None };
+    let password = match earlier.as_ref().and_then(Credentials::user_and_password) {
+        Some((ADMINISTRATOR, password)) => Zeroizing::new(password.to_string()),
+        _ => made_up_password()?,
+    };
+    let words = ["user", "add", ADMINISTRATOR, "--role", "admin", "--password-file", "-", "--replace"];
+    tool(executable, words.map(OsString::from).into_iter().chain(place(folder)), Some(&password)).await?;
+    let credentials = Credentials::password(ADMINISTRATOR, password.as_str()).with_ca(ca).with_maker(MAKER);
+    // Before the cell starts: a password that it knows and nobody else would be of no use.
+    credentials.write(&folder.join(PROFILE))?;
+    Ok((authority.join("cell.crt"), credentials))
+}
+
+/// Runs one of the cell's tools; what goes wrong it says itself.
+async fn tool(
+    executable: &Path,
+    arguments: impl IntoIterator<Item = OsString>,
+    input: Option<&str>,
+) -> Result<(), Failure> {
+    let mut command = Command::new(executable);
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::null()).kill_on_drop(true);
+    let mut child = command
+        .spawn()
+        .map_err(|error| failed(ErrorCode::Io, format!("{} can't be started: {error}", executable.display())))?;
+    if let (Some(mut stdin), Some(input)) = (child.stdin.take(), input) {
+        // A tool that ended without reading has said why.
+        let _ = stdin.write_all(format!("{input}\n").as_bytes()).await;
+    }
+    if child.wait().await?.success() {
+        return Ok(());
+    }
+    Err(failed(ErrorCode::Unavailable, "the appliance can't be prepared: the line above says why".into()))
+}
+
+/// Writes the profile into the data folder, and as the default one unless that is somebody else's; gives the one to use.
+fn write_profiles(credentials: Credentials, folder: &Path) -> Result<Profile, Failure> {
+    let own = folder.join(PROFILE);
+    credentials.write(&own)?;
+    let Some(default) = Credentials::default_path() else { return Ok(Profile::Named(own)) };
+    // One that can't be read is not ours to replace either.
+    let is_ours = |path: &Path| Credentials::read(path).is_ok_and(|found| found.made_by() == Some(MAKER));
+    if default.exists() && !is_ours(&default) {
+        return Ok(Profile::Named(own));
+    }
+    match credentials.write(&default) {
+        Ok(()) => Ok(Profile::Default(default)),
+        Err(_) => Ok(Profile::Named(own)),
+    }
+}
+
+/// Which profile leads to this appliance.
+enum Profile {
+    /// The one that is taken without being told.
+    Default(PathBuf),
+    /// One that has to be named.
+    Named(PathBuf),
+}
+
+fn greet(address: &str, folder: &Path, profile: &Profile) -> Result<(), Failure> {
     let mut output = std::io::stdout().lock();
     writeln!(output, "Heliostat is ready at {address}; its data is in {}", folder.display())?;
+    let (Profile::Default(path) | Profile::Named(path)) = profile;
+    writeln!(output, "The administrator's profile is {}", path.display())?;
     writeln!(output, "\nIn another terminal:")?;
-    if address != format!("hidb://127.0.0.1:{}", heliostat_client::DEFAULT_PORT) {
-        writeln!(output, "  export HELIOSTAT_CONNECT={address}")?;
+    if let Profile::Named(path) = profile {
+        writeln!(output, "  export {CREDENTIALS_VARIABLE}={}", path.display())?;
     }
     writeln!(output, "  heliostat load lineitem --tpch lineitem --scale 1")?;
     writeln!(output, "  heliostat scan lineitem --where \"l_quantity < 5\" --select l_orderkey,l_quantity --limit 5")?;

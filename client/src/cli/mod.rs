@@ -11,11 +11,13 @@ mod quantity;
 mod scan;
 mod table;
 mod text;
+mod user;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use heliostat_client::{Address, Checksum, Client, ConnectOptions, Transport};
+use heliostat_client::{Address, Checksum, Client, ConnectOptions, Credentials, Transport};
 use hidb::{Error, ErrorCode};
 
 /// Loads tables into a Heliostat cell and asks it questions.
@@ -34,24 +36,35 @@ pub struct Arguments {
 
 #[derive(Args)]
 struct Global {
-    /// The cell to talk to.
+    /// The cell to talk to: hidb://HOST:PORT, or hidb+plain://HOST:PORT without TLS on this machine. Without it the
+    /// profile's, or hidb://127.0.0.1:7400.
     #[arg(
         long,
         global = true,
         help_heading = CONNECTION,
         display_order = 900,
         env = "HELIOSTAT_CONNECT",
-        default_value = "hidb://127.0.0.1:7400",
         value_name = "URL"
     )]
-    connect: Address,
+    connect: Option<Address>,
+    /// The profile with user, password or certificate, and the cell's authority. Without it `HELIOSTAT_CREDENTIALS` names
+    /// it, or it is the one that `heliostat dev` writes, $XDG_CONFIG_HOME/heliostat/default.toml (without that variable
+    /// ~/.config/heliostat/default.toml).
+    #[arg(
+        long,
+        global = true,
+        help_heading = CONNECTION,
+        display_order = 901,
+        value_name = "FILE"
+    )]
+    credentials: Option<PathBuf>,
     /// Give up after this long (30s, 500ms, 2m; a bare number is seconds). Without it a request takes the time it
     /// takes.
     #[arg(
         long,
         global = true,
         help_heading = CONNECTION,
-        display_order = 901,
+        display_order = 902,
         value_parser = quantity::parse_duration,
         value_name = "TIME"
     )]
@@ -62,7 +75,7 @@ struct Global {
         long,
         global = true,
         help_heading = CONNECTION,
-        display_order = 902,
+        display_order = 903,
         default_value_t = Transport::Auto,
         value_name = "HOW"
     )]
@@ -87,6 +100,8 @@ const CONNECTION: &str = "Connection";
 struct UnusedGlobal {
     #[arg(long = "connect", id = "connect", hide = true)]
     _connect: Option<Address>,
+    #[arg(long = "credentials", id = "credentials", hide = true)]
+    _credentials: Option<PathBuf>,
     #[arg(long = "timeout", id = "timeout", hide = true, value_parser = quantity::parse_duration)]
     _timeout: Option<Duration>,
     #[arg(long = "transport", id = "transport", hide = true)]
@@ -127,9 +142,9 @@ enum Command {
     /// Background jobs: not in this version.
     #[command(hide = true, disable_help_flag = true)]
     Job(Anything),
-    /// Users: not in this version.
-    #[command(hide = true, disable_help_flag = true)]
-    User(Anything),
+    /// Add, list, change and remove users, and grant them tables (for administrators).
+    #[command(subcommand)]
+    User(user::Command),
 }
 
 /// Why a command did not do what it was asked.
@@ -193,7 +208,7 @@ pub async fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Search(_) => not_yet("search", "nearest neighbours come"),
         Command::Index(_) => not_yet("index", "vector indexes come"),
         Command::Job(_) => not_yet("job", "background jobs that can be listed come"),
-        Command::User(_) => not_yet("user", "users come"),
+        Command::User(command) => user::run(command, &global).await,
     }
 }
 
@@ -215,7 +230,11 @@ impl Global {
     }
 
     async fn connect(&self, options: ConnectOptions) -> Result<Client, Failure> {
-        Ok(Client::connect(&self.connect.to_string(), options).await?)
+        let credentials = Credentials::find(self.credentials.as_deref())?;
+        let of_profile = || credentials.as_ref().and_then(Credentials::address).map(Address::to_string);
+        let address = self.connect.as_ref().map(Address::to_string).or_else(of_profile);
+        let address = address.unwrap_or_else(|| format!("hidb://127.0.0.1:{}", heliostat_client::DEFAULT_PORT));
+        Ok(Client::connect(&address, ConnectOptions { credentials, ..options }).await?)
     }
 }
 
@@ -262,7 +281,7 @@ mod tests {
 
     #[tokio::test]
     async fn commands_of_later_versions_are_refused_by_name() {
-        for line in ["search t --column c --k 10", "index create t c", "index --help", "job ls", "user"] {
+        for line in ["search t --column c --k 10", "index create t c", "index --help", "job ls"] {
             let arguments = Arguments::try_parse_from(["heliostat"].into_iter().chain(line.split(' '))).ok().unwrap();
             let failure = run(arguments).await.unwrap_err();
             assert_eq!(failure.exit_code(), 2, "{line}");

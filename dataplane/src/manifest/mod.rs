@@ -12,11 +12,13 @@
 
 pub mod records;
 mod rocks;
+pub mod users;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use records::{Batch, LoadRecord, LoadState, ManifestState, ObjectRecord, ObjectState, TableRecord};
+pub use users::UserRecord;
 
 use crate::store::error::{Result, StoreError};
 use rocks::Database;

@@ -8,11 +8,15 @@ use std::path::Path;
 
 use prost::Message;
 
+use super::users::UserRecord;
 use crate::store::error::{Result, StoreError};
 use crate::volume::{EXTENT_UNIT_BYTES, Extent, ObjectKind};
 
-/// The version of the records this build writes, and the newest it reads.
-pub const MANIFEST_VERSION: u32 = 1;
+/// The version of the records this build writes, and the newest it reads. Version 2 brought users: a build that does not
+/// know them must not open the manifest, for it would let everybody in.
+pub const MANIFEST_VERSION: u32 = 2;
+/// The oldest version this build reads.
+const MANIFEST_VERSION_MIN: u32 = 1;
 
 const KEY_IDENTITY: u8 = b'i';
 const KEY_NEXT_ID: u8 = b'n';
@@ -20,6 +24,8 @@ const KEY_TABLE: u8 = b't';
 const KEY_COUNTER: u8 = b'c';
 const KEY_OBJECT: u8 = b'o';
 const KEY_LOAD: u8 = b'l';
+const KEY_USER: u8 = b'u';
+const KEY_USERS_SECRET: u8 = b's';
 
 /// Which volume the manifest belongs to.
 #[derive(Clone, PartialEq, Message)]
@@ -223,6 +229,11 @@ impl Batch {
         self.writes.is_empty()
     }
 
+    /// Adds what another batch would write after this one.
+    pub fn append(&mut self, mut other: Batch) {
+        self.writes.append(&mut other.writes);
+    }
+
     fn put(&mut self, kind: u8, id: &[u8], value: Vec<u8>) -> &mut Self {
         self.writes.push((key(kind, id), Some(value)));
         self
@@ -283,6 +294,21 @@ impl Batch {
     pub fn delete_load(&mut self, id: &[u8; 16]) -> &mut Self {
         self.delete(KEY_LOAD, id)
     }
+
+    /// Writes a user.
+    pub fn put_user(&mut self, record: &UserRecord) -> &mut Self {
+        self.put(KEY_USER, record.name.as_bytes(), record.encode_to_vec())
+    }
+
+    /// Removes a user.
+    pub fn delete_user(&mut self, name: &str) -> &mut Self {
+        self.delete(KEY_USER, name.as_bytes())
+    }
+
+    /// Keeps the secret from which the salts of users that do not exist are made.
+    pub fn put_users_secret(&mut self, secret: &[u8; 32]) -> &mut Self {
+        self.put(KEY_USERS_SECRET, &[], secret.to_vec())
+    }
 }
 
 /// The whole manifest in memory.
@@ -300,6 +326,10 @@ pub struct ManifestState {
     pub objects: BTreeMap<u64, ObjectRecord>,
     /// Loads by id.
     pub loads: BTreeMap<[u8; 16], LoadRecord>,
+    /// Users by name.
+    pub users: BTreeMap<String, UserRecord>,
+    /// See [`Batch::put_users_secret`].
+    pub users_secret: Option<[u8; 32]>,
 }
 
 impl ManifestState {
@@ -341,6 +371,7 @@ impl ManifestState {
             KEY_COUNTER => drop(self.counters.remove(&number)),
             KEY_OBJECT => drop(self.objects.remove(&number)),
             KEY_LOAD => drop(<[u8; 16]>::try_from(id).ok().and_then(|id| self.loads.remove(&id))),
+            KEY_USER => drop(std::str::from_utf8(id).ok().and_then(|name| self.users.remove(name))),
             _ => {}
         }
     }
@@ -351,7 +382,7 @@ impl ManifestState {
         match *kind {
             KEY_IDENTITY => {
                 let record = IdentityRecord::decode(value)?;
-                if record.version != MANIFEST_VERSION {
+                if !(MANIFEST_VERSION_MIN..=MANIFEST_VERSION).contains(&record.version) {
                     return Err(Unread::Version(record.version));
                 }
                 self.volume_uuid = Some(record.volume_uuid.try_into().map_err(|_| Unread::Malformed)?);
@@ -379,6 +410,14 @@ impl ManifestState {
                 let id = id.try_into().map_err(|_| Unread::Malformed)?;
                 self.loads.insert(id, LoadRecord::decode(value)?);
             }
+            KEY_USER => {
+                let record = UserRecord::decode(value)?;
+                if record.name.as_bytes() != id || !record.is_valid() {
+                    return Err(Unread::Malformed);
+                }
+                self.users.insert(record.name.clone(), record);
+            }
+            KEY_USERS_SECRET => self.users_secret = Some(value.try_into().map_err(|_| Unread::Malformed)?),
             _ => return Err(Unread::Malformed),
         }
         Ok(())

@@ -7,10 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use heliostat_segment::{SimdLevel, ZoneMap};
+use hidb::auth::Permission;
 use hidb::proto::cache_invalidation_notice::Reason;
 use hidb::types::{DataType, Lane, Scalar};
 use hidb::{Error, ErrorCode, Result, Schema, convert, proto};
 
+use super::access::Access;
 use super::{Cell, to_the_end};
 use crate::cores::Core;
 use crate::store::{Catalog, TableSnapshot};
@@ -20,14 +22,15 @@ const NAMES_LISTED_MAX: usize = 20;
 /// The longest table name.
 const TABLE_NAME_BYTES_MAX: usize = 255;
 
-/// The table of this name; the error names the tables there are.
-pub fn table(cell: &Cell, name: &str) -> Result<Arc<TableSnapshot>> {
+/// The table of this name; the error names the tables there are, as far as they may be read.
+pub fn table(cell: &Cell, access: &Access, name: &str) -> Result<Arc<TableSnapshot>> {
     let catalog = cell.store.catalog();
     if let Some(table) = catalog.tables.get(name) {
         return Ok(table.clone());
     }
-    let names: Vec<&str> = catalog.tables.keys().take(NAMES_LISTED_MAX).map(String::as_str).collect();
-    let more = catalog.tables.len().saturating_sub(names.len());
+    let visible = || catalog.tables.keys().filter(|name| access.may(Permission::Read, name));
+    let names: Vec<&str> = visible().take(NAMES_LISTED_MAX).map(String::as_str).collect();
+    let more = visible().count() - names.len();
     let known = match (names.is_empty(), more) {
         (true, _) => "there are no tables".to_string(),
         (false, 0) => format!("there are {}", names.join(", ")),
@@ -46,14 +49,16 @@ fn summary(table: &TableSnapshot) -> proto::TableSummary {
     }
 }
 
-/// All tables by name.
-pub fn summaries(cell: &Cell) -> Vec<proto::TableSummary> {
-    cell.store.catalog().tables.values().map(|table| summary(table)).collect()
+/// All tables that may be read, by name.
+pub fn summaries(cell: &Cell, access: &Access) -> Vec<proto::TableSummary> {
+    let catalog = cell.store.catalog();
+    let visible = catalog.tables.values().filter(|table| access.may(Permission::Read, &table.name));
+    visible.map(|table| summary(table)).collect()
 }
 
 /// Everything about one table.
-pub fn describe(cell: &Cell, request: &proto::DescribeTable) -> Result<proto::TableDescription> {
-    let table = table(cell, &request.name)?;
+pub fn describe(cell: &Cell, access: &Access, request: &proto::DescribeTable) -> Result<proto::TableDescription> {
+    let table = table(cell, access, &request.name)?;
     let groups = || table.segments.iter().flat_map(|segment| &segment.footer.row_groups);
     let mut columns = Vec::with_capacity(table.schema.len());
     let mut raw_bytes = 0;
@@ -150,8 +155,8 @@ pub fn check_table_name(name: &str) -> Result<()> {
 }
 
 /// Drops a table.
-pub async fn drop(cell: &Arc<Cell>, request: proto::DropTable) -> Result<()> {
-    if let Err(error) = table(cell, &request.name) {
+pub async fn drop(cell: &Arc<Cell>, access: &Access, request: proto::DropTable) -> Result<()> {
+    if let Err(error) = table(cell, access, &request.name) {
         return if request.if_exists { Ok(()) } else { Err(error) };
     }
     let cell = cell.clone();

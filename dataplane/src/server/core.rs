@@ -86,10 +86,13 @@ impl CoreServer {
         self.recorder.counters.returned_bytes_total.fetch_add(bytes, Relaxed);
     }
 
-    /// Tells every session here. A session whose queue is full does not hold up the others.
+    /// Tells every session here whose user may know. A session whose queue is full does not hold up the others.
     pub fn announce(&self, notice: &proto::CacheInvalidationNotice) {
         let sessions: Vec<_> = self.sessions.borrow().values().filter_map(Weak::upgrade).collect();
         for session in sessions {
+            if !notice.table.is_empty() && !session.may_read(&notice.table) {
+                continue;
+            }
             let notice = notice.clone();
             glommio::spawn_local(async move { session.notify(notice).await }).detach();
         }

@@ -28,6 +28,7 @@ use hidb::aligned::AlignedBytes;
 use hidb::frame::{Frame, FrameKind};
 use hidb::{Error, ErrorCode, Result, arrow_mapping, convert, image, proto};
 
+use super::access::Access;
 use super::session::{Request, Session};
 use super::{Cell, Failure, catalog, to_the_end};
 use crate::cores::{self, Core};
@@ -162,7 +163,12 @@ fn concatenate(parts: &[Bytes]) -> Bytes {
 }
 
 /// Begins or resumes a load and starts its feed.
-pub async fn begin(session: &Rc<Session>, request: &Rc<Request>, message: proto::LoadBegin) -> Result<(), Failure> {
+pub async fn begin(
+    session: &Rc<Session>,
+    request: &Rc<Request>,
+    access: &Access,
+    message: proto::LoadBegin,
+) -> Result<(), Failure> {
     use proto::load_begin::Mode;
     let cell = session.core.cell.clone();
     let id = load_id(&message.load_id)?;
@@ -187,11 +193,11 @@ pub async fn begin(session: &Rc<Session>, request: &Rc<Request>, message: proto:
     let (status, writer) = match session.until_stopped(request, begun).await? {
         Ok(begun) => begun,
         Err(StoreError::StaleSchema { found, .. }) => {
-            let table = catalog::table(&cell, &message.table)?;
+            let table = catalog::table(&cell, access, &message.table)?;
             return Err(Failure::stale(&table.name, &table.schema, found));
         }
         Err(StoreError::UnknownTable { name }) => {
-            catalog::table(&cell, &name)?;
+            catalog::table(&cell, access, &name)?;
             return Err(StoreError::UnknownTable { name }.into());
         }
         Err(error) => return Err(error.into()),

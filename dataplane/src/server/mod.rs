@@ -2,17 +2,22 @@
 //!
 //! Owns [`Cell`] (what all threads of a running cell share) and [`serve`] (the control thread). Called by `main`.
 //!
-//! A connection is accepted and greeted on the control thread (`accept`), then moves to a core (`session`), where its
-//! requests run (`requests`, `catalog`, `questions`, `loads`). A session may open RDMA links (`links`). Answers leave through one bounded queue per session
-//! (`outbox`).
+//! A connection is accepted, greeted and asked who it is on the control thread (`accept`, `authenticate`), then moves to a
+//! core (`session`), where its requests run (`requests`, `catalog`, `questions`, `loads`, `administration`), each after
+//! `access` has seen whether its user may make it. A session may open RDMA links (`links`). Answers leave through
+//! one bounded queue per session (`outbox`), or by its links.
 //!
 //! Invariants
 //! - The control thread is not on the request path.
 //! - Changes of the store run to their end even when the client that asked for them goes away.
 
 pub mod accept;
+pub mod access;
+pub mod administration;
+pub mod authenticate;
 pub mod background;
 pub mod catalog;
+pub mod channel;
 pub mod control;
 pub mod core;
 pub mod links;
@@ -21,7 +26,9 @@ pub mod metrics_http;
 pub mod outbox;
 pub mod questions;
 pub mod requests;
+pub mod security;
 pub mod session;
+pub mod setup_channel;
 pub mod startup;
 pub mod statements;
 
@@ -31,6 +38,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use heliostat_tls::ServerConfig;
 use hidb::{Error, ErrorCode, Result, proto};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -48,7 +56,9 @@ pub struct Cell {
     pub config: Config,
     /// Its name.
     pub name: String,
-    /// Its tables.
+    /// How it shows itself over TLS; `None` without TLS.
+    pub tls: Option<Arc<ServerConfig>>,
+    /// Its tables and users.
     pub store: Arc<Store>,
     /// RDMA devices that links are served on.
     pub devices: Devices,
@@ -66,11 +76,18 @@ pub struct Cell {
 
 impl Cell {
     /// A cell over an open store and running cores.
-    pub fn new(config: Config, devices: Devices, store: Arc<Store>, cores: Cores) -> Arc<Self> {
+    pub fn new(
+        config: Config,
+        tls: Option<Arc<ServerConfig>>,
+        devices: Devices,
+        store: Arc<Store>,
+        cores: Cores,
+    ) -> Arc<Self> {
         Arc::new(Cell {
             name: config.cell_name(),
             metrics: Metrics::new(cores.count()),
             config,
+            tls,
             store,
             devices,
             cores,
@@ -192,7 +209,7 @@ async fn serve_on_control(cell: Arc<Cell>) -> Result<()> {
     if let Some(listener) = control::listen(&cell.config) {
         tokio::task::spawn_local(control::serve(cell.clone(), listener));
     }
-    announce_ready(&cell, &format!("ready hidb://{address}"))?;
+    announce_ready(&cell, &format!("ready {}://{address}", cell.config.scheme()))?;
     tracing::info!(%address, cores = cell.cores.count(), volume = %cell.store.volume(), "serving");
 
     tokio::select! {

@@ -20,6 +20,7 @@ use hidb::image::{ResultImage, schema_message};
 use hidb::plan::{ScanPlan, substrait};
 use hidb::{Error, ErrorCode, Result, convert, proto};
 
+use super::access::Access;
 use super::links::{Cut, DirectLinks, ResultLink};
 use super::session::{Request, Session};
 use super::statements::Statement;
@@ -36,8 +37,8 @@ struct Wishes {
     explain: bool,
 }
 
-fn snapshot(session: &Session, name: &str, schema_hash: u64) -> Result<Arc<TableSnapshot>, Failure> {
-    let table = catalog::table(&session.core.cell, name)?;
+fn snapshot(session: &Session, access: &Access, name: &str, schema_hash: u64) -> Result<Arc<TableSnapshot>, Failure> {
+    let table = catalog::table(&session.core.cell, access, name)?;
     if schema_hash != 0 && schema_hash != table.schema_hash {
         return Err(Failure::stale(name, &table.schema, schema_hash));
     }
@@ -63,6 +64,7 @@ fn decode_plan(bytes: &[u8], table: &TableSnapshot) -> Result<ScanPlan> {
 pub async fn pushdown(
     session: &Rc<Session>,
     request: &Rc<Request>,
+    access: &Access,
     message: proto::PredicatePushdownRequest,
 ) -> Result<(), Failure> {
     let started = Instant::now();
@@ -70,7 +72,7 @@ pub async fn pushdown(
         "" => substrait::table_name(&message.substrait_plan)?,
         name => name.to_string(),
     };
-    let table = snapshot(session, &name, message.schema_hash)?;
+    let table = snapshot(session, access, &name, message.schema_hash)?;
     let plan = decode_plan(&message.substrait_plan, &table)?;
     let wishes = Wishes {
         timeout_ms: message.timeout_ms,
@@ -83,12 +85,17 @@ pub async fn pushdown(
 }
 
 /// Answers `Prepare`.
-pub async fn prepare(session: &Rc<Session>, request: &Rc<Request>, message: &proto::Prepare) -> Result<(), Failure> {
+pub async fn prepare(
+    session: &Rc<Session>,
+    request: &Rc<Request>,
+    access: &Access,
+    message: &proto::Prepare,
+) -> Result<(), Failure> {
     let name = match message.table.as_str() {
         "" => substrait::table_name(&message.substrait_plan)?,
         name => name.to_string(),
     };
-    let table = snapshot(session, &name, message.schema_hash)?;
+    let table = snapshot(session, access, &name, message.schema_hash)?;
     let plan = decode_plan(&message.substrait_plan, &table)?;
     let parameters = substrait::parameter_types(&plan)?;
     let prepared_parameters = parameters.iter().map(convert::type_to_proto).collect();
@@ -101,10 +108,15 @@ pub async fn prepare(session: &Rc<Session>, request: &Rc<Request>, message: &pro
 }
 
 /// Answers `Execute`.
-pub async fn execute(session: &Rc<Session>, request: &Rc<Request>, message: &proto::Execute) -> Result<(), Failure> {
+pub async fn execute(
+    session: &Rc<Session>,
+    request: &Rc<Request>,
+    access: &Access,
+    message: &proto::Execute,
+) -> Result<(), Failure> {
     let started = Instant::now();
     let statement = session.statements.borrow_mut().get(message.statement_id)?;
-    let table = snapshot(session, &statement.plan.table, statement.schema_hash)?;
+    let table = snapshot(session, access, &statement.plan.table, statement.schema_hash)?;
     let (given, wanted) = (message.parameters.len(), statement.parameters.len());
     if given != wanted {
         let text = format!("statement {} has {wanted} parameters, {given} were given", message.statement_id);

@@ -1,6 +1,7 @@
 //! From a frame to its answer: which kind of request is answered where.
 //!
-//! Called by `session` in a task of its own per request; calls `catalog`, `questions`, `links` and `loads`.
+//! Called by `session` in a task of its own per request; calls `access`, then `catalog`, `questions`, `links`,
+//! `loads` and `administration`.
 
 use std::rc::Rc;
 
@@ -8,20 +9,21 @@ use hidb::frame::{Frame, FrameKind};
 use hidb::{Error, ErrorCode, proto};
 
 use super::session::{Request, Session};
-use super::{Failure, catalog, links, loads, questions};
+use super::{Failure, access, administration, catalog, links, loads, questions};
 
 /// Answers a request. An error becomes the `Error` frame that ends it.
 pub async fn answer(session: &Rc<Session>, request: &Rc<Request>, frame: Frame) -> Result<(), Failure> {
     let cell = &session.core.cell;
     let id = request.id;
     let outbox = &session.outbox;
+    let access = access::check(session, &frame)?;
     match frame.kind {
         FrameKind::ListTables => {
-            let tables = catalog::summaries(cell);
+            let tables = catalog::summaries(cell, &access);
             outbox.send(FrameKind::TableList, id, &proto::TableList { tables }).await?;
         }
         FrameKind::DescribeTable => {
-            let description = catalog::describe(cell, &frame.message()?)?;
+            let description = catalog::describe(cell, &access, &frame.message()?)?;
             outbox.send(FrameKind::TableDescription, id, &description).await?;
         }
         FrameKind::CreateTable => {
@@ -31,13 +33,13 @@ pub async fn answer(session: &Rc<Session>, request: &Rc<Request>, frame: Frame) 
         }
         FrameKind::DropTable => {
             let drop = frame.message()?;
-            session.until_stopped(request, catalog::drop(cell, drop)).await?;
+            session.until_stopped(request, catalog::drop(cell, &access, drop)).await?;
             outbox.send(FrameKind::Done, id, &proto::Done {}).await?;
         }
         FrameKind::DescribeCell => outbox.send(FrameKind::CellStatus, id, &catalog::status(cell)).await?,
-        FrameKind::PredicatePushdownRequest => questions::pushdown(session, request, frame.message()?).await?,
-        FrameKind::Prepare => questions::prepare(session, request, &frame.message()?).await?,
-        FrameKind::Execute => questions::execute(session, request, &frame.message()?).await?,
+        FrameKind::PredicatePushdownRequest => questions::pushdown(session, request, &access, frame.message()?).await?,
+        FrameKind::Prepare => questions::prepare(session, request, &access, &frame.message()?).await?,
+        FrameKind::Execute => questions::execute(session, request, &access, &frame.message()?).await?,
         FrameKind::CloseStatement => {
             let close: proto::CloseStatement = frame.message()?;
             session.statements.borrow_mut().remove(close.statement_id);
@@ -45,10 +47,15 @@ pub async fn answer(session: &Rc<Session>, request: &Rc<Request>, frame: Frame) 
         }
         FrameKind::OpenLink => links::open(session, request, frame.message()?).await?,
         FrameKind::CloseLink => links::close(session, request, &frame.message()?).await?,
-        FrameKind::LoadBegin => loads::begin(session, request, frame.message()?).await?,
+        FrameKind::LoadBegin => loads::begin(session, request, &access, frame.message()?).await?,
         FrameKind::LoadCommit => loads::commit(session, request, frame.message()?).await?,
         FrameKind::LoadAbort => loads::abort(session, request, frame.message()?).await?,
         FrameKind::LoadQuery => loads::query(session, request, &frame.message()?).await?,
+        FrameKind::AddUser
+        | FrameKind::AlterUser
+        | FrameKind::RemoveUser
+        | FrameKind::GrantTable
+        | FrameKind::ListUsers => administration::answer(session, request, &frame).await?,
         FrameKind::VectorSearchRequest => {
             return Err(Error::new(
                 ErrorCode::UnsupportedPlan,

@@ -13,7 +13,6 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::os::fd::{FromRawFd, IntoRawFd};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -21,25 +20,29 @@ use std::time::{Duration, Instant};
 
 use futures_lite::future::or;
 use futures_lite::{AsyncRead, AsyncWrite};
-use glommio::net::TcpStream;
 use glommio::sync::{Semaphore, StaticPermit};
 use glommio::timer::sleep;
+use hidb::auth::Permission;
 use hidb::frame::{Frame, FrameDecoder, FrameKind};
 use hidb::{Error, ErrorCode, Result, convert, proto};
 
 use super::Failure;
+use super::access::Access;
+use super::authenticate::Identity;
+use super::channel::Channel;
 use super::control::SessionReport;
 use super::core::CoreServer;
 use super::links::{self, Links};
 use super::loads::Loads;
 use super::outbox::{Outbox, write_frames};
 use super::requests;
+use super::setup_channel::Moving;
 use super::statements::Statements;
 use crate::cores::catch_panics;
 use crate::waiters::Waiters;
 
-/// The socket, shared by the reading and the writing task of one core.
-pub type SharedStream = Rc<RefCell<TcpStream>>;
+/// The connection, shared by the reading and the writing task of one core.
+pub type SharedStream = Rc<RefCell<Channel>>;
 
 /// Bytes read at a time when no payload is under way.
 const READ_BYTES: usize = 8 << 10;
@@ -55,6 +58,8 @@ pub const CREDITS_MAX: u64 = 1 << 20;
 pub struct Agreed {
     /// The session's number.
     pub session_id: u64,
+    /// Who the user is; `None` on a cell that does not ask.
+    pub identity: Option<Identity>,
     /// What the client calls itself.
     pub client_name: String,
     /// Whether decimals of up to 18 digits travel as Decimal64.
@@ -141,10 +146,10 @@ impl Request {
     }
 }
 
-/// Runs a session until it ends. `stream` is connected, non-blocking and past its handshake.
-pub async fn run(core: Rc<CoreServer>, stream: std::net::TcpStream, agreed: Agreed) {
+/// Runs a session until it ends. `moving` is past its handshake.
+pub async fn run(core: Rc<CoreServer>, moving: Moving, agreed: Agreed) {
     core.recorder.counters.sessions.fetch_add(1, Relaxed);
-    let stream: SharedStream = Rc::new(RefCell::new(adopt(stream)));
+    let stream: SharedStream = Rc::new(RefCell::new(Channel::adopt(moving)));
     let (outbox, outgoings) = Outbox::new();
     let progress = outbox.progress().clone();
     let config = &core.cell.config;
@@ -199,13 +204,6 @@ pub async fn run(core: Rc<CoreServer>, stream: std::net::TcpStream, agreed: Agre
     links::session_ended(&session);
     core.sessions.borrow_mut().remove(&session.agreed.session_id);
     core.recorder.counters.sessions.fetch_sub(1, Relaxed);
-}
-
-/// Gives the socket to this core's glommio executor.
-fn adopt(stream: std::net::TcpStream) -> TcpStream {
-    // SAFETY: `into_raw_fd` gives up ownership of a valid, open socket, and `TcpStream` takes it over; nobody else
-    // has this descriptor.
-    unsafe { TcpStream::from_raw_fd(stream.into_raw_fd()) }
 }
 
 async fn read(stream: &SharedStream, buffer: &mut [u8]) -> io::Result<usize> {
@@ -291,6 +289,10 @@ pub(super) async fn take_frame(session: &Rc<Session>, frame: Frame) -> Result<()
         }
         FrameKind::Hello => {
             return Err(Error::new(ErrorCode::Protocol, "a second Hello: the handshake is over"));
+        }
+        FrameKind::Authenticate | FrameKind::AuthenticateContinue => {
+            let message = format!("{}: the handshake is over", frame.kind.name());
+            return Err(Error::new(ErrorCode::Protocol, message));
         }
         _ => return start_request(session, frame).await,
     }
@@ -384,6 +386,12 @@ async fn watch_peer(session: &Rc<Session>) {
 }
 
 impl Session {
+    /// Whether the session's user may know of a table.
+    pub fn may_read(&self, table: &str) -> bool {
+        Access::of(&self.core.cell, self.agreed.identity.as_ref())
+            .is_ok_and(|access| access.may(Permission::Read, table))
+    }
+
     /// Ends the connection, after an `Error` frame that says why.
     pub fn fail(&self, error: Error) {
         self.failed.borrow_mut().get_or_insert(error);

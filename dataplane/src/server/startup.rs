@@ -9,7 +9,7 @@ use futures_lite::future::block_on;
 use hidb::{Error, ErrorCode, Result};
 use tracing_subscriber::EnvFilter;
 
-use super::{Cell, io_error, serve};
+use super::{Cell, io_error, security, serve};
 use crate::config::Config;
 use crate::cores::{Core, Cores, CoresConfig};
 use crate::device::file::FileDevice;
@@ -40,6 +40,7 @@ pub fn start_logging(config: &Config) -> std::result::Result<(), String> {
 /// Runs the cell until it is told to stop.
 pub fn run(config: Config) -> Result<()> {
     raise_descriptor_limit();
+    let tls = security::prepare(&config)?;
     if config.auto_format && !config.volume.exists() {
         if let Some(folder) = config.volume.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             std::fs::create_dir_all(folder)
@@ -86,7 +87,8 @@ pub fn run(config: Config) -> Result<()> {
             return Err(error);
         }
     };
-    serve(Cell::new(config, devices, store, cores))
+    security::warn_of(&config, &store);
+    serve(Cell::new(config, tls, devices, store, cores))
 }
 
 /// Idle connections are cheap; descriptors should not be what limits them.

@@ -39,7 +39,7 @@ pub enum StoreError {
     Truncated { path: PathBuf, expected_bytes: u64, found_bytes: u64 },
     #[error("{} is in use by another process: stop the other heliostat-cell first", path.display())]
     InUse { path: PathBuf },
-    #[error("{} holds no manifest for volume {volume}: {reason}; if it is elsewhere, say so with --metadata; if it is lost, `heliostat-cell rebuild` makes it again from the volume", folder.display())]
+    #[error("{} holds no manifest for volume {volume}: {reason}; if it is elsewhere, say so with --metadata; if it is lost, `heliostat-cell rebuild` makes it again from the volume, but not its users, which have to be added again", folder.display())]
     ManifestLost { folder: PathBuf, volume: String, reason: String },
     #[error(
         "volume {volume} is full: {wanted_bytes} bytes wanted, {free_bytes} free; drop tables or use a larger volume"

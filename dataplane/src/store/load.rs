@@ -199,6 +199,11 @@ impl Store {
         self.load_record(load_id).map(|record| LoadStatus::of(&record))
     }
 
+    /// The name of the table a load fills; `None` when there is no such load.
+    pub fn load_table(&self, load_id: &[u8; 16]) -> Option<String> {
+        self.state().manifest.loads.get(load_id).map(|record| record.table_name.clone())
+    }
+
     pub(super) fn load_record(&self, load_id: &[u8; 16]) -> Result<LoadRecord> {
         let record = self.state().manifest.loads.get(load_id).cloned();
         record.ok_or_else(|| StoreError::UnknownLoad { load: load_text(load_id) })

@@ -25,6 +25,7 @@ mod open;
 pub mod rebuild;
 mod reclaim;
 mod table;
+pub mod users;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -42,6 +43,7 @@ pub use open::format;
 pub use rebuild::{RebuildReport, rebuild};
 pub use table::{Catalog, SegmentHandle, TableSnapshot};
 
+use self::users::Users;
 use crate::device::Device;
 use crate::manifest::records::CounterRecord;
 use crate::manifest::{Batch, Manifest, ManifestState, ObjectRecord, ObjectState, TableRecord};
@@ -110,6 +112,7 @@ pub struct Store {
     manifest: Manifest,
     state: Mutex<State>,
     catalog: Mutex<Arc<Catalog>>,
+    users: Mutex<Arc<Users>>,
     changes: futures::lock::Mutex<()>,
     _folder_lock: FolderLock,
     _volume_lock: Option<VolumeLock>,

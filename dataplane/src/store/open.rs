@@ -8,6 +8,7 @@ use futures::{StreamExt, TryStreamExt};
 
 use super::error::{Result, StoreError};
 use super::objects::read_segment_footer;
+use super::users::Users;
 use super::{Catalog, METADATA_RESERVE_UNITS, SegmentHandle, State, Store, StoreOptions};
 use crate::device::Device;
 use crate::manifest::{Batch, Manifest, ManifestState};
@@ -63,6 +64,7 @@ impl Store {
         let allocator = allocator_of(&superblock, &state)?;
         // Row ids and ordinals start behind whatever is durable.
         let counters = BTreeMap::new();
+        let users = Users::of(&state);
         state.next_id = state.next_id.max(state.objects.keys().next_back().map_or(0, |id| id + 1));
         let store = Store {
             volume: superblock.uuid_text().into(),
@@ -81,6 +83,7 @@ impl Store {
                 undecided: None,
             }),
             catalog: Mutex::new(Arc::new(Catalog::default())),
+            users: Mutex::new(Arc::new(users)),
             changes: futures::lock::Mutex::new(()),
             _folder_lock: folder_lock,
             _volume_lock: volume_lock,

@@ -58,7 +58,11 @@ impl std::fmt::Display for RebuildReport {
         for lost in &self.lost {
             writeln!(f, "  LOST: {lost}")?;
         }
-        write!(f, "{} dead objects erased; open loads must be loaded again", self.erased)
+        write!(
+            f,
+            "{} dead objects erased; open loads must be loaded again, and users added again (heliostat-cell user add)",
+            self.erased
+        )
     }
 }
 

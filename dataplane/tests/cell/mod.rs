@@ -37,8 +37,13 @@ impl TestCell {
         Self::try_start(folder, options).unwrap_or_else(|error| panic!("the cell did not start: {error}"))
     }
 
-    /// Starts a cell; gives its standard error when it ends instead of serving.
+    /// Starts a cell that does not ask who is there; gives its standard error when it ends instead of serving.
     pub fn try_start(folder: &Path, options: &[&str]) -> Result<Self, String> {
+        Self::try_start_secure(folder, &[&["--insecure"], options].concat())
+    }
+
+    /// Starts a cell that asks who is there, unless the options say otherwise.
+    pub fn try_start_secure(folder: &Path, options: &[&str]) -> Result<Self, String> {
         let mut child = Command::new(CELL)
             .arg("run")
             .arg("--volume")
@@ -52,8 +57,8 @@ impl TestCell {
             .unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-        match line.trim().strip_prefix("ready hidb://") {
-            Some(address) => Ok(TestCell { address: address.parse().unwrap(), child }),
+        match line.trim().strip_prefix("ready ").and_then(|url| url.split_once("://")) {
+            Some((_, address)) => Ok(TestCell { address: address.parse().unwrap(), child }),
             None => {
                 let output = child.wait_with_output().unwrap();
                 Err(String::from_utf8_lossy(&output.stderr).into_owned())

@@ -1,0 +1,9 @@
+//! Who may connect to a real cell, and what they may do there: every way in that must be shut, and those that are open.
+
+#[path = "../cell/mod.rs"]
+#[allow(dead_code)]
+mod cell;
+mod entry;
+mod fixture;
+mod permissions;
+mod users;
