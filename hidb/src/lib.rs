@@ -1,7 +1,7 @@
 //! HIDB, the protocol of Heliostat: what a cell and its clients must agree on, and nothing else.
 //!
-//! Owns: the type system ([`types`], [`schema`]), plans ([`plan`]), who may do what ([`auth`]), typed errors with stable
-//! codes ([`error`]), the protobuf messages ([`proto`]), frames ([`frame`]) and result images ([`image`]).
+//! Owns: the type system ([`types`], [`schema`]), plans ([`plan`]), who may do what ([`auth`]), typed errors with
+//! stable codes ([`error`]), the protobuf messages ([`proto`]), frames ([`frame`]) and result images ([`image`]).
 //!
 //! Invariants
 //! - No I/O, no clock, no threads: everything is a function of its arguments.
