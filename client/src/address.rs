@@ -2,7 +2,8 @@
 //!
 //! Owns [`Address`]. Called by the connection and by the command line.
 //!
-//! Invariant: a plain address resolves to loopback or it is refused, so that nothing ever crosses a network unencrypted.
+//! Invariant: a plain address resolves to loopback or it is refused, so that nothing ever crosses a network
+//! unencrypted.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};

@@ -80,8 +80,8 @@ impl std::fmt::Debug for Client {
 }
 
 impl Client {
-    /// Connects to the cell at `address` (`hidb://host:port`, or `hidb+plain://host:port` without TLS on this machine) and
-    /// shakes hands.
+    /// Connects to the cell at `address` (`hidb://host:port`, or `hidb+plain://host:port` without TLS on this machine)
+    /// and shakes hands.
     pub async fn connect(address: &str, options: ConnectOptions) -> Result<Client> {
         let address: Address = address.parse()?;
         let patience = options.wait_for_cell;

@@ -280,8 +280,8 @@ options! {
     tls_certificate: PathBuf = PathBuf::new();
     /// The private key of tls_certificate (PEM), a file that only its owner can read.
     tls_key: PathBuf = PathBuf::new();
-    /// Authority of client certificates (PEM). Whose certificate it signed is the user in the certificate's common name,
-    /// without a password. Empty: users have passwords.
+    /// Authority of client certificates (PEM). Whose certificate it signed is the user in the certificate's common
+    /// name, without a password. Empty: users have passwords.
     tls_client_ca: PathBuf = PathBuf::new();
     /// Refuse plain connections on loopback, too; other addresses take TLS only in any case.
     tls_required: bool = false, arg(num_args = 0..=1, default_missing_value = "true");

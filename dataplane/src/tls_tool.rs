@@ -23,8 +23,8 @@ pub enum TlsCommand {
         /// The authority's folder: ca.crt, ca.key, cell.crt, cell.key.
         #[arg(long, value_name = "DIR")]
         ca: PathBuf,
-        /// A name or IP address by which clients reach the cell; may be repeated. Without it localhost, 127.0.0.1, ::1 and
-        /// the host's name.
+        /// A name or IP address by which clients reach the cell; may be repeated. Without it localhost, 127.0.0.1, ::1
+        /// and the host's name.
         #[arg(long, value_name = "NAME")]
         host: Vec<String>,
         /// How long the certificate is good.

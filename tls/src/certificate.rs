@@ -1,7 +1,7 @@
 //! The two things that are read out of a certificate: its common name, and when it ends (X.509, RFC 5280, section 4.1).
 //!
-//! Called by `config` and `authority`, for certificates that rustls has checked or an operator has named. It reads as much
-//! DER as that takes, and never panics on what it is given.
+//! Called by `config` and `authority`, for certificates that rustls has checked or an operator has named. It reads as
+//! much DER as that takes, and never panics on what it is given.
 
 use hidb::calendar::{days_from_civil, days_in_month};
 

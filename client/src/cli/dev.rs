@@ -1,7 +1,7 @@
 //! `heliostat dev`: the one-machine appliance.
 //!
-//! Makes what an appliance needs (volume, certificates, an administrator, a profile), starts the `heliostat-cell` beside
-//! this executable, says what to type next, and takes it down again.
+//! Makes what an appliance needs (volume, certificates, an administrator, a profile), starts the `heliostat-cell`
+//! beside this executable, says what to type next, and takes it down again.
 //!
 //! Invariants
 //! - The cell asks everybody who they are, here as anywhere. The administrator's password is random, made once per data
@@ -238,7 +238,8 @@ async fn tool(
     Err(failed(ErrorCode::Unavailable, "the appliance can't be prepared: the line above says why".into()))
 }
 
-/// Writes the profile into the data folder, and as the default one unless that is somebody else's; gives the one to use.
+/// Writes the profile into the data folder, and as the default one unless that is somebody else's; gives the one to
+/// use.
 fn write_profiles(credentials: Credentials, folder: &Path) -> Result<Profile, Failure> {
     let own = folder.join(PROFILE);
     credentials.write(&own)?;

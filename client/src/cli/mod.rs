@@ -47,9 +47,9 @@ struct Global {
         value_name = "URL"
     )]
     connect: Option<Address>,
-    /// The profile with user, password or certificate, and the cell's authority. Without it `HELIOSTAT_CREDENTIALS` names
-    /// it, or it is the one that `heliostat dev` writes, $XDG_CONFIG_HOME/heliostat/default.toml (without that variable
-    /// ~/.config/heliostat/default.toml).
+    /// The profile with user, password or certificate, and the cell's authority. Without it `HELIOSTAT_CREDENTIALS`
+    /// names it, or it is the one that `heliostat dev` writes, $XDG_CONFIG_HOME/heliostat/default.toml (without that
+    /// variable ~/.config/heliostat/default.toml).
     #[arg(
         long,
         global = true,

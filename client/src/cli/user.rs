@@ -20,8 +20,8 @@ pub enum Command {
     Add {
         /// The user's name.
         name: String,
-        /// What the user is, and the most that grants can give: a reader reads tables; a writer also makes and loads them;
-        /// an admin may everything and needs no grants.
+        /// What the user is, and the most that grants can give: a reader reads tables; a writer also makes and loads
+        /// them; an admin may everything and needs no grants.
         #[arg(long, value_name = "reader|writer|admin")]
         role: Role,
         /// File whose first line is the password (mode 0600); -: standard input.

@@ -12,8 +12,8 @@ use super::users::UserRecord;
 use crate::store::error::{Result, StoreError};
 use crate::volume::{EXTENT_UNIT_BYTES, Extent, ObjectKind};
 
-/// The version of the records this build writes, and the newest it reads. Version 2 brought users: a build that does not
-/// know them must not open the manifest, for it would let everybody in.
+/// The version of the records this build writes, and the newest it reads. Version 2 brought users: a build that does
+/// not know them must not open the manifest, for it would let everybody in.
 pub const MANIFEST_VERSION: u32 = 2;
 /// The oldest version this build reads.
 const MANIFEST_VERSION_MIN: u32 = 1;

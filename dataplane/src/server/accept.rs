@@ -10,8 +10,8 @@
 //! - Nothing about the cell, its tables or its users is said to a client that has not shown who it is, but the versions
 //!   and mechanisms it speaks.
 //! - A connection counts against `sessions_max` from accept to its end.
-//! - A client that has not said Hello, and who it is, within `handshake_timeout` is closed; until then it costs one task,
-//!   a small frame, and the state of its TLS.
+//! - A client that has not said Hello, and who it is, within `handshake_timeout` is closed; until then it costs one
+//!   task, a small frame, and the state of its TLS.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;

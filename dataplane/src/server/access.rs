@@ -7,8 +7,8 @@
 //! - The users as they are now decide, not as they were when the session began: a grant taken back, a user removed or
 //!   made less counts from the next request on.
 //! - A table that a user may not read is not named to them: not in lists, not in errors, not in notices. Requests about
-//!   it get `PermissionDenied`, whether it exists or not. Not `UnknownTable`: an operator whose grant is missing must not
-//!   look for a lost table, and as a missing table gives the same answer, it tells nobody which tables there are.
+//!   it get `PermissionDenied`, whether it exists or not. Not `UnknownTable`: an operator whose grant is missing must
+//!   not look for a lost table, and as a missing table gives the same answer, it tells nobody which tables there are.
 //! - [`check`] names every kind of frame, so that a new one does not compile before it was decided who may send it.
 
 use std::sync::Arc;

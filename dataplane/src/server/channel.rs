@@ -3,8 +3,8 @@
 //! Owns [`Channel`], which reads and writes bytes as a socket does. Called by `session` and `outbox`.
 //!
 //! Invariants
-//! - A write is ready when its bytes have gone to the kernel, encrypted or not; until then the caller repeats it with the
-//!   same bytes. One task writes and one reads.
+//! - A write is ready when its bytes have gone to the kernel, encrypted or not; until then the caller repeats it with
+//!   the same bytes. One task writes and one reads.
 //! - Reading never sends: what TLS has to answer (a change of keys) leaves with the next write.
 //!
 //! Cost: with TLS a payload is encrypted 64 KiB at a time from the result image into records, which are sent from where

@@ -1,7 +1,6 @@
 //! Who may connect to a real cell, and what they may do there: every way in that must be shut, and those that are open.
 
 #[path = "../cell/mod.rs"]
-#[allow(dead_code)]
 mod cell;
 mod entry;
 mod fixture;

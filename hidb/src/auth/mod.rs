@@ -1,7 +1,7 @@
 //! Who is asking, and what they may do: roles, permissions, names of users, and the SCRAM exchange.
 //!
-//! Owns [`Role`], [`Permission`], the rules for names of users and tables in grants, and [`scram`]. Called by the cell's
-//! set-up and access checks, by clients, and by the tools that make users.
+//! Owns [`Role`], [`Permission`], the rules for names of users and tables in grants, and [`scram`]. Called by the
+//! cell's set-up and access checks, by clients, and by the tools that make users.
 //!
 //! Invariants
 //! - Nothing here draws random numbers or reads a clock: nonces and salts are arguments.

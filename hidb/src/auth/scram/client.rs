@@ -1,7 +1,7 @@
 //! The client's side of a SCRAM exchange.
 //!
-//! [`begin`] gives the first message; [`Begun::respond`] answers the cell's challenge; [`Responded::verify`] checks that
-//! the cell knew the password, too.
+//! [`begin`] gives the first message; [`Begun::respond`] answers the cell's challenge; [`Responded::verify`] checks
+//! that the cell knew the password, too.
 
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
@@ -25,8 +25,8 @@ pub struct Begun {
     password: Zeroizing<String>,
 }
 
-/// Begins an exchange. `offered` are the cell's mechanisms; `exported` is what TLS exports, `None` without TLS; `nonce` is
-/// random, printable and without commas, never used before.
+/// Begins an exchange. `offered` are the cell's mechanisms; `exported` is what TLS exports, `None` without TLS; `nonce`
+/// is random, printable and without commas, never used before.
 ///
 /// # Errors
 /// `Unauthenticated` when the cell does not offer the best mechanism for this connection: every cell does, so somebody
@@ -88,7 +88,7 @@ impl Begun {
         let server_key = Zeroizing::new(hmac(&*salted, &[b"Server Key"]));
         let without_proof = format!("c={},r={}", message::encode(&self.binding), first.nonce);
         let authentication = [self.bare.as_bytes(), b",", challenge, b",", without_proof.as_bytes()];
-        let stored_key: [u8; 32] = Sha256::digest(&*client_key).into();
+        let stored_key: [u8; 32] = Sha256::digest(client_key.as_slice()).into();
         let proof = xor(&client_key, &hmac(&stored_key, &authentication));
         Ok(Responded {
             message: format!("{without_proof},p={}", message::encode(&*proof)).into_bytes(),

@@ -66,7 +66,7 @@ fn text(bytes: &[u8]) -> Result<&str> {
     if text.contains('\0') { Err(malformed("a message has a NUL")) } else { Ok(text) }
 }
 
-fn attribute<'a>(part: Option<&'a str>, name: char) -> Result<&'a str> {
+fn attribute(part: Option<&str>, name: char) -> Result<&str> {
     part.and_then(|part| part.strip_prefix(name)?.strip_prefix('='))
         .ok_or_else(|| malformed(&format!("a message lacks `{name}=` where it must be")))
 }

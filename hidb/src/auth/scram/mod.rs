@@ -89,7 +89,7 @@ impl Verifier {
         Ok(Verifier {
             iterations,
             salt: salt.to_vec(),
-            stored_key: Sha256::digest(&*client_key).into(),
+            stored_key: Sha256::digest(client_key.as_slice()).into(),
             server_key: hmac(&*salted, &[b"Server Key"]),
         })
     }

@@ -96,7 +96,7 @@ impl Challenged {
             [self.asked.bare.as_bytes(), b",", self.first.as_bytes(), b",", last.without_proof.as_bytes()];
         let signature = hmac(&self.verifier.stored_key, &authentication);
         let client_key = xor(&proof, &signature);
-        let has_password = equal(&Sha256::digest(&*client_key), &self.verifier.stored_key);
+        let has_password = equal(&Sha256::digest(client_key.as_slice()), &self.verifier.stored_key);
         let is_same_exchange = equal(last.nonce.as_bytes(), self.nonce.as_bytes());
         let is_same_channel = equal(&last.binding, &self.asked.binding);
         if !(has_password & is_same_exchange & is_same_channel) {
