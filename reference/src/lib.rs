@@ -9,6 +9,8 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use heliostat_client::{Client, ConnectOptions, Credentials, Transport};
+
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Date32Type, Decimal128Type, Float64Type, Int64Type, TimestampMicrosecondType, UInt64Type};
 use arrow_array::{Array, ArrayRef, RecordBatch};
@@ -51,6 +53,31 @@ impl Cell {
     }
 }
 
+/// The ways to a cell: plain TCP, TLS, and RDMA by the user-space soft-RoCE.
+pub const TRANSPORTS: [&str; 3] = ["tcp", "tls", "soft"];
+
+impl Cell {
+    /// A client that goes one of [`TRANSPORTS`].
+    ///
+    /// # Errors
+    /// The client's.
+    pub async fn connect(&self, transport: &str) -> hidb::Result<Client> {
+        let mut options = ConnectOptions { transport: Transport::Tcp, ..ConnectOptions::default() };
+        let mut url = self.url.clone();
+        match transport {
+            "tls" => {
+                let authority = std::fs::read_to_string(authority_of(self.folder.path()).join("ca.crt"));
+                let authority = authority.expect("the authority made a certificate of its own");
+                options.credentials = Some(Credentials::password("anybody", "").with_ca(authority));
+                url = url.replace("hidb+plain://", "hidb://");
+            }
+            "soft" => options.transport = Transport::Device("soft".into()),
+            _ => {}
+        }
+        Client::connect(&url, options).await
+    }
+}
+
 impl Drop for Cell {
     fn drop(&mut self) {
         let _ = self.process.kill();
@@ -68,12 +95,28 @@ fn build_folder() -> PathBuf {
     folder
 }
 
+fn authority_of(folder: &Path) -> PathBuf {
+    folder.join("tls")
+}
+
 fn spawn(folder: &Path, cores: usize, environment: &[(&str, &str)], listen: &str) -> (Child, String) {
     let command = build_folder().join("heliostat-cell");
     assert!(command.exists(), "{command:?} is not built: cargo build --release --workspace --bins");
+    let authority = authority_of(folder);
+    if !authority.exists() {
+        let made =
+            Command::new(&command).args(["tls", "init", "--ca"]).arg(&authority).output().expect("tls init runs");
+        assert!(made.status.success(), "tls init: {}", String::from_utf8_lossy(&made.stderr));
+    }
     let mut child = Command::new(command)
+        .arg("--tls-certificate")
+        .arg(authority.join("cell.crt"))
+        .arg("--tls-key")
+        .arg(authority.join("cell.key"))
         .args([
             "--insecure",
+            "--fabric",
+            "soft:127.0.0.1",
             "--auto-format",
             "--listen",
             listen,
@@ -98,7 +141,8 @@ fn spawn(folder: &Path, cores: usize, environment: &[(&str, &str)], listen: &str
         .by_ref()
         .map_while(Result::ok)
         .find_map(|line| line.strip_prefix("ready ").map(|rest| rest.trim().to_string()))
-        .expect("the cell says that it is ready");
+        .expect("the cell says that it is ready")
+        .replace("hidb://", "hidb+plain://");
     std::thread::spawn(move || lines.for_each(drop));
     (child, url)
 }

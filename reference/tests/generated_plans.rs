@@ -376,19 +376,29 @@ async fn random_questions_to_random_tables_are_answered_as_datafusion_does() -> 
             }
         }
     }
-    // Once more after a restart, on one core, without SIMD.
-    cell.restart(1, &[("HELIOSTAT_SIMD", "portable")]);
-    let client = Client::connect(&cell.url, ConnectOptions::default()).await?;
-    assert_eq!(client.cell().await?.simd, "portable");
-    for (sql, ordered, expected) in asked {
-        let batches: Result<Vec<RecordBatch>> = async { Ok(client.scan_sql(&sql).await?.try_collect().await?) }.await;
-        let difference = match batches.map(|batches| Rows::from_batches(&batches)) {
-            Ok(ours) => if ordered { ours } else { ours.sorted() }.difference(&expected, sql.contains("avg(")),
-            Err(error) => Some(format!("{error:#}")),
+    // Once more by every other way, and after a restart, on one core, without SIMD.
+    for way in ["tls", "soft", "one core, portable"] {
+        let client = if way.contains(' ') {
+            cell.restart(1, &[("HELIOSTAT_SIMD", "portable")]);
+            let client = cell.connect("tcp").await?;
+            assert_eq!(client.cell().await?.simd, "portable");
+            client
+        } else {
+            cell.connect(way).await?
         };
-        if let Some(difference) = difference {
-            wrong.push(format!("{sql}\n    one core, portable, against DataFusion: {difference}"));
+        for (sql, ordered, expected) in &asked {
+            let batches: Result<Vec<RecordBatch>> =
+                async { Ok(client.scan_sql(sql).await?.try_collect().await?) }.await;
+            let difference = match batches.map(|batches| Rows::from_batches(&batches)) {
+                Ok(ours) => if *ordered { ours } else { ours.sorted() }.difference(expected, sql.contains("avg(")),
+                Err(error) => Some(format!("{error:#}")),
+            };
+            if let Some(difference) = difference {
+                wrong.push(format!("{sql}\n    {way}, against DataFusion: {difference}"));
+            }
         }
+        let links = client.rdma_statistics().await?.links;
+        assert_eq!(links > 0, way == "soft", "{way}: {links} links");
     }
     assert!(
         wrong.is_empty(),

@@ -9,7 +9,7 @@ use datafusion::datasource::MemTable;
 use datafusion::prelude::{SessionConfig, SessionContext};
 use futures::TryStreamExt;
 use heliostat_client::{Client, ConnectOptions, LoadMode, ScanRequest};
-use heliostat_reference::{Cell, Rows};
+use heliostat_reference::{Cell, Rows, TRANSPORTS};
 use hidb::arrow_mapping::from_arrow_schema;
 
 const SCALE: f64 = 0.1;
@@ -172,7 +172,7 @@ async fn every_tpch_table_loads_and_answers_as_datafusion_does() -> Result<()> {
         if round > 0 {
             cell.restart(cores, environment);
         }
-        let client = Client::connect(&cell.url, ConnectOptions::default()).await?;
+        let client = cell.connect("tcp").await?;
         let simd = environment.iter().find(|(name, _)| *name == "HELIOSTAT_SIMD").map(|(_, level)| *level);
         let in_effect = client.cell().await?.simd;
         match simd {
@@ -187,13 +187,18 @@ async fn every_tpch_table_loads_and_answers_as_datafusion_does() -> Result<()> {
         device_bytes(&client, cold).await?;
         let read = device_bytes(&client, cold).await?;
         assert!((read > 0) == cold, "cold {cold}: {read} bytes were read from the device");
-        for (sql, expected) in &expected {
+        let mut ways = Vec::new();
+        for way in TRANSPORTS {
+            ways.push((way, cell.connect(way).await?));
+        }
+        for ((sql, expected), (way, client)) in expected.iter().flat_map(|pair| ways.iter().map(move |way| (pair, way)))
+        {
             let quotients = sql.contains("avg(") || sql.contains('/');
             let ordered = sql.contains("order by");
-            let answer = match ask(&client, sql, cold).await {
+            let answer = match ask(client, sql, cold).await {
                 Ok(batches) => Rows::from_batches(&batches),
                 Err(error) => {
-                    wrong.push(format!("{sql}\n    cores {cores}, {environment:?}, cold {cold}: {error:#}"));
+                    wrong.push(format!("{sql}\n    {way}, cores {cores}, {environment:?}, cold {cold}: {error:#}"));
                     continue;
                 }
             };
@@ -203,7 +208,7 @@ async fn every_tpch_table_loads_and_answers_as_datafusion_does() -> Result<()> {
                 answer.sorted().difference(&Rows(expected.0.clone()).sorted(), quotients)
             };
             if let Some(difference) = difference {
-                wrong.push(format!("{sql}\n    cores {cores}, {environment:?}, cold {cold}: {difference}"));
+                wrong.push(format!("{sql}\n    {way}, cores {cores}, {environment:?}, cold {cold}: {difference}"));
             }
         }
     }

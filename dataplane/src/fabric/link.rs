@@ -168,6 +168,12 @@ impl Link {
         self.counters.get()
     }
 
+    fn count(&self, add: impl FnOnce(&mut LinkCounters)) {
+        let mut counters = self.counters.get();
+        add(&mut counters);
+        self.counters.set(counters);
+    }
+
     /// The generation of its ring.
     pub fn generation(&self) -> u32 {
         self.ring.generation
@@ -199,42 +205,39 @@ impl Link {
     /// `LimitExceeded` for a frame that fits no slot; why the link ended, once it has.
     pub async fn send(&self, kind: FrameKind, request_id: u64, body: &impl Message, payload: Bytes) -> Result<()> {
         let head_bytes = HEADER_BYTES + body.encoded_len();
-        let mut counters = self.counters.get();
-        counters.payload_bytes += payload.len() as u64;
+        let payload_bytes = payload.len() as u64;
         if head_bytes + payload.len() <= SEND_BYTES_MAX {
-            counters.sends += 1;
-            self.counters.set(counters);
+            self.count(|counters| {
+                counters.sends += 1;
+                counters.payload_bytes += payload_bytes;
+            });
             return self.send_short(kind, request_id, body, payload).await;
         }
-        counters.writes += 1;
         let crc = self.checksum.of_payload(&payload);
         let slot_bytes = self.ring.slot_bytes as usize;
         let head = slot_head(kind, request_id, body, payload.len(), crc, slot_bytes)?;
         let lent = if head.len() <= HEAD_BYTES_MAX { self.port.arena.lend(payload.clone()) } else { None };
-        let buffer = match lent {
+        // What is waited for with a buffer in hand gives it back when the request is dropped meanwhile.
+        let (slot, buffer) = match lent {
             Some(payload) => {
-                let mut buffer = self.port.head_buffer().await;
-                buffer[..head.len()].copy_from_slice(&head);
-                LinkBuffer::Gathered { head: buffer, head_length: head.len(), payload }
+                let mut pooled = self.port.head_buffer().await;
+                pooled.bytes()[..head.len()].copy_from_slice(&head);
+                let slot = self.wait_open(|machine| machine.begin_write(request_id)).await?;
+                let head_length = head.len();
+                (slot, pooled.take().map(|head| LinkBuffer::Gathered { head, head_length, payload }))
             }
             None => {
-                counters.copied_bytes += payload.len() as u64;
+                self.count(|counters| counters.copied_bytes += payload_bytes);
                 let whole = self.copy_to_arena(&head, &payload).await?;
-                let Some(payload) = self.port.arena.lend(whole) else {
-                    return Err(Error::new(ErrorCode::Internal, "memory of the arena is not in the arena"));
-                };
-                LinkBuffer::Whole(payload)
+                let whole = self.port.arena.lend(whole);
+                (self.wait_open(|machine| machine.begin_write(request_id)).await?, whole.map(LinkBuffer::Whole))
             }
         };
-        self.counters.set(counters);
-        let slot = self.wait_open(|machine| machine.begin_write(request_id)).await;
-        let slot = match slot {
-            Ok(slot) => slot,
-            Err(error) => {
-                self.port.give_back(buffer);
-                return Err(error);
-            }
-        };
+        let buffer = buffer.expect("a pooled buffer is taken once, and memory of the arena lies in the arena");
+        self.count(|counters| {
+            counters.writes += 1;
+            counters.payload_bytes += payload_bytes;
+        });
         let target = self.ring.memory.part(u64::from(slot) * u64::from(self.ring.slot_bytes), slot_bytes as u64);
         let target = target.expect("slots lie in the ring: its length is their sum");
         let request = SendRequest::write(buffer, target).immediate(immediate(slot, request_id)).token(u64::from(slot));
@@ -250,14 +253,12 @@ impl Link {
         let crc = self.checksum.of_payload(&payload);
         let head = encode_head(kind, request_id, body, payload.len(), crc)?;
         let length = head.len() + payload.len();
-        let mut buffer = self.port.send_buffer().await;
-        buffer[..head.len()].copy_from_slice(&head);
-        buffer[head.len()..length].copy_from_slice(&payload);
+        let mut pooled = self.port.send_buffer().await;
+        pooled.bytes()[..head.len()].copy_from_slice(&head);
+        pooled.bytes()[head.len()..length].copy_from_slice(&payload);
+        self.wait_open(|machine| machine.begin_send().then_some(())).await?;
+        let buffer = pooled.take().expect("a pooled buffer is taken once");
         let buffer = LinkBuffer::Staged { buffer, length };
-        if let Err(error) = self.wait_open(|machine| machine.begin_send().then_some(())).await {
-            self.port.give_back(buffer);
-            return Err(error);
-        }
         if let Err(status) = self.post(SendRequest::send(buffer)) {
             self.machine.borrow_mut().send_completed(Some(&status));
             self.act();
