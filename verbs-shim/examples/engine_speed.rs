@@ -5,10 +5,14 @@
 //! the kernel's; the receiver takes them out of that buffer. The two are timed apart: a socket path has them on two
 //! cores, and pays the system calls on top.
 
+#[path = "../tests/engine_pair/mod.rs"]
+mod engine_pair;
+
 use std::time::{Duration, Instant};
 
+use engine_pair::{End, Setup};
 use verbs_shim::soft::engine::*;
-use verbs_shim::soft::icrc::{Ipv4Fields, NetworkHeader};
+use verbs_shim::soft::icrc::NetworkHeader;
 use verbs_shim::soft::packet::PACKET_BYTES_MAX;
 use verbs_shim::verbs::*;
 
@@ -77,45 +81,17 @@ impl Batch {
 }
 
 fn measure(read: bool, bytes: u32, total: u64) -> Measured {
-    let addresses = ["[fd00::1]:4791".parse().unwrap(), "[fd00::2]:4791".parse().unwrap()];
+    let addresses = engine_pair::addresses();
     let mut engines: [Engine<Vec<u8>>; 2] = [0, 1].map(|_| Engine::new(EngineConfig::default()));
-    let mut ends = Vec::new();
-    for engine in &mut engines {
-        let domain = engine.create_domain();
-        let key = engine.register(domain, vec![1; REGION_BYTES], 0, Access::ALL).unwrap();
-        let queue = engine.create_completion_queue(512).unwrap();
-        let config = QueuePairConfig {
-            domain,
-            send_completions: queue,
-            receive_completions: queue,
-            shared_receives: None,
-            send_depth: 128,
-            receive_depth: 1,
-            inline_bytes_max: 64,
-            signal_all: false,
-        };
-        ends.push((engine.create_queue_pair(config).unwrap(), key, queue));
-    }
-    for side in 0..2 {
-        let receive = ReceiveAttributes {
-            local: addresses[side],
-            peer: addresses[1 - side],
-            ipv4: Ipv4Fields::PLAIN_SOCKET,
-            destination: ends[1 - side].0,
-            mtu: Mtu::Bytes4096,
-            receive_psn: 0,
-            responder_depth: 16,
-            rnr_timer: 1,
-        };
-        engines[side].to_init(ends[side].0, Access::ALL).unwrap();
-        engines[side].to_ready_to_receive(ends[side].0, &receive).unwrap();
-        engines[side].to_ready_to_send(ends[side].0, &SendAttributes::default()).unwrap();
-    }
-    let headers = [NetworkHeader::new(addresses[1], addresses[0]), NetworkHeader::new(addresses[0], addresses[1])];
+    let setup = Setup { completions: 512, send_depth: 128, receive_depth: 1, ..Setup::default() };
+    let ends = engine_pair::pair(&mut engines, addresses, REGION_BYTES, &setup, |_, how| {
+        how.receive.mtu = Mtu::Bytes4096;
+    });
+    let headers = engine_pair::headers(addresses);
     let mut batch = Batch::new();
     let (mut posted, mut done) = (0u64, 0u64);
-    let (number, key, queue) = ends[0];
-    let remote_key = ends[1].1;
+    let End { number, key, queue, .. } = ends[0];
+    let remote_key = ends[1].key;
     let (mut sending, mut receiving) = (Duration::ZERO, Duration::ZERO);
     let data_from = read as usize;
     let start = Instant::now();

@@ -7,9 +7,10 @@
 //! Invariants
 //! - Ranges of two buffers never overlap; splitting is the only way to get two of one.
 //! - A region is deregistered, and its memory unmapped, when the last buffer of it is dropped; buffers of outstanding
-//!   work requests count.
+//!   work requests count. Memory that the device does not let go of is leaked.
 
 use std::fmt;
+use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -71,15 +72,25 @@ unsafe impl StableMemory for Pages {
     }
 }
 
-/// A registration and the memory it is for, in the order in which they must go.
+/// A registration and the memory it is for, which goes only when the device has let go of it.
 pub(crate) struct Region {
-    raw: RawRegion,
-    _memory: Box<dyn StableMemory>,
+    raw: ManuallyDrop<RawRegion>,
+    memory: ManuallyDrop<Box<dyn StableMemory>>,
 }
 
 impl Region {
     pub(crate) fn new(raw: RawRegion, memory: Box<dyn StableMemory>) -> Arc<Self> {
-        Arc::new(Region { raw, _memory: memory })
+        Arc::new(Region { raw: ManuallyDrop::new(raw), memory: ManuallyDrop::new(memory) })
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        // SAFETY: taken once, here.
+        if unsafe { ManuallyDrop::take(&mut self.raw) }.destroy() {
+            // SAFETY: likewise.
+            unsafe { ManuallyDrop::drop(&mut self.memory) };
+        }
     }
 }
 

@@ -57,7 +57,7 @@ pub(crate) enum RawDomain {
 
 impl RawDomain {
     /// # Safety
-    /// The range stays mapped, and writable if `access` allows writing, until the region is dropped.
+    /// The range stays mapped, and writable if `access` allows writing, until [`RawRegion::destroy`] answers true.
     pub(crate) unsafe fn register(&self, start: *mut u8, bytes: usize, access: Access) -> Result<RawRegion, Error> {
         // SAFETY: the caller's promise.
         unsafe {
@@ -131,6 +131,17 @@ impl RawRegion {
             RawRegion::Ibv(region) => region.remote_key(),
         }
     }
+
+    /// Deregisters it; whether the device has let go of the memory. If not, it must stay for ever.
+    pub(crate) fn destroy(self) -> bool {
+        match self {
+            RawRegion::Soft(region) => {
+                drop(region);
+                true
+            }
+            RawRegion::Ibv(mut region) => region.destroy(),
+        }
+    }
 }
 
 #[derive(Clone)]
@@ -199,6 +210,14 @@ pub(crate) enum RawSharedReceiveQueue {
 }
 
 impl RawSharedReceiveQueue {
+    /// Destroys it; whether the device has let go of the memory of its requests. Nobody else may have it.
+    pub(crate) fn destroy(self) -> bool {
+        match self {
+            RawSharedReceiveQueue::Soft(queue) => queue.destroy(),
+            RawSharedReceiveQueue::Ibv(mut queue) => queue.destroy(),
+        }
+    }
+
     /// # Safety
     /// As for [`RawQueuePair::post_receive`].
     #[inline]
@@ -219,6 +238,17 @@ pub(crate) enum RawQueuePair {
 }
 
 impl RawQueuePair {
+    /// Destroys it; whether the device has let go of the memory of its requests. If not, it must stay for ever.
+    pub(crate) fn destroy(self) -> bool {
+        match self {
+            RawQueuePair::Soft(pair) => {
+                drop(pair);
+                true
+            }
+            RawQueuePair::Ibv(mut pair) => pair.destroy(),
+        }
+    }
+
     pub(crate) fn number(&self) -> QueuePairNumber {
         match self {
             RawQueuePair::Soft(pair) => pair.number(),
@@ -270,7 +300,7 @@ impl RawQueuePair {
     }
 
     /// # Safety
-    /// The memory of the requests belongs to them until they complete or the queue pair is dropped.
+    /// The memory of the requests belongs to them until they complete or [`Self::destroy`] answers true.
     #[inline]
     pub(crate) unsafe fn post_send(&self, requests: &[WorkRequest<'_>]) -> Result<(), (usize, PostError)> {
         // SAFETY: the caller's promise.

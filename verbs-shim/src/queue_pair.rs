@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::mem::ManuallyDrop;
 use std::sync::Arc;
 
 use crate::Error;
@@ -33,10 +34,10 @@ fn data<'a>(owned: bool, pieces: &'a Pieces, inline: &'a [u8]) -> Data<'a> {
 }
 
 /// A reliable connection's end. `B` is what its work requests own. Dropping it destroys it and frees what outstanding
-/// requests own; to get that back, go [to error](Self::to_error) and poll first.
+/// requests own; to get that back, go [to error](Self::to_error) and poll first. If the device does not let go of it, that
+/// is leaked.
 pub struct QueuePair<B: Registered = Buffer> {
-    // First: the device forgets the queue pair before the memory of its requests goes.
-    raw: RawQueuePair,
+    raw: ManuallyDrop<RawQueuePair>,
     send: Ring<B>,
     receive: Option<Ring<B>>,
     shared: Option<SharedReceiveQueue<B>>,
@@ -48,16 +49,21 @@ pub struct QueuePair<B: Registered = Buffer> {
 struct Ring<B> {
     completions: Arc<Shared<B>>,
     id: RingId,
+    /// The table stays for ever, and with it what its requests own, for as long as they do not complete.
+    leaked: bool,
 }
 
 impl<B> Ring<B> {
     fn new(completions: &Arc<Shared<B>>, depth: u32) -> Result<Self, Error> {
-        Ok(Ring { id: completions.tables().add_ring(depth)?, completions: completions.clone() })
+        Ok(Ring { id: completions.tables().add_ring(depth)?, completions: completions.clone(), leaked: false })
     }
 }
 
 impl<B> Drop for Ring<B> {
     fn drop(&mut self) {
+        if self.leaked {
+            return std::mem::forget(self.completions.clone());
+        }
         let ring = self.completions.tables().remove_ring(self.id);
         // Buffers may free regions, and run code of the program's: not under the lock.
         drop(ring);
@@ -72,7 +78,7 @@ impl<B: Registered> QueuePair<B> {
         shared: Option<&SharedReceiveQueue<B>>,
         options: &QueuePairOptions,
     ) -> Result<Self, Error> {
-        let raw_shared = shared.map(|queue| &queue.hold.raw);
+        let raw_shared = shared.map(|queue| &*queue.hold.raw);
         let raw = domain.create_queue_pair(&send.shared.raw, &receive.shared.raw, raw_shared, options)?;
         raw.to_init(options.access)?;
         let inline_bytes_max = raw.inline_bytes_max(options) as usize;
@@ -80,9 +86,9 @@ impl<B: Registered> QueuePair<B> {
             receive.shared.tables().add_shared(&shared.hold.table);
         }
         Ok(QueuePair {
-            raw,
             send: Ring::new(&send.shared, options.send_depth)?,
             receive: shared.is_none().then(|| Ring::new(&receive.shared, options.receive_depth)).transpose()?,
+            raw: ManuallyDrop::new(raw),
             shared: shared.cloned(),
             receive_completions: receive.clone(),
             inline_bytes_max,
@@ -157,8 +163,8 @@ impl<B: Registered> QueuePair<B> {
         ring.unsignalled = if signalled { 0 } else { unsignalled + 1 };
         let data = data(buffer.is_some(), &pieces, inline);
         let id = ring.push(Entry { token, opcode, buffer });
-        // SAFETY: the ring owns the buffer until its completion, or until it is dropped, which is after the queue pair is
-        // (field order).
+        // SAFETY: the ring owns the buffer until its completion, or until it is dropped, which is after the queue pair was
+        // destroyed (`drop`).
         let result =
             unsafe { self.raw.post_send_one(WorkRequest { id, operation, data, signalled, fence, solicited }) };
         let Err((0, error)) = result else { return Ok(()) };
@@ -316,19 +322,32 @@ impl<B: Registered> QueuePair<B> {
     }
 }
 
+/// What it took out of a shared queue comes back as flushed; nobody else would know it any more.
+fn flush_shared<B: Registered>(pair: &RawQueuePair, shared: bool, receive_completions: &CompletionQueue<B>) {
+    if !shared || pair.to_error().is_err() {
+        return;
+    }
+    // A device flushes in its own time: a few microseconds. One that does not is not waited for.
+    for _ in 0..FLUSH_TRIES {
+        let collected = receive_completions.shared.collect();
+        if collected > 0 || matches!(pair, RawQueuePair::Soft(_)) {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_micros(100));
+    }
+}
+
 impl<B: Registered> Drop for QueuePair<B> {
     fn drop(&mut self) {
-        // What it took out of a shared queue comes back as flushed; nobody else would know it any more.
-        if self.shared.is_none() || self.raw.to_error().is_err() {
-            return;
-        }
-        // A device flushes in its own time: a few microseconds. One that does not is not waited for.
-        for _ in 0..FLUSH_TRIES {
-            let collected = self.receive_completions.shared.collect();
-            if collected > 0 || matches!(self.raw, RawQueuePair::Soft(_)) {
-                break;
-            }
-            std::thread::sleep(std::time::Duration::from_micros(100));
+        // Until it is known to have let go, also should something panic, the device may use what the requests own.
+        let shared = ManuallyDrop::new(self.shared.clone());
+        let mut rings = [Some(&mut self.send.leaked), self.receive.as_mut().map(|ring| &mut ring.leaked)];
+        rings.iter_mut().flatten().for_each(|leaked| **leaked = true);
+        flush_shared(&self.raw, self.shared.is_some(), &self.receive_completions);
+        // SAFETY: taken once, here.
+        if unsafe { ManuallyDrop::take(&mut self.raw) }.destroy() {
+            rings.into_iter().flatten().for_each(|leaked| *leaked = false);
+            drop(ManuallyDrop::into_inner(shared));
         }
     }
 }

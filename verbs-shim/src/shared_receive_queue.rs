@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::mem::ManuallyDrop;
 use std::sync::Arc;
 
 use crate::completion::SharedTable;
@@ -11,9 +12,18 @@ use crate::request::{CHUNK, Pieces, Receive, Refused, in_chunks, pieces_of};
 use crate::verbs::{PostError, ReceiveRequest};
 
 pub(crate) struct SharedHold<B> {
-    // First, as in `QueuePair`.
-    pub(crate) raw: RawSharedReceiveQueue,
+    pub(crate) raw: ManuallyDrop<RawSharedReceiveQueue>,
     pub(crate) table: Arc<SharedTable<B>>,
+}
+
+impl<B> Drop for SharedHold<B> {
+    fn drop(&mut self) {
+        // SAFETY: taken once, here. Queue pairs hold this, so that none is left that holds the queue itself.
+        if !unsafe { ManuallyDrop::take(&mut self.raw) }.destroy() {
+            // The device may still write to what its requests own.
+            std::mem::forget(self.table.clone());
+        }
+    }
 }
 
 /// A receive queue that several queue pairs take from. Cheap to clone.
@@ -23,7 +33,8 @@ pub struct SharedReceiveQueue<B = Buffer> {
 
 impl<B: Registered> SharedReceiveQueue<B> {
     pub(crate) fn new(raw: RawSharedReceiveQueue, depth: u32) -> Self {
-        SharedReceiveQueue { hold: Arc::new(SharedHold { raw, table: SharedTable::new(depth) }) }
+        let (raw, table) = (ManuallyDrop::new(raw), SharedTable::new(depth));
+        SharedReceiveQueue { hold: Arc::new(SharedHold { raw, table }) }
     }
 
     /// Posts a receive request; it completes on the completion queue of whichever queue pair takes it.
@@ -40,7 +51,7 @@ impl<B: Registered> SharedReceiveQueue<B> {
         if let Some(request) = request {
             return Err(Refused { error: PostError::QueueFull, request });
         }
-        // SAFETY: the table owns the buffer until its completion, or until it is dropped, after the queue.
+        // SAFETY: the table owns the buffer until its completion, or until it is dropped, after the queue was destroyed.
         let result = unsafe { self.hold.raw.post_receive(&[ReceiveRequest { id, pieces: pieces.as_slice() }]) };
         let Err((0, error)) = result else { return Ok(()) };
         Err(Refused { error, request: self.take_back(id) })

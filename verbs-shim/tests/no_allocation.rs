@@ -2,11 +2,13 @@
 
 #![allow(unsafe_code)]
 
+mod engine_pair;
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use engine_pair::{End, Setup};
 use verbs_shim::soft::engine::*;
-use verbs_shim::soft::icrc::{Ipv4Fields, NetworkHeader};
 use verbs_shim::soft::packet::PACKET_BYTES_MAX;
 use verbs_shim::verbs::*;
 
@@ -33,44 +35,13 @@ static ALLOCATOR: Counting = Counting;
 
 #[test]
 fn every_operation_runs_without_allocation() {
-    let addresses = ["[fd00::1]:4791".parse().unwrap(), "[fd00::2]:4791".parse().unwrap()];
+    let addresses = engine_pair::addresses();
     let mut engines: [Engine<Vec<u8>>; 2] = [0, 1].map(|_| Engine::new(EngineConfig::default()));
-    let mut ends = Vec::new();
-    for engine in &mut engines {
-        let domain = engine.create_domain();
-        let key = engine.register(domain, vec![1; 1 << 20], 0, Access::ALL).unwrap();
-        let queue = engine.create_completion_queue(256).unwrap();
-        let config = QueuePairConfig {
-            domain,
-            send_completions: queue,
-            receive_completions: queue,
-            shared_receives: None,
-            send_depth: 64,
-            receive_depth: 64,
-            inline_bytes_max: 64,
-            signal_all: false,
-        };
-        ends.push((engine.create_queue_pair(config).unwrap(), key, queue));
-    }
-    for side in 0..2 {
-        let receive = ReceiveAttributes {
-            local: addresses[side],
-            peer: addresses[1 - side],
-            ipv4: Ipv4Fields::PLAIN_SOCKET,
-            destination: ends[1 - side].0,
-            mtu: Mtu::Bytes1024,
-            receive_psn: 0,
-            responder_depth: 16,
-            rnr_timer: 1,
-        };
-        engines[side].to_init(ends[side].0, Access::ALL).unwrap();
-        engines[side].to_ready_to_receive(ends[side].0, &receive).unwrap();
-        engines[side].to_ready_to_send(ends[side].0, &SendAttributes::default()).unwrap();
-    }
-    let headers = [NetworkHeader::new(addresses[1], addresses[0]), NetworkHeader::new(addresses[0], addresses[1])];
+    let ends = engine_pair::pair(&mut engines, addresses, 1 << 20, &Setup::default(), |_, _| {});
+    let headers = engine_pair::headers(addresses);
     let mut buffer = vec![0u8; PACKET_BYTES_MAX];
-    let (number, key, queue) = ends[0];
-    let (peer, remote_key, peer_queue) = ends[1];
+    let End { number, key, queue, .. } = ends[0];
+    let End { number: peer, key: remote_key, queue: peer_queue, .. } = ends[1];
     let before = ALLOCATIONS.load(Ordering::Relaxed);
     let mut completions = 0;
     let mut now_ns = 0;

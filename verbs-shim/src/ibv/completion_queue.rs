@@ -9,7 +9,7 @@
 //!
 //! Cost: a poll copies 48 bytes a completion from the device's format into ours.
 
-use std::mem::MaybeUninit;
+use std::mem::{ManuallyDrop, MaybeUninit};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -28,7 +28,8 @@ pub(crate) struct CompletionQueue(Arc<Owned>);
 
 struct Owned {
     raw: NonNull<ibv_cq>,
-    channel: Channel,
+    /// Dropped when the queue is destroyed.
+    channel: ManuallyDrop<Channel>,
 }
 
 struct Channel {
@@ -43,9 +44,16 @@ unsafe impl Sync for Owned {}
 
 impl Drop for Owned {
     fn drop(&mut self) {
+        let context = &self.channel.context;
         // SAFETY: made by `ibv_create_cq`; queue pairs hold the queue, so that none is left; all events are
         // acknowledged. The channel goes after it.
-        unsafe { (self.channel.context.verbs().destroy_cq)(self.raw.as_ptr()) };
+        let answer = unsafe { (context.verbs().destroy_cq)(self.raw.as_ptr()) };
+        if answer == 0 {
+            // SAFETY: once, and nobody uses it after it.
+            unsafe { ManuallyDrop::drop(&mut self.channel) };
+        } else {
+            super::leaked(&context.attributes().name, "ibv_destroy_cq", answer);
+        }
     }
 }
 
@@ -68,7 +76,7 @@ impl CompletionQueue {
         // SAFETY: context and channel are alive; completion vector 0 is always there.
         let raw = unsafe { (context.verbs().create_cq)(context.raw(), places, no_cookie, channel.raw.as_ptr(), 0) };
         let raw = NonNull::new(raw).ok_or_else(|| context.last_error("ibv_create_cq"))?;
-        Ok(CompletionQueue(Arc::new(Owned { raw, channel })))
+        Ok(CompletionQueue(Arc::new(Owned { raw, channel: ManuallyDrop::new(channel) })))
     }
 
     /// Places: at least those asked for. A queue that more completions arrive at than fit breaks its queue pairs.

@@ -21,19 +21,20 @@ use crate::device::{Capabilities, DeviceAttributes, GidChoice, OpenOptions, Prov
 use crate::soft::engine::ControlError;
 use crate::verbs::{Mtu, SGE_MAX};
 
-/// The devices that libibverbs can drive, as their first ports are. None if the library is not there.
-///
-/// # Errors
-/// [`Error::Os`] when there are devices and not one of them can be opened.
-pub(crate) fn list() -> Result<Vec<DeviceAttributes>, Error> {
+/// The devices that libibverbs can drive, as their first ports are, and why the first of the others cannot be driven:
+/// [`Error::Os`]. None of either if the library is not there.
+pub(crate) fn list() -> (Vec<DeviceAttributes>, Option<Error>) {
     match Verbs::get() {
         Ok(verbs) => list_by(verbs, &Sysfs::default()),
-        Err(_) => Ok(Vec::new()),
+        Err(_) => (Vec::new(), None),
     }
 }
 
-pub(super) fn list_by(verbs: &'static Verbs, sysfs: &Sysfs) -> Result<Vec<DeviceAttributes>, Error> {
-    let devices = Devices::get(verbs)?;
+pub(super) fn list_by(verbs: &'static Verbs, sysfs: &Sysfs) -> (Vec<DeviceAttributes>, Option<Error>) {
+    let devices = match Devices::get(verbs) {
+        Ok(devices) => devices,
+        Err(error) => return (Vec::new(), Some(error)),
+    };
     let (mut listed, mut first_error) = (Vec::new(), None);
     for (name, device) in devices.iter() {
         let opened = Opened::open(verbs, &name, device);
@@ -43,10 +44,7 @@ pub(super) fn list_by(verbs: &'static Verbs, sysfs: &Sysfs) -> Result<Vec<Device
             Err(error) => first_error = first_error.or(Some(error)),
         }
     }
-    match first_error {
-        Some(error) if listed.is_empty() => Err(error),
-        _ => Ok(listed),
-    }
+    (listed, first_error)
 }
 
 /// What `ibv_get_device_list` returns; freed when dropped.

@@ -1,6 +1,7 @@
 //! Protection domains and memory regions.
 //!
-//! Owns: `ibv_pd` and `ibv_mr`. The memory below a region belongs to who registered it, and must outlive the region.
+//! Owns: `ibv_pd` and `ibv_mr`. The memory below a region belongs to who registered it, and must outlive the region: for
+//! ever, if [`Region::destroy`] answers false.
 
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -50,7 +51,7 @@ impl Domain {
     /// locked memory does not allow it.
     ///
     /// # Safety
-    /// The memory must stay mapped until the region is dropped. While the device may write to it (by a posted
+    /// The memory must stay mapped until [`Region::destroy`] answers true. While the device may write to it (by a posted
     /// request, or by the peer through the rights given here), nothing else may hold a reference to those bytes.
     pub(crate) unsafe fn register(&self, start: *mut u8, bytes: usize, access: Access) -> Result<Region, Error> {
         let remote_writes = access.0 & (Access::REMOTE_WRITE | Access::REMOTE_ATOMIC).0 != 0;
@@ -66,7 +67,12 @@ impl Domain {
         let raw = NonNull::new(raw).ok_or_else(|| context.last_error("ibv_reg_mr"))?;
         // SAFETY: `ibv_reg_mr` filled the keys, which never change.
         let (local_key, remote_key) = unsafe { ((*raw.as_ptr()).lkey, (*raw.as_ptr()).rkey) };
-        Ok(Region { raw, local_key: MemoryKey(local_key), remote_key: MemoryKey(remote_key), domain: self.clone() })
+        Ok(Region {
+            raw: Some(raw),
+            local_key: MemoryKey(local_key),
+            remote_key: MemoryKey(remote_key),
+            domain: self.clone(),
+        })
     }
 
     /// Makes a shared receive queue of at least `depth` places.
@@ -105,13 +111,14 @@ impl Domain {
 
 /// Registered memory; deregistered when dropped.
 pub(crate) struct Region {
-    raw: NonNull<ibv_mr>,
+    /// `None` once destroying was tried.
+    raw: Option<NonNull<ibv_mr>>,
     local_key: MemoryKey,
     remote_key: MemoryKey,
     domain: Domain,
 }
 
-// SAFETY: the pointer is used once, for deregistering; keys and domain are plain or `Sync` data.
+// SAFETY: the pointer is used once, for deregistering, by `&mut`; keys and domain are plain or `Sync` data.
 unsafe impl Send for Region {}
 // SAFETY: as above.
 unsafe impl Sync for Region {}
@@ -127,11 +134,23 @@ impl Region {
     pub(crate) fn remote_key(&self) -> MemoryKey {
         self.remote_key
     }
+
+    /// Deregisters it; whether the device has let go of the memory. Only the first call does something.
+    pub(crate) fn destroy(&mut self) -> bool {
+        let Some(raw) = self.raw.take() else { return false };
+        let context = self.domain.context();
+        // SAFETY: made by `ibv_reg_mr`, taken out once. When it succeeds the device refuses its keys from here on.
+        let answer = unsafe { (context.verbs().dereg_mr)(raw.as_ptr()) };
+        if answer != 0 {
+            super::leaked(&context.attributes().name, "ibv_dereg_mr", answer);
+            std::mem::forget(self.domain.clone());
+        }
+        answer == 0
+    }
 }
 
 impl Drop for Region {
     fn drop(&mut self) {
-        // SAFETY: made by `ibv_reg_mr`, dropped once. From here on the device refuses its keys.
-        unsafe { (self.domain.context().verbs().dereg_mr)(self.raw.as_ptr()) };
+        self.destroy();
     }
 }

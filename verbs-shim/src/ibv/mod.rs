@@ -13,6 +13,8 @@
 //! Invariants
 //! - Each object holds its parents, so that libibverbs sees them destroyed in the order that it asks for: queue
 //!   pair, shared receive queue, completion queue, region, domain, context.
+//! - What could not be destroyed is leaked with all that it uses, never freed: `destroy` says whether the device has
+//!   let go. A device that has not may go on using its memory.
 //! - Posting and polling allocate nothing and call the device's functions as libibverbs' own inline functions do.
 //! - All objects are `Send` and `Sync`: libibverbs locks within each object.
 
@@ -34,6 +36,15 @@ pub(crate) use completion_queue::CompletionQueue;
 pub(crate) use device::{Context, list};
 pub(crate) use memory::{Domain, Region};
 pub(crate) use queue_pair::{QueuePair, SharedReceiveQueue};
+
+/// Says on standard error that the device did not let go of something, which is leaked. There is nobody to answer to:
+/// it happens when things are dropped.
+#[cold]
+fn leaked(device: &str, call: &str, answer: std::ffi::c_int) {
+    if let Err(error) = checked(answer) {
+        eprintln!("verbs-shim: {device}: {call} failed: {error}; it is leaked, with the memory that it may use");
+    }
+}
 
 /// What a function returned that answers 0, or an error number, or -1 and sets `errno`.
 fn checked(answer: std::ffi::c_int) -> Result<(), std::io::Error> {

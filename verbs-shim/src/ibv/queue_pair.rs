@@ -32,6 +32,8 @@ const HOP_LIMIT: u8 = 64;
 /// A reliable-connected queue pair.
 pub(crate) struct QueuePair {
     raw: NonNull<ibv_qp>,
+    /// Destroying was tried.
+    destroyed: bool,
     number: QueuePairNumber,
     psn: u32,
     inline_bytes_max: u32,
@@ -55,12 +57,27 @@ unsafe impl Sync for QueuePair {}
 
 impl Drop for QueuePair {
     fn drop(&mut self) {
-        // SAFETY: made by `ibv_create_qp`, destroyed once, before everything that it uses.
-        unsafe { (self.context().verbs().destroy_qp)(self.raw()) };
+        self.destroy();
     }
 }
 
 impl QueuePair {
+    /// Destroys it; whether the device has let go of the memory of its requests. Only the first call does something; after
+    /// it only dropping is allowed.
+    pub(crate) fn destroy(&mut self) -> bool {
+        if std::mem::replace(&mut self.destroyed, true) {
+            return false;
+        }
+        // SAFETY: made by `ibv_create_qp`, destroyed once, before everything that it uses.
+        let answer = unsafe { (self.context().verbs().destroy_qp)(self.raw()) };
+        if answer != 0 {
+            super::leaked(&self.context().attributes().name, "ibv_destroy_qp", answer);
+            let used = (self.shared.clone(), self._send.clone(), self._receive.clone(), self.domain.clone());
+            std::mem::forget(used);
+        }
+        answer == 0
+    }
+
     pub(super) fn create(
         domain: &Domain,
         send: &CompletionQueue,
@@ -121,6 +138,7 @@ impl QueuePair {
         let number = QueuePairNumber(unsafe { (*raw.as_ptr()).qp_num });
         Ok(QueuePair {
             raw,
+            destroyed: false,
             number,
             psn,
             inline_bytes_max,
@@ -482,6 +500,7 @@ pub(crate) struct SharedReceiveQueue(Arc<OwnedSharedQueue>);
 
 struct OwnedSharedQueue {
     raw: NonNull<ibv_srq>,
+    destroyed: bool,
     domain: Domain,
 }
 
@@ -490,10 +509,26 @@ unsafe impl Send for OwnedSharedQueue {}
 // SAFETY: as above.
 unsafe impl Sync for OwnedSharedQueue {}
 
+impl OwnedSharedQueue {
+    /// As [`QueuePair::destroy`].
+    fn destroy(&mut self) -> bool {
+        if std::mem::replace(&mut self.destroyed, true) {
+            return false;
+        }
+        let context = self.domain.context();
+        // SAFETY: made by `ibv_create_srq`, destroyed once; queue pairs hold it, so that none is left.
+        let answer = unsafe { (context.verbs().destroy_srq)(self.raw.as_ptr()) };
+        if answer != 0 {
+            super::leaked(&context.attributes().name, "ibv_destroy_srq", answer);
+            std::mem::forget(self.domain.clone());
+        }
+        answer == 0
+    }
+}
+
 impl Drop for OwnedSharedQueue {
     fn drop(&mut self) {
-        // SAFETY: made by `ibv_create_srq`; queue pairs hold it, so that none is left.
-        unsafe { (self.domain.context().verbs().destroy_srq)(self.raw.as_ptr()) };
+        self.destroy();
     }
 }
 
@@ -514,7 +549,7 @@ impl SharedReceiveQueue {
         // SAFETY: the domain is alive; the attributes outlive the call.
         let raw = unsafe { (context.verbs().create_srq)(domain.raw(), &mut attributes) };
         let raw = NonNull::new(raw).ok_or_else(|| context.last_error("ibv_create_srq"))?;
-        Ok(SharedReceiveQueue(Arc::new(OwnedSharedQueue { raw, domain: domain.clone() })))
+        Ok(SharedReceiveQueue(Arc::new(OwnedSharedQueue { raw, destroyed: false, domain: domain.clone() })))
     }
 
     /// Posts receive requests in order, in chains of up to 16.
@@ -528,6 +563,12 @@ impl SharedReceiveQueue {
     pub(crate) unsafe fn post_receive(&self, requests: &[ReceiveRequest<'_>]) -> Result<(), (usize, PostError)> {
         // SAFETY: the queue is alive; for the memory the caller vouches.
         unsafe { post::receive_shared(self.raw(), requests) }
+    }
+
+    /// Destroys it, if nobody else has it; whether the device has let go of the memory of its requests. After it only
+    /// dropping is allowed.
+    pub(crate) fn destroy(&mut self) -> bool {
+        Arc::get_mut(&mut self.0).is_some_and(OwnedSharedQueue::destroy)
     }
 
     #[inline]

@@ -312,6 +312,11 @@ impl Drop for SharedReceiveQueueHold {
 pub(crate) struct SharedReceiveQueue(Arc<SharedReceiveQueueHold>);
 
 impl SharedReceiveQueue {
+    /// Destroys it; false if somebody else has it.
+    pub(crate) fn destroy(self) -> bool {
+        Arc::into_inner(self.0).is_some()
+    }
+
     /// # Safety
     /// The memory of the requests belongs to them until they complete or the queue is gone.
     pub(crate) unsafe fn post_receive(&self, requests: &[ReceiveRequest<'_>]) -> Result<(), (usize, PostError)> {

@@ -58,23 +58,40 @@ fn connected(a: &Side, b: &Side, options: &ConnectOptions) -> (QueuePair, QueueP
     (here, there)
 }
 
+/// Half a minute without a call: many times what a peer without an answer waits before it gives up.
 #[test]
 fn a_peer_that_computes_for_long_keeps_its_connections() {
-    let (mut active, computing) = (Side::new(Progress::Polled), Side::new(Progress::Thread));
-    // Without anybody answering, this gives up after 4 * 34 ms.
-    let (here, _there) = connected(&active, &computing, &ConnectOptions { timeout: 13, ..hasty() });
+    const COMPUTES: Duration = Duration::from_secs(30);
+    let (mut active, mut computing) = (Side::new(Progress::Polled), Side::new(Progress::Thread));
+    // Without anybody answering, this gives up after 4 * 134 ms.
+    let (here, there) = connected(&active, &computing, &ConnectOptions { timeout: 15, ..hasty() });
     let memory = computing.domain.expose(4096, Access::ALL).unwrap();
-    let end = Instant::now() + Duration::from_secs(3);
-    let mut writes = 0u64;
-    while Instant::now() < end {
+    let remote = memory.remote();
+    there.post_receive(Receive::new(computing.buffer(0, 8))).unwrap();
+    assert_eq!(computing.completions.poll(&mut computing.done).unwrap(), 0);
+    let computer = std::thread::spawn(move || {
+        let (end, mut sum) = (Instant::now() + COMPUTES, 1u64);
+        while Instant::now() < end {
+            (0..100_000).for_each(|step| sum = std::hint::black_box(sum.wrapping_mul(step | 1)));
+        }
+        (computing.completions.poll(&mut computing.done).unwrap(), computing, there)
+    });
+    let (start, mut writes) = (Instant::now(), 0u64);
+    // The last one leaves while the peer still computes.
+    while start.elapsed() < COMPUTES - Duration::from_secs(1) {
         let mut buffer = active.buffer(0, 8);
         buffer.copy_from_slice(&writes.to_ne_bytes());
-        here.post_send(SendRequest::write(buffer, memory.remote())).unwrap();
+        here.post_send(SendRequest::write(buffer, remote)).unwrap();
         assert_eq!(active.next().status, WcStatus::Success, "after {writes} writes");
         writes += 1;
-        // The other side does not call anything meanwhile; pauses of all lengths between requests.
+        // Pauses of all lengths between requests.
         std::thread::sleep(Duration::from_micros(writes % 50 * 100));
     }
+    here.post_send(SendRequest::send(active.buffer(7, 8))).unwrap();
+    assert_eq!(active.next().status, WcStatus::Success);
+    assert!(!computer.is_finished());
+    let (found, computing, _there) = computer.join().unwrap();
+    assert_eq!((found, computing.done[0].opcode), (1, WcOpcode::Recv), "found by the first poll after half a minute");
     assert_eq!(memory.load(0), writes - 1);
 }
 

@@ -4,6 +4,7 @@ use verbs_shim::soft::engine::*;
 use verbs_shim::soft::icrc::{NetworkHeader, PathCrc};
 use verbs_shim::verbs::*;
 
+use crate::engine_pair::{self, Attributes, Setup};
 use crate::network::{Faults, Network};
 
 const START: u64 = 0x10_0000;
@@ -18,43 +19,32 @@ struct Pair {
 }
 
 impl Pair {
-    fn new(change: impl Fn(usize, &mut ReceiveAttributes, &mut SendAttributes, &mut Access)) -> Self {
+    fn new(change: impl Fn(usize, &mut Attributes)) -> Self {
         let faults = Faults { delay_ns: 5_000, ..Faults::default() };
         let mut network = Network::new(1, faults, false);
-        let mut numbers = [QueuePairNumber(0); 2];
-        let queues = [0, 1].map(|side: usize| network.engines[side].create_completion_queue(64).unwrap());
-        let mut keys = [MemoryKey(0); 2];
-        let domains = [network.engines[0].create_domain(), network.engines[1].create_domain()];
-        for side in 0..2 {
-            let engine = &mut network.engines[side];
-            keys[side] = engine.register(domains[side], vec![side as u8 + 1; 1 << 20], START, Access::ALL).unwrap();
-            let config = QueuePairConfig {
-                domain: domains[side],
-                send_completions: queues[side],
-                receive_completions: queues[side],
-                shared_receives: None,
-                send_depth: 32,
-                receive_depth: 32,
-                inline_bytes_max: 32,
-                signal_all: false,
-            };
-            numbers[side] = engine.create_queue_pair(config).unwrap();
+        let setup = Setup {
+            start: START,
+            completions: 64,
+            send_depth: 32,
+            receive_depth: 32,
+            inline_bytes_max: 32,
+            ..Setup::default()
+        };
+        let ends = engine_pair::pair(&mut network.engines, network.addresses, 1 << 20, &setup, |side, how| {
+            how.send.timeout = 8;
+            change(side, how);
+        });
+        Pair {
+            network,
+            numbers: ends.map(|end| end.number),
+            queues: ends.map(|end| end.queue),
+            keys: ends.map(|end| end.key),
+            domains: ends.map(|end| end.domain),
         }
-        for side in 0..2 {
-            let mut receive = network.receive_attributes(side, numbers[1 - side]);
-            let mut send = SendAttributes { timeout: 8, ..SendAttributes::default() };
-            let mut access = Access::ALL;
-            change(side, &mut receive, &mut send, &mut access);
-            let engine = &mut network.engines[side];
-            engine.to_init(numbers[side], access).unwrap();
-            engine.to_ready_to_receive(numbers[side], &receive).unwrap();
-            engine.to_ready_to_send(numbers[side], &send).unwrap();
-        }
-        Pair { network, numbers, queues, keys, domains }
     }
 
     fn plain() -> Self {
-        Pair::new(|_, _, _, _| {})
+        Pair::new(|_, _| {})
     }
 
     fn post(&mut self, id: u64, operation: Operation, length: u32) -> Result<(), PostError> {
@@ -139,7 +129,7 @@ fn wrong_keys_ranges_and_rights_are_remote_access_errors_and_flush_the_rest() {
 #[test]
 fn operations_that_the_queue_pair_does_not_allow_are_invalid_requests() {
     for (missing, kind) in [(Access::REMOTE_WRITE, 0), (Access::REMOTE_READ, 1), (Access::REMOTE_ATOMIC, 2)] {
-        let mut pair = Pair::new(|_, _, _, access| access.0 &= !missing.0);
+        let mut pair = Pair::new(|_, how| how.access.0 &= !missing.0);
         let operation = match kind {
             0 => pair.write(START),
             1 => pair.read(START),
@@ -155,7 +145,7 @@ fn operations_that_the_queue_pair_does_not_allow_are_invalid_requests() {
 
 #[test]
 fn a_peer_with_too_many_reads_outstanding_is_refused() {
-    let mut pair = Pair::new(|side, receive, _, _| receive.responder_depth = if side == 1 { 0 } else { 16 });
+    let mut pair = Pair::new(|side, how| how.receive.responder_depth = if side == 1 { 0 } else { 16 });
     pair.post(1, pair.read(START), 8).unwrap();
     assert_eq!(pair.finish(0), [(1, RemInvReqErr)]);
 }
@@ -200,9 +190,9 @@ fn memory_deregistered_under_a_request_fails_it() {
 
 #[test]
 fn an_empty_receive_queue_costs_rnr_retries_and_then_the_connection() {
-    let mut pair = Pair::new(|_, receive, send, _| {
-        receive.rnr_timer = 10; // 0.32 ms
-        send.rnr_retry_count = 3;
+    let mut pair = Pair::new(|_, how| {
+        how.receive.rnr_timer = 10; // 0.32 ms
+        how.send.rnr_retry_count = 3;
     });
     let start = pair.network.now_ns;
     pair.post(1, Operation::Send { immediate: Some(1) }, 10).unwrap();
@@ -230,7 +220,7 @@ fn seven_rnr_retries_are_for_ever_and_end_with_the_receive_request() {
 
 #[test]
 fn a_peer_that_is_gone_costs_all_retries_and_then_the_connection() {
-    let mut pair = Pair::new(|_, _, send, _| send.retry_count = 3);
+    let mut pair = Pair::new(|_, how| how.send.retry_count = 3);
     pair.network.faults.partitions.push((0, u64::MAX));
     let start = pair.network.now_ns;
     for id in 1..4 {
@@ -244,14 +234,14 @@ fn a_peer_that_is_gone_costs_all_retries_and_then_the_connection() {
 
 #[test]
 fn different_mtus_are_found_out() {
-    let mut pair = Pair::new(|side, receive, _, _| receive.mtu = [Mtu::Bytes1024, Mtu::Bytes2048][side]);
+    let mut pair = Pair::new(|side, how| how.receive.mtu = [Mtu::Bytes1024, Mtu::Bytes2048][side]);
     pair.post(1, pair.write(START), 5000).unwrap();
     assert_eq!(pair.finish(0), [(1, RemInvReqErr)]);
 }
 
 #[test]
 fn a_peer_that_restarted_with_another_psn_costs_the_connection_and_touches_nothing() {
-    let mut pair = Pair::new(|side, receive, _, _| receive.receive_psn = [0, 5000][side]);
+    let mut pair = Pair::new(|side, how| how.receive.receive_psn = [0, 5000][side]);
     pair.post(1, pair.write(START), 100).unwrap();
     assert_eq!(pair.finish(0)[0].0, 1);
     assert_eq!(pair.network.engines[1].region(pair.keys[1]).unwrap()[0], 2);
@@ -349,7 +339,7 @@ fn posting_reports_what_does_not_fit() {
 #[test]
 fn long_reads_stay_in_the_window_and_restart_where_a_packet_is_missing() {
     for loss in [0.0, 0.02] {
-        let mut pair = Pair::new(|_, _, send, _| (send.read_window_bytes, send.initiator_depth) = (20_000, 2));
+        let mut pair = Pair::new(|_, how| (how.send.read_window_bytes, how.send.initiator_depth) = (20_000, 2));
         pair.network.faults.loss = loss;
         pair.network.engines[1].region_mut(pair.keys[1]).unwrap().iter_mut().enumerate().for_each(|(at, byte)| {
             *byte = (at * 7 / 3) as u8;

@@ -2,9 +2,11 @@
 //! `rxe_resp.c`). rxe takes some things that the specification leaves open in its own way: these must fit.
 
 use verbs_shim::soft::engine::*;
-use verbs_shim::soft::icrc::{Ipv4Fields, NetworkHeader, PathCrc};
+use verbs_shim::soft::icrc::{NetworkHeader, PathCrc};
 use verbs_shim::soft::packet::*;
 use verbs_shim::verbs::*;
+
+use crate::engine_pair::{Attributes, End, Setup};
 
 const START: u64 = 0x4000;
 const MTU: u32 = 256;
@@ -26,35 +28,21 @@ impl Bench {
     fn new(local: &str, peer: &str, source_port: u16) -> Self {
         let (local, peer) = (local.parse().unwrap(), peer.parse().unwrap());
         let mut engine = Engine::new(EngineConfig::default());
-        let domain = engine.create_domain();
         let memory = (0..1 << 16).map(|at| (at * 7 / 5) as u8).collect();
-        let key = engine.register(domain, memory, START, Access::ALL).unwrap();
-        let queue = engine.create_completion_queue(64).unwrap();
-        let config = QueuePairConfig {
-            domain,
-            send_completions: queue,
-            receive_completions: queue,
-            shared_receives: None,
+        let setup = Setup {
+            start: START,
+            completions: 64,
             send_depth: 16,
             receive_depth: 16,
             inline_bytes_max: 0,
             signal_all: true,
         };
-        let number = engine.create_queue_pair(config).unwrap();
-        engine.to_init(number, Access::ALL).unwrap();
-        let receive = ReceiveAttributes {
-            local,
-            peer,
-            ipv4: Ipv4Fields::PLAIN_SOCKET,
-            destination: QueuePairNumber(17),
-            mtu: Mtu::Bytes256,
-            receive_psn: 0,
-            responder_depth: 4,
-            rnr_timer: 12,
-        };
-        engine.to_ready_to_receive(number, &receive).unwrap();
-        let send = SendAttributes { initiator_depth: 4, ..SendAttributes::default() };
-        engine.to_ready_to_send(number, &send).unwrap();
+        let end = End::new(&mut engine, memory, &setup);
+        let mut how = Attributes::new(local, peer, QueuePairNumber(17));
+        (how.receive.mtu, how.receive.responder_depth, how.receive.rnr_timer) = (Mtu::Bytes256, 4, 12);
+        how.send.initiator_depth = 4;
+        end.connect(&mut engine, &how);
+        let End { number, queue, key, .. } = end;
         let mut source = peer;
         source.set_port(source_port);
         let incoming = PathCrc::new(NetworkHeader::new(source, local));

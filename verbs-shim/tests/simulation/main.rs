@@ -2,6 +2,8 @@
 //!
 //! `SIM_SEED=n cargo test --release --test simulation one_seed -- --nocapture` replays a seed.
 
+#[path = "../engine_pair/mod.rs"]
+mod engine_pair;
 mod errors;
 mod interop;
 mod model;

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use verbs_shim::verbs::{MemoryKey, QueuePairState, WcOpcode, WcStatus};
-use verbs_shim::{Capabilities, ConnectOptions, RemoteMemory, SendRequest};
+use verbs_shim::{Capabilities, ConnectOptions, Receive, RemoteMemory, SendRequest};
 
 use crate::link::{End, Link, Result, expect, fill};
 
@@ -12,6 +12,8 @@ const MESSAGES: usize = 8;
 /// Above this size there are [`MESSAGES_LONG`] of them.
 const LONG_BYTES: usize = 64 << 10;
 const MESSAGES_LONG: usize = 2;
+/// Queue pairs that share a receive queue.
+const SHARING: usize = 2;
 const ATOMICS: u64 = 64;
 
 struct Case {
@@ -35,6 +37,7 @@ const CASES: &[Case] = &[
         check: written_immediate,
     },
     Case { name: "read", sized: true, needs: always, act: read, check: was_read },
+    Case { name: "send to a shared receive queue", sized: true, needs: shared, act: send_shared, check: sent_shared },
     Case { name: "unsignalled writes in batches", sized: false, needs: always, act: batches, check: batched },
     Case { name: "fetch and add", sized: false, needs: atomics, act: fetch_add, check: added },
     Case { name: "compare and swap", sized: false, needs: atomics, act: compare_swap, check: swapped },
@@ -53,6 +56,10 @@ fn immediate(can: &Capabilities) -> bool {
 
 fn atomics(can: &Capabilities) -> bool {
     can.atomics
+}
+
+fn shared(can: &Capabilities) -> bool {
+    can.shared_receive_queues
 }
 
 fn sizes(max: usize) -> Vec<usize> {
@@ -160,6 +167,42 @@ fn sent(link: &mut Link, end: &mut End, size: usize) -> Result<()> {
             return Err(format!("received {done:?}").into());
         }
         expect(&done.buffer.ok_or("a buffer did not come back")?, seed)?;
+    }
+    link.meet()
+}
+
+/// Each queue pair in turn.
+fn send_shared(link: &mut Link, end: &mut End, size: usize) -> Result<()> {
+    let pairs = link.more(end, SHARING, None)?;
+    link.meet()?;
+    for seed in 0..messages(size) {
+        let request = SendRequest::send(end.pattern(size, seed)?).token(seed);
+        pairs[seed as usize % SHARING].post_send(request).map_err(|refused| refused.error)?;
+    }
+    for _ in 0..messages(size) {
+        let done = end.succeed()?;
+        expect(&done.buffer.ok_or("a buffer did not come back")?, done.token)?;
+    }
+    link.meet()
+}
+
+fn sent_shared(link: &mut Link, end: &mut End, size: usize) -> Result<()> {
+    let queue = end.domain.create_shared_receive_queue(MESSAGES as u32)?;
+    let pairs = link.more(end, SHARING, Some(&queue))?;
+    let receive = |_| Ok(Receive::new(end.domain.allocate(size)?));
+    let mut receives = (0..messages(size)).map(receive).collect::<Result<VecDeque<_>>>()?;
+    queue.post_receives(&mut receives)?;
+    link.meet()?;
+    let mut next: Vec<u64> = (0..SHARING as u64).collect();
+    for _ in 0..messages(size) {
+        let done = end.succeed()?;
+        if (done.opcode, done.length_bytes as usize) != (WcOpcode::Recv, size) {
+            return Err(format!("received {done:?}").into());
+        }
+        let pair = pairs.iter().position(|pair| pair.number() == done.queue_pair);
+        let seed = &mut next[pair.ok_or("received by a queue pair that does not share")?];
+        expect(&done.buffer.ok_or("a buffer did not come back")?, *seed)?;
+        *seed += SHARING as u64;
     }
     link.meet()
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use verbs_shim::verbs::{Access, WcStatus};
 use verbs_shim::{
     Buffer, Completion, CompletionQueue, ConnectOptions, Context, Endpoint, Mtu, ProtectionDomain, QueuePair,
-    QueuePairOptions, Receive, RemoteBuffer, RemoteMemory,
+    QueuePairOptions, Receive, RemoteBuffer, RemoteMemory, SharedReceiveQueue,
 };
 
 pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
@@ -22,6 +22,9 @@ pub struct Setup {
 /// How long anything may take before it counts as failed.
 const PATIENCE: Duration = Duration::from_secs(60);
 const DEPTH: u32 = 256;
+/// Of the queues of [`Link::more`] connections, and how many of these an end has at most.
+const DEPTH_MORE: u32 = 16;
+const MORE_MAX: u32 = 4;
 const RESULT: &str = "result ";
 
 pub struct Link {
@@ -92,7 +95,7 @@ impl Link {
     /// A new connection, its memory of `bytes` open to the peer.
     pub fn open(&mut self, bytes: usize, options: &ConnectOptions) -> Result<End> {
         let domain = self.context.create_domain()?;
-        let completions = self.context.create_completion_queue(2 * DEPTH)?;
+        let completions = self.context.create_completion_queue(2 * DEPTH + MORE_MAX * 2 * DEPTH_MORE)?;
         let depths = QueuePairOptions { send_depth: DEPTH, receive_depth: DEPTH, ..QueuePairOptions::default() };
         let queue_pair = domain.create_queue_pair(&completions, &completions, &depths)?;
         let rights = if self.context.attributes().capabilities.atomics {
@@ -101,17 +104,43 @@ impl Link {
             Access::LOCAL_WRITE | Access::REMOTE_WRITE | Access::REMOTE_READ
         };
         let memory = domain.expose(bytes.max(8), rights)?;
+        let peer = self.connect(&queue_pair, Some(memory.remote()), options)?;
+        let peer = peer.ok_or("the other side told of no memory")?;
+        Ok(End { domain, completions, queue_pair, memory, peer, done: Vec::new() })
+    }
+
+    /// Connects a queue pair to one of the other side, which does the same; the memory that the other side told of.
+    fn connect(
+        &mut self,
+        queue_pair: &QueuePair,
+        memory: Option<RemoteMemory>,
+        options: &ConnectOptions,
+    ) -> Result<Option<RemoteMemory>> {
         let mut mine = queue_pair.endpoint();
-        mine.memory = Some(memory.remote());
+        mine.memory = memory;
         mine.mtu = mine.mtu.min(self.setup.mtu);
         let line: String = mine.to_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
         self.say(&line)?;
         let theirs = self.hear()?.ok_or("the other side is gone")?;
         let theirs = parse(&theirs)?;
         queue_pair.connect(&theirs, options)?;
-        let peer = theirs.memory.ok_or("the other side told of no memory")?;
         self.meet()?;
-        Ok(End { domain, completions, queue_pair, memory, peer, done: Vec::new() })
+        Ok(theirs.memory)
+    }
+
+    /// More connections of an end, as many as the other side makes; they take what they receive from `shared`, if given.
+    pub fn more(&mut self, end: &End, count: usize, shared: Option<&SharedReceiveQueue>) -> Result<Vec<QueuePair>> {
+        let depths = QueuePairOptions { send_depth: DEPTH_MORE, receive_depth: DEPTH_MORE, ..Default::default() };
+        let (domain, queue) = (&end.domain, &end.completions);
+        let open = |_| {
+            let queue_pair = match shared {
+                Some(shared) => domain.create_queue_pair_sharing(queue, queue, shared, &depths)?,
+                None => domain.create_queue_pair(queue, queue, &depths)?,
+            };
+            self.connect(&queue_pair, None, &self.options())?;
+            Ok(queue_pair)
+        };
+        (0..count).map(open).collect()
     }
 
     pub fn options(&self) -> ConnectOptions {

@@ -3,7 +3,7 @@
 use std::ffi::{c_char, c_int, c_uint, c_void};
 use std::sync::MutexGuard;
 
-use super::{CURRENT, Device, INLINE_BYTES_MAX, Posted, RING, Record};
+use super::{CURRENT, Device, INLINE_BYTES_MAX, Kind, Posted, RING, Record};
 use crate::ibv::abi::*;
 use crate::ibv::library::Verbs;
 
@@ -78,6 +78,9 @@ fn made<T>(object: T) -> *mut T {
     Box::into_raw(Box::new(object))
 }
 
+/// Places of the list.
+const LIST: usize = 2;
+
 unsafe extern "C" fn get_device_list(count: *mut c_int) -> *mut *mut ibv_device {
     let device = CURRENT.get();
     if device.is_null() {
@@ -85,14 +88,18 @@ unsafe extern "C" fn get_device_list(count: *mut c_int) -> *mut *mut ibv_device 
     }
     // SAFETY: a place for the answer, and a live device.
     unsafe {
-        *count = 1;
-        made([&raw mut (*device).raw, std::ptr::null_mut()]).cast()
+        let mut record = (*device).record.lock().expect("no panic in the stub");
+        if let Some(error) = record.refuse_list.take() {
+            return fail(error);
+        }
+        *count = record.devices as c_int;
+        made([&raw mut (*device).raw; LIST]).cast()
     }
 }
 
 unsafe extern "C" fn free_device_list(list: *mut *mut ibv_device) {
     // SAFETY: from `get_device_list`.
-    drop(unsafe { Box::from_raw(list.cast::<[*mut ibv_device; 2]>()) });
+    drop(unsafe { Box::from_raw(list.cast::<[*mut ibv_device; LIST]>()) });
 }
 
 unsafe extern "C" fn get_device_name(device: *mut ibv_device) -> *const c_char {
@@ -103,7 +110,11 @@ unsafe extern "C" fn get_device_name(device: *mut ibv_device) -> *const c_char {
 unsafe extern "C" fn open_device(_: *mut ibv_device) -> *mut ibv_context {
     let context = CURRENT.get().cast::<ibv_context>();
     // SAFETY: the caller got this device from the list.
-    unsafe { record(context) }.live.contexts += 1;
+    let mut record = unsafe { record(context) };
+    if let Some(error) = counted_down(&mut record.refuse_open) {
+        return fail(error);
+    }
+    record.live.contexts += 1;
     context
 }
 
@@ -191,6 +202,10 @@ unsafe extern "C" fn reg_mr(domain: *mut ibv_pd, addr: *mut c_void, length: usiz
 
 unsafe extern "C" fn dereg_mr(region: *mut ibv_mr) -> c_int {
     // SAFETY: from `reg_mr`, of a live context.
+    if let Some(error) = unsafe { stays((*region).context, Kind::Region) } {
+        return error;
+    }
+    // SAFETY: as above.
     let mut record = unsafe { record(Box::from_raw(region).context) };
     record.destroyed(region as usize);
     record.live.regions -= 1;
@@ -236,6 +251,10 @@ unsafe extern "C" fn create_cq(
 
 unsafe extern "C" fn destroy_cq(queue: *mut ibv_cq) -> c_int {
     // SAFETY: from `create_cq`, of a live context.
+    if let Some(error) = unsafe { stays((*queue).context, Kind::CompletionQueue) } {
+        return error;
+    }
+    // SAFETY: as above.
     let mut record = unsafe { record(Box::from_raw(queue).context) };
     record.destroyed(queue as usize);
     record.live.completion_queues -= 1;
@@ -282,6 +301,10 @@ unsafe extern "C" fn create_srq(domain: *mut ibv_pd, _: *mut ibv_srq_init_attr) 
 
 unsafe extern "C" fn destroy_srq(queue: *mut ibv_srq) -> c_int {
     // SAFETY: from `create_srq`, of a live context.
+    if let Some(error) = unsafe { stays((*queue).context, Kind::SharedReceiveQueue) } {
+        return error;
+    }
+    // SAFETY: as above.
     let mut record = unsafe { record(Box::from_raw(queue).context) };
     record.destroyed(queue as usize);
     record.live.shared_receive_queues -= 1;
@@ -324,6 +347,10 @@ unsafe extern "C" fn create_qp(domain: *mut ibv_pd, attributes: *mut ibv_qp_init
 
 unsafe extern "C" fn destroy_qp(queue_pair: *mut ibv_qp) -> c_int {
     // SAFETY: from `create_qp`, of a live context.
+    if let Some(error) = unsafe { stays((*queue_pair).context, Kind::QueuePair) } {
+        return error;
+    }
+    // SAFETY: as above.
     let mut record = unsafe { record(Box::from_raw(queue_pair.cast::<QueuePair>()).raw.context) };
     record.destroyed(queue_pair as usize);
     record.live.queue_pairs -= 1;
@@ -483,12 +510,25 @@ unsafe fn receive(context: *mut ibv_context, queue: u32, first: *mut ibv_recv_wr
 }
 
 fn refused(record: &mut Record) -> Option<c_int> {
-    let (left, _) = record.refuse_after.as_mut()?;
+    counted_down(&mut record.refuse_after)
+}
+
+fn counted_down(refuse: &mut Option<(usize, c_int)>) -> Option<c_int> {
+    let (left, _) = refuse.as_mut()?;
     if *left == 0 {
-        return record.refuse_after.take().map(|(_, error)| error);
+        return refuse.take().map(|(_, error)| error);
     }
     *left -= 1;
     None
+}
+
+/// Whether the next destroying of that kind is to fail.
+///
+/// # Safety
+/// As [`of`].
+unsafe fn stays(context: *mut ibv_context, kind: Kind) -> Option<c_int> {
+    // SAFETY: the caller's promise.
+    unsafe { record(context) }.refuse_destroy.take_if(|(refused, _)| *refused == kind).map(|(_, error)| error)
 }
 
 /// # Safety

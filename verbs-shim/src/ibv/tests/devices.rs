@@ -21,7 +21,8 @@ fn listing_never_fails_where_there_is_nothing() {
     if std::path::Path::new("/sys/class/infiniband").exists() {
         return;
     }
-    assert!(list().unwrap().is_empty());
+    let (listed, failure) = list();
+    assert!(listed.is_empty() && failure.is_none(), "{failure:?}");
 }
 
 #[test]
@@ -47,7 +48,8 @@ fn a_device_without_a_provider_says_which_package_to_install() {
 #[test]
 fn attributes_are_those_of_device_and_port() {
     let stub = Stub::new();
-    let listed = list_by(stub.verbs(), &stub.sysfs()).unwrap();
+    let (listed, failure) = list_by(stub.verbs(), &stub.sysfs());
+    assert!(failure.is_none(), "{failure:?}");
     let [device] = &listed[..] else { panic!("{listed:?}") };
     assert_eq!((device.name.as_str(), device.provider, device.transport), (NAME, Provider::Ibv, Transport::RoceV2));
     assert_eq!(device.interface.as_deref(), Some("eth7"));
@@ -60,6 +62,37 @@ fn attributes_are_those_of_device_and_port() {
     let context = stub.open(&OpenOptions::default()).unwrap();
     assert_eq!(context.attributes().gids, device.gids);
     assert_eq!(context.message_bytes_max(), 1 << 23);
+}
+
+/// Two entries of the stub's list are the same device; the second cannot be opened.
+#[test]
+fn a_device_that_cannot_be_opened_is_told_of_beside_those_that_can() {
+    let stub = Stub::new();
+    stub.record().devices = 2;
+    stub.record().refuse_open = Some((1, libc::EACCES));
+    let (listed, failure) = list_by(stub.verbs(), &stub.sysfs());
+    assert_eq!(listed.len(), 1);
+    let text = failure.unwrap().to_string();
+    assert!(text.starts_with("stub0: ibv_open_device failed: Permission denied"), "{text}");
+    assert!(text.ends_with("this user may not use /dev/infiniband/uverbs*"), "{text}");
+    stub.record().refuse_open = Some((0, libc::EACCES));
+    assert_eq!(list_by(stub.verbs(), &stub.sysfs()).0.len(), 1, "the first cannot be opened, the second can");
+    let (listed, failure) = list_by(stub.verbs(), &stub.sysfs());
+    assert!(listed.len() == 2 && failure.is_none(), "{failure:?}");
+}
+
+#[test]
+fn a_list_that_cannot_be_had_is_a_failure_unless_there_is_nothing_to_list() {
+    let stub = Stub::new();
+    for (error, fails) in [(libc::EACCES, true), (libc::ENOMEM, true), (libc::ENOSYS, false), (libc::ENODEV, false)] {
+        stub.record().refuse_list = Some(error);
+        let (listed, failure) = list_by(stub.verbs(), &stub.sysfs());
+        assert!(listed.is_empty());
+        assert_eq!(failure.is_some(), fails, "{error}");
+        if let Some(failure) = failure {
+            assert!(failure.to_string().starts_with("libibverbs: ibv_get_device_list failed"), "{failure}");
+        }
+    }
 }
 
 #[test]
@@ -83,7 +116,8 @@ fn iwarp_has_neither_immediate_data_nor_atomics_nor_endpoints() {
 #[test]
 fn a_device_of_another_kind_is_not_listed() {
     let stub = Stub::with_transport(4);
-    assert!(list_by(stub.verbs(), &stub.sysfs()).unwrap().is_empty());
+    let (listed, failure) = list_by(stub.verbs(), &stub.sysfs());
+    assert!(listed.is_empty() && failure.is_none(), "{failure:?}");
     assert!(stub.open(&OpenOptions::default()).unwrap_err().to_string().contains("neither InfiniBand"));
 }
 

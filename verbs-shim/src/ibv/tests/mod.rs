@@ -3,6 +3,7 @@
 mod connect;
 mod devices;
 mod fast_path;
+mod leaks;
 mod safe_layer;
 
 use std::sync::Arc;

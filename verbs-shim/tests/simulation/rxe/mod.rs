@@ -14,9 +14,11 @@ use rand_chacha::ChaCha8Rng;
 use requester::Requester;
 use responder::Responder;
 use verbs_shim::soft::engine::*;
-use verbs_shim::soft::icrc::{Ipv4Fields, NetworkHeader, PathCrc};
+use verbs_shim::soft::icrc::{NetworkHeader, PathCrc};
 use verbs_shim::soft::packet::*;
 use verbs_shim::verbs::*;
+
+use crate::engine_pair::{self, Attributes, Setup};
 
 const START: u64 = 0x10_0000;
 const MTU: usize = 256;
@@ -87,35 +89,26 @@ impl End {
     fn new(random: &mut ChaCha8Rng, psn: u32) -> Self {
         let (local, peer) = ("[fd00::1]:4791".parse().unwrap(), "[fd00::2]:4791".parse().unwrap());
         let mut engine = Engine::new(EngineConfig { seed: random.random(), ..EngineConfig::default() });
-        let domain = engine.create_domain();
         let memory = (0..REGION_BYTES).map(|at| (at * 7 / 5) as u8).collect();
-        let key = engine.register(domain, memory, START, Access::ALL).unwrap();
-        let queue = engine.create_completion_queue(64).unwrap();
-        let config = QueuePairConfig {
-            domain,
-            send_completions: queue,
-            receive_completions: queue,
-            shared_receives: None,
+        let setup = Setup {
+            start: START,
+            completions: 64,
             send_depth: 16,
             receive_depth: 0,
             inline_bytes_max: 0,
             signal_all: true,
         };
-        let number = engine.create_queue_pair(config).unwrap();
-        engine.to_init(number, Access::ALL).unwrap();
+        let end = engine_pair::End::new(&mut engine, memory, &setup);
+        let mut how = Attributes::new(local, peer, QueuePairNumber(17));
         let receive = ReceiveAttributes {
-            local,
-            peer,
-            ipv4: Ipv4Fields::PLAIN_SOCKET,
-            destination: QueuePairNumber(17),
             mtu: Mtu::Bytes256,
             receive_psn: psn,
             responder_depth: DEPTH as u8,
             rnr_timer: 12,
+            ..how.receive
         };
-        engine.to_ready_to_receive(number, &receive).unwrap();
         let packet = MTU as u64 + HEADER_CHARGE_BYTES;
-        let send = SendAttributes {
+        how.send = SendAttributes {
             send_psn: psn,
             timeout: 8,
             initiator_depth: DEPTH as u8,
@@ -123,7 +116,8 @@ impl End {
             read_window_bytes: packet * random.random_range(2..40),
             ..SendAttributes::default()
         };
-        engine.to_ready_to_send(number, &send).unwrap();
+        end.connect(&mut engine, &Attributes { receive, ..how });
+        let engine_pair::End { number, queue, key, .. } = end;
         let incoming = PathCrc::new(NetworkHeader::new("[fd00::2]:50001".parse().unwrap(), local));
         End { engine, number, queue, key, incoming, now_ns: 0 }
     }
