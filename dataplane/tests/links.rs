@@ -280,6 +280,9 @@ fn a_ring_with_a_wrong_key_costs_the_link_only() {
     let domain = context.create_domain().unwrap();
     let queue = context.create_completion_queue(512).unwrap();
     let pair: verbs_shim::QueuePair = domain.create_queue_pair(&queue, &queue, &Default::default()).unwrap();
+    for _ in 0..32 {
+        pair.post_receive(verbs_shim::Receive::new(domain.allocate(8192).unwrap())).unwrap();
+    }
     let mut request = open_request(&pair, &liar.ring);
     request.ring.as_mut().unwrap().key ^= 0x55;
     let opened: proto::LinkOpened = liar.wire.ask(FrameKind::OpenLink, &request).unwrap();

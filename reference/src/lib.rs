@@ -30,9 +30,25 @@ pub struct Cell {
 impl Cell {
     /// Formats a volume and starts a cell with this many cores.
     pub fn start(cores: usize) -> Self {
+        Self::start_with(cores, &[])
+    }
+
+    /// The same, with more options.
+    pub fn start_with(cores: usize, options: &[&str]) -> Self {
         let folder = tempfile::tempdir_in(build_folder()).expect("a temporary folder");
-        let (process, url) = spawn(folder.path(), cores, &[], ANY_PORT);
+        let (process, url) = spawn(folder.path(), cores, &[], ANY_PORT, options);
         Cell { url, process, folder }
+    }
+
+    /// The cell's process.
+    pub fn process_id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Where its volume and manifest are, as options of `heliostat-cell`.
+    pub fn place(&self) -> Vec<std::ffi::OsString> {
+        let folder = self.folder.path();
+        vec!["--volume".into(), folder.join("volume").into(), "--metadata".into(), folder.join("manifest").into()]
     }
 
     /// Ends the cell as an operator would (SIGTERM) and starts it on the same volume, perhaps with another number of
@@ -41,7 +57,7 @@ impl Cell {
         Command::new("kill").args(["-TERM", &self.process.id().to_string()]).status().expect("kill runs");
         let status = self.process.wait().expect("the cell ends");
         assert!(status.success(), "the cell drained badly: {status}");
-        (self.process, self.url) = spawn(self.folder.path(), cores, environment, ANY_PORT);
+        (self.process, self.url) = spawn(self.folder.path(), cores, environment, ANY_PORT, &[]);
     }
 
     /// Kills the cell (kill -9) and starts it again on the same volume and address.
@@ -49,7 +65,7 @@ impl Cell {
         self.process.kill().expect("the cell can be killed");
         self.process.wait().expect("the cell ends");
         let listen = self.url.strip_prefix("hidb+plain://").expect("a hidb+plain URL").to_string();
-        (self.process, self.url) = spawn(self.folder.path(), cores, &[], &listen);
+        (self.process, self.url) = spawn(self.folder.path(), cores, &[], &listen, &[]);
     }
 }
 
@@ -99,9 +115,15 @@ fn authority_of(folder: &Path) -> PathBuf {
     folder.join("tls")
 }
 
-fn spawn(folder: &Path, cores: usize, environment: &[(&str, &str)], listen: &str) -> (Child, String) {
-    let command = build_folder().join("heliostat-cell");
+/// A command of the build that the test belongs to.
+pub fn command_of_this_build(name: &str) -> PathBuf {
+    let command = build_folder().join(name);
     assert!(command.exists(), "{command:?} is not built: cargo build --release --workspace --bins");
+    command
+}
+
+fn spawn(folder: &Path, cores: usize, environment: &[(&str, &str)], listen: &str, options: &[&str]) -> (Child, String) {
+    let command = command_of_this_build("heliostat-cell");
     let authority = authority_of(folder);
     if !authority.exists() {
         let made =
@@ -127,6 +149,7 @@ fn spawn(folder: &Path, cores: usize, environment: &[(&str, &str)], listen: &str
             "--cache",
             "256MiB",
         ])
+        .args(options)
         .args(["--cores", &cores.to_string()])
         .arg("--volume")
         .arg(folder.join("volume"))
