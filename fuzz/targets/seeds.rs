@@ -6,10 +6,11 @@ use std::path::Path;
 use heliostat_segment::{RowIds, SegmentBuilder, SegmentIdentity, encode_row_group};
 use hidb::arrow_mapping::to_arrow_schema;
 use hidb::auth::scram::{Verifier, client, server};
-use hidb::frame::{FrameKind, encode_frame};
+use hidb::frame::{FrameKind, encode_frame, payload_crc};
 use hidb::image::{ImageLayout, ImageWriter, read_image, schema_message};
 use hidb::plan::sql::{ScanText, parse_scan};
 use hidb::plan::substrait::to_substrait;
+use hidb::session::frames::slot_head;
 use hidb::{Field, Schema, convert, proto};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -78,6 +79,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let batch = proto::LoadBatch { load_id: vec![7; 16].into(), batch: 3, more: false, rows: 9 };
     stream.extend(encode_frame(FrameKind::LoadBatch, 2, &batch, b"payload")?);
     write("frame", "session", &stream)?;
+
+    let free = proto::SlotsFree { link: 1, generation: 1, slots: vec![0, 3, 7] };
+    let mut bytes = vec![0];
+    bytes.extend(encode_frame(FrameKind::SlotsFree, 0, &free, &[])?);
+    write("link", "slots-free", &bytes)?;
+    let result = proto::FilteredResultSet { sequence: 1, rows: 2, ..Default::default() };
+    let mut bytes = vec![0];
+    bytes.extend(slot_head(FrameKind::FilteredResultSet, 7, &result, 70, payload_crc(&[9; 70]), 4096)?);
+    bytes.extend([9; 70]);
+    write("link", "slot", &bytes)?;
 
     for rows in [0, 5] {
         let mut image = ImageWriter::new(&ImageLayout::new(&schema, true, 4096)?);
