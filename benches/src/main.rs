@@ -125,7 +125,8 @@ async fn point(client: &Client, question: ScanRequest, count: u32) -> Result<()>
     let mut times = times.split_off((count / 10) as usize);
     times.sort_unstable();
     let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize].as_secs_f64() * 1e6;
-    let answer = serde_json::json!({ "rows": rows, "p50": at(0.5), "p99": at(0.99), "p999": at(0.999), "least": at(0.0) });
+    let answer =
+        serde_json::json!({ "rows": rows, "p50": at(0.5), "p99": at(0.99), "p999": at(0.999), "least": at(0.0) });
     println!("{answer}");
     Ok(())
 }

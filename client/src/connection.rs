@@ -27,7 +27,7 @@ use tokio::task::JoinHandle;
 use crate::address::Address;
 use crate::authenticate::authenticate;
 use crate::credentials::{Credentials, no_authority};
-use crate::fabric::device::FabricDevice;
+use crate::fabric::device::{Event, FabricDevice};
 use crate::fabric::link::{Link, Shape};
 use crate::fabric::{self, Choice};
 use crate::options::ConnectOptions;
@@ -231,8 +231,12 @@ impl Connection {
         let (choice, why) = fabric::choose(&options.transport, &connection.hello.fabric)?;
         tracing::info!("transport {why}");
         if let Some(choice) = choice {
-            connection.open_fabric(&choice, options)?;
-            connection.open_link(HOME).await?;
+            connection.shared.links.is_optional.store(options.transport == fabric::Transport::Auto, Ordering::Relaxed);
+            let opened = match connection.open_fabric(&choice, options) {
+                Ok(()) => connection.open_link(HOME).await,
+                Err(error) => Err(error),
+            };
+            connection.shared.links.or_tcp(opened)?;
         }
         Ok(connection)
     }
@@ -256,9 +260,17 @@ impl Connection {
     fn open_fabric(&self, choice: &Choice, options: &ConnectOptions) -> Result<()> {
         let shape = Shape { slots: options.ring_slots.max(1), slot_bytes: SLOT_BYTES_MAX };
         let shared = Arc::downgrade(&self.shared);
-        let sink = move |link: &Arc<Link>, frame: Frame| match shared.upgrade() {
-            Some(shared) => shared.dispatch(frame, (link.number() != shared.links.home()).then(|| link.number())),
-            None => Ok(()),
+        let sink = move |link: &Arc<Link>, event: Event| {
+            let Some(shared) = shared.upgrade() else { return Ok(()) };
+            match event {
+                Event::Frame(frame) => {
+                    shared.dispatch(frame, (link.number() != shared.links.home()).then(|| link.number()))
+                }
+                Event::Ended(error) => {
+                    shared.link_ended(link, error);
+                    Ok(())
+                }
+            }
         };
         let (cores, checksum) = (self.hello.cores.max(1), options.checksum);
         let device = FabricDevice::open(&choice.device, cores, shape, checksum, Box::new(sink))?;
@@ -284,18 +296,16 @@ impl Connection {
                 links.home.store(opened.link, Ordering::Relaxed);
                 links.home_core.store(opened.core, Ordering::Relaxed);
             }
+            // Known before anything can come on it, and before a LinkReset can.
+            link.set_number(opened.link);
+            lock(&links.open).push(link.clone());
             link.opened(&opened)
         };
-        match answer.await {
-            Ok(()) => {
-                lock(&links.open).push(link);
-                Ok(())
-            }
-            Err(error) => {
-                links.drop_link(&link);
-                Err(error)
-            }
-        }
+        // Whoever stops waiting leaves no link behind that is only half made.
+        let mut guard = HalfMade { links, link: Some(&link) };
+        answer.await?;
+        guard.link = None;
+        Ok(())
     }
 
     /// Sees to it that there is a link to each core: to the home core at once, to the others in the background, the
@@ -307,7 +317,7 @@ impl Connection {
         }
         let opening = links.opening.lock().await;
         if links.home_link().is_none() {
-            self.open_link(HOME).await?;
+            links.or_tcp(self.open_link(HOME).await)?;
         }
         drop(opening);
         if !links.asked.swap(true, Ordering::Relaxed) {
@@ -316,6 +326,11 @@ impl Connection {
             tokio::spawn(async move {
                 for core in (1..=cores).filter(|core| *core != home) {
                     let Some(connection) = weak.upgrade() else { return };
+                    let links = &connection.shared.links;
+                    let _opening = links.opening.lock().await;
+                    if lock(&links.open).iter().any(|link| link.core() == core && link.is_open()) {
+                        continue;
+                    }
                     if let Err(error) = connection.open_link(core).await {
                         // Its batches go by the home core then.
                         tracing::debug!(%error, core, "no RDMA link to a core");
@@ -553,6 +568,22 @@ impl Shared {
         self.outbox_drained.notify_waiters();
     }
 
+    /// A link has ended, on either side: questions under way may wait for what was to come on it, and are failed. They
+    /// can be asked again, on another link.
+    fn link_ended(&self, link: &Arc<Link>, error: Error) {
+        if !self.links.drop_link(link) {
+            return;
+        }
+        tracing::info!(link = link.number(), core = link.core(), generation = link.generation(), %error, "an RDMA link has ended");
+        let error = Error::new(ErrorCode::Unavailable, error.message);
+        lock(&self.routes).retain(|_, route| {
+            if route.credits.is_some() {
+                let _ = route.sender.send(Err(error.clone()));
+            }
+            route.credits.is_none()
+        });
+    }
+
     fn dispatch(&self, frame: Frame, elsewhere: Option<u32>) -> Result<()> {
         match frame.kind {
             FrameKind::Heartbeat => {
@@ -573,7 +604,9 @@ impl Shared {
             }
             FrameKind::LinkReset => {
                 let reset: proto::LinkReset = decode(&frame)?;
-                self.links.was_reset(&reset);
+                if let Some(link) = self.links.numbered(reset.link) {
+                    self.link_ended(&link, Error::new(ErrorCode::Unavailable, reset.reason));
+                }
                 return Ok(());
             }
             // An error of the session itself, not of a request: nothing after it can be trusted.
@@ -617,6 +650,22 @@ struct Links {
     /// Whether a question was asked, so that links to the other cores are there or on their way.
     asked: AtomicBool,
     opening: tokio::sync::Mutex<()>,
+    /// Whether TCP will do where there is no link.
+    is_optional: AtomicBool,
+}
+
+/// A link that is being opened; dropped unless that succeeds.
+struct HalfMade<'a> {
+    links: &'a Links,
+    link: Option<&'a Arc<Link>>,
+}
+
+impl Drop for HalfMade<'_> {
+    fn drop(&mut self) {
+        if let Some(link) = self.link {
+            self.links.drop_link(link);
+        }
+    }
 }
 
 impl Links {
@@ -632,26 +681,25 @@ impl Links {
         self.numbered(self.home()).filter(|link| link.is_open())
     }
 
-    fn drop_link(&self, link: &Arc<Link>) {
+    /// Forgets a link; false when it was forgotten already.
+    fn drop_link(&self, link: &Arc<Link>) -> bool {
         link.end(Ended::Reset);
         lock(&self.open).retain(|open| !Arc::ptr_eq(open, link));
-        if let Some((device, _)) = &*lock(&self.device) {
-            device.forget(link);
-        }
+        self.asked.store(false, Ordering::Relaxed);
+        lock(&self.device).as_ref().is_some_and(|(device, _)| device.forget(link))
     }
 
-    /// The cell has ended a link: the next question opens another.
-    fn was_reset(&self, reset: &proto::LinkReset) {
-        if let Some(link) = self.numbered(reset.link) {
-            tracing::info!(
-                link = reset.link,
-                core = link.core(),
-                generation = link.generation(),
-                reason = reset.reason,
-                "an RDMA link was reset"
-            );
-            self.drop_link(&link);
-            self.asked.store(false, Ordering::Relaxed);
+    /// Goes on over TCP where that will do.
+    fn or_tcp(&self, opened: Result<()>) -> Result<()> {
+        match opened {
+            Err(error) if self.is_optional.load(Ordering::Relaxed) => {
+                tracing::warn!(%error, "no RDMA link: going on over TCP");
+                // The device is dropped outside of the lock: its links end with it.
+                let device = lock(&self.device).take();
+                drop(device);
+                Ok(())
+            }
+            opened => opened,
         }
     }
 }

@@ -251,8 +251,6 @@ fn links_that_make_no_sense_are_refused_and_the_session_goes_on() {
         proto::OpenLink { endpoint: vec![1].into(), core: 2, ..good.clone() },
         proto::OpenLink { ring: None, core: 2, ..good.clone() },
         proto::OpenLink { checksum: 9, core: 2, ..good.clone() },
-        // A second one to the same core.
-        good.clone(),
         with(proto::ResultRing { slots: 0, ..ring }),
         with(proto::ResultRing { slots: 5000, ..ring }),
         with(proto::ResultRing { slot_bytes: 1000, ..ring }),

@@ -52,17 +52,14 @@ impl AlignedBytes {
 
     /// `length` zero bytes in memory lent by `from`, or on the heap when it has none.
     pub fn zeroed_in(from: &dyn ImageMemory, length: usize) -> Self {
-        let usable = |memory: &Box<dyn LentMemory>| {
-            let bytes: &[u8] = (**memory).as_ref();
-            bytes.len() >= length && (bytes.as_ptr() as usize).is_multiple_of(ALIGNMENT)
-        };
-        match from.lend(length).filter(usable) {
-            Some(mut memory) => {
+        let suits = |bytes: &[u8]| bytes.len() >= length && (bytes.as_ptr() as usize).is_multiple_of(ALIGNMENT);
+        match from.lend(length) {
+            Some(mut memory) if suits((*memory).as_ref()) => {
                 // What was there before is somebody else's.
                 (*memory).as_mut()[..length].fill(0);
                 AlignedBytes(Memory::Lent { memory, length })
             }
-            None => AlignedBytes::zeroed(length),
+            _ => AlignedBytes::zeroed(length),
         }
     }
 

@@ -107,18 +107,10 @@ impl Simulation {
     fn send_credits(&mut self, slots: Vec<u32>) {
         if self.client.begin_send() {
             self.client_sends += 1;
-            if self.connected {
-                self.to_cell.push_back((self.generation, slots));
-            }
         } else {
-            // No room: the credits would wait in the client; lost with the link if it has ended.
+            // They wait in the client's queue of frames, which the wire stands for here.
             assert!(self.client.state() != State::Open || self.client.outstanding() > 0);
-            self.to_cell_later(slots);
         }
-    }
-
-    fn to_cell_later(&mut self, slots: Vec<u32>) {
-        // Stands for the client's queue of frames that wait.
         if self.connected {
             self.to_cell.push_back((self.generation, slots));
         }

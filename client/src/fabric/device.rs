@@ -17,8 +17,16 @@ use verbs_shim::{Completion, CompletionQueue, Context, OpenOptions, ProtectionDo
 use super::link::{Link, LinkBuffer, Shape};
 use crate::connection::lock;
 
-/// Takes a frame that came on a link; an error ends the link.
-pub(crate) type Sink = Box<dyn Fn(&Arc<Link>, Frame) -> Result<()> + Send + Sync>;
+/// What happens on a link, for its connection.
+pub(crate) enum Event {
+    /// A frame came; an error ends the link.
+    Frame(Frame),
+    /// It has ended on this side.
+    Ended(Error),
+}
+
+/// Who takes what happens on links.
+pub(crate) type Sink = Box<dyn Fn(&Arc<Link>, Event) -> Result<()> + Send + Sync>;
 
 /// A device that is open, with the links over it.
 pub(crate) struct FabricDevice {
@@ -68,9 +76,9 @@ impl FabricDevice {
         Ok(link)
     }
 
-    /// Forgets a link that has ended.
-    pub(crate) fn forget(&self, link: &Link) {
-        lock(&self.links).remove(&link.queue_pair_number());
+    /// Forgets a link that has ended; false when it was forgotten already.
+    pub(crate) fn forget(&self, link: &Link) -> bool {
+        lock(&self.links).remove(&link.queue_pair_number()).is_some()
     }
 }
 
@@ -84,7 +92,11 @@ async fn take_completions(
         if let Err(error) = completions.next(&mut done).await {
             tracing::warn!(%error, "the RDMA device failed: its links end");
             if let Some(links) = links.upgrade() {
-                lock(&links).values().for_each(|link| link.end(Ended::QueuePair(error.to_string())));
+                let links: Vec<_> = lock(&links).values().cloned().collect();
+                for link in links {
+                    link.end(Ended::QueuePair(error.to_string()));
+                    tell_of_end(&link, &sink);
+                }
             }
             return;
         }
@@ -104,12 +116,21 @@ fn complete(link: &Arc<Link>, done: Completion<LinkBuffer>, sink: &Sink) {
         WcOpcode::Recv | WcOpcode::RecvRdmaWithImm => {
             let immediate = done.immediate.filter(|_| done.opcode == WcOpcode::RecvRdmaWithImm);
             let outcome = link.received(done.buffer, done.length_bytes, immediate, failure);
-            let outcome = outcome.and_then(|frame| frame.map_or(Ok(()), |frame| sink(link, frame)));
+            let outcome = outcome.and_then(|frame| frame.map_or(Ok(()), |frame| sink(link, Event::Frame(frame))));
             if let Err(error) = outcome {
                 tracing::warn!(%error, "an RDMA link ends");
                 link.end(Ended::Protocol(error.message));
             }
         }
         _ => link.send_completed(done.buffer, failure),
+    }
+    tell_of_end(link, sink);
+}
+
+/// What waits for a link that has ended must not wait for ever.
+fn tell_of_end(link: &Arc<Link>, sink: &Sink) {
+    if let Some(error) = link.ended() {
+        // Nobody minds when the connection is gone as well.
+        let _ = sink(link, Event::Ended(error));
     }
 }

@@ -176,11 +176,11 @@ impl Link {
 
     /// Connects to what the cell answered, and gives it all slots.
     pub(crate) fn opened(self: &Arc<Self>, answer: &proto::LinkOpened) -> Result<()> {
+        debug_assert_eq!(self.number(), answer.link, "it is known by its number already");
         let wrong = |what: String| Error::new(ErrorCode::Protocol, format!("the cell's answer to OpenLink: {what}"));
         let bytes =
             answer.endpoint[..].try_into().map_err(|_| wrong("its endpoint record has another length".into()))?;
         let peer = Endpoint::from_bytes(bytes).map_err(|error| wrong(error.to_string()))?;
-        let _ = self.number.set(answer.link);
         {
             let pair = lock(&self.queue_pair);
             let pair = pair.as_ref().ok_or_else(gone)?;
@@ -192,6 +192,11 @@ impl Link {
             self.post_slots(slots);
         }
         Ok(())
+    }
+
+    /// The number that the cell gave it.
+    pub(crate) fn set_number(&self, number: u32) {
+        let _ = self.number.set(number);
     }
 
     pub(crate) fn number(&self) -> u32 {

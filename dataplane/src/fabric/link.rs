@@ -217,23 +217,26 @@ impl Link {
         let slot_bytes = self.ring.slot_bytes as usize;
         let head = slot_head(kind, request_id, body, payload.len(), crc, slot_bytes)?;
         let lent = if head.len() <= HEAD_BYTES_MAX { self.port.arena.lend(payload.clone()) } else { None };
-        // What is waited for with a buffer in hand gives it back when the request is dropped meanwhile.
         let (slot, buffer) = match lent {
-            Some(payload) => {
-                let mut pooled = self.port.head_buffer().await;
-                pooled.bytes()[..head.len()].copy_from_slice(&head);
-                let slot = self.wait_open(|machine| machine.begin_write(request_id)).await?;
-                let head_length = head.len();
-                (slot, pooled.take().map(|head| LinkBuffer::Gathered { head, head_length, payload }))
-            }
+            Some(payload) => loop {
+                // Heads are shared by all links of the core: one is taken only when it can be posted at once.
+                self.wait_open(|machine| machine.can_write().then_some(())).await?;
+                let Some(mut buffer) = self.port.head_buffer() else {
+                    self.port.buffers().await;
+                    continue;
+                };
+                let slot = self.machine.borrow_mut().begin_write(request_id);
+                let slot = slot.expect("it can, as was just seen");
+                buffer[..head.len()].copy_from_slice(&head);
+                break (slot, LinkBuffer::Gathered { head: buffer, head_length: head.len(), payload });
+            },
             None => {
                 self.count(|counters| counters.copied_bytes += payload_bytes);
                 let whole = self.copy_to_arena(&head, &payload).await?;
-                let whole = self.port.arena.lend(whole);
-                (self.wait_open(|machine| machine.begin_write(request_id)).await?, whole.map(LinkBuffer::Whole))
+                let whole = self.port.arena.lend(whole).expect("memory of the arena lies in the arena");
+                (self.wait_open(|machine| machine.begin_write(request_id)).await?, LinkBuffer::Whole(whole))
             }
         };
-        let buffer = buffer.expect("a pooled buffer is taken once, and memory of the arena lies in the arena");
         self.count(|counters| {
             counters.writes += 1;
             counters.payload_bytes += payload_bytes;
@@ -253,11 +256,17 @@ impl Link {
         let crc = self.checksum.of_payload(&payload);
         let head = encode_head(kind, request_id, body, payload.len(), crc)?;
         let length = head.len() + payload.len();
-        let mut pooled = self.port.send_buffer().await;
-        pooled.bytes()[..head.len()].copy_from_slice(&head);
-        pooled.bytes()[head.len()..length].copy_from_slice(&payload);
-        self.wait_open(|machine| machine.begin_send().then_some(())).await?;
-        let buffer = pooled.take().expect("a pooled buffer is taken once");
+        let mut buffer = loop {
+            self.wait_open(|machine| machine.has_room().then_some(())).await?;
+            match self.port.send_buffer() {
+                Some(buffer) => break buffer,
+                None => self.port.buffers().await,
+            }
+        };
+        let begun = self.machine.borrow_mut().begin_send();
+        debug_assert!(begun, "there was room");
+        buffer[..head.len()].copy_from_slice(&head);
+        buffer[head.len()..length].copy_from_slice(&payload);
         let buffer = LinkBuffer::Staged { buffer, length };
         if let Err(status) = self.post(SendRequest::send(buffer)) {
             self.machine.borrow_mut().send_completed(Some(&status));
@@ -470,6 +479,10 @@ impl RequestCredits {
 
 impl Drop for RequestCredits {
     fn drop(&mut self) {
-        self.link.requests.borrow_mut().remove(&self.request_id);
+        // An id may have been used again since.
+        let mut requests = self.link.requests.borrow_mut();
+        if requests.get(&self.request_id).is_some_and(|current| Rc::ptr_eq(current, &self.credits)) {
+            requests.remove(&self.request_id);
+        }
     }
 }

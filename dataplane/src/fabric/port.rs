@@ -150,16 +150,20 @@ impl Port {
         self.links.borrow_mut().remove(&number);
     }
 
-    /// A buffer for a frame that is copied; waits for one.
-    pub(super) async fn send_buffer(&self) -> Pooled<'_> {
-        let buffer = self.returned.wait_for(|| self.sends.borrow_mut().pop()).await;
-        Pooled { port: self, pool: &self.sends, buffer: Some(buffer) }
+    /// A buffer for a frame that is copied, if there is one now. Links share them: take one only to post it at once.
+    pub(super) fn send_buffer(&self) -> Option<Buffer> {
+        self.sends.borrow_mut().pop()
     }
 
-    /// A buffer for a head; waits for one.
-    pub(super) async fn head_buffer(&self) -> Pooled<'_> {
-        let buffer = self.returned.wait_for(|| self.heads.borrow_mut().pop()).await;
-        Pooled { port: self, pool: &self.heads, buffer: Some(buffer) }
+    /// A buffer for a head, if there is one now.
+    pub(super) fn head_buffer(&self) -> Option<Buffer> {
+        self.heads.borrow_mut().pop()
+    }
+
+    /// Ready when there are buffers of both kinds.
+    pub(super) async fn buffers(&self) {
+        let there_are = || !self.sends.borrow().is_empty() && !self.heads.borrow().is_empty();
+        self.returned.wait_for(|| there_are().then_some(())).await;
     }
 
     /// Gives back what a work request owned.
@@ -196,34 +200,6 @@ impl Port {
         }
         if let Some(buffer) = done.buffer {
             self.give_back(buffer);
-        }
-    }
-}
-
-/// A buffer of a pool; goes back when it is dropped without having been posted.
-pub(super) struct Pooled<'a> {
-    port: &'a Port,
-    pool: &'a RefCell<Vec<Buffer>>,
-    buffer: Option<Buffer>,
-}
-
-impl Pooled<'_> {
-    /// Its bytes.
-    pub(super) fn bytes(&mut self) -> &mut [u8] {
-        self.buffer.as_deref_mut().unwrap_or_default()
-    }
-
-    /// For a work request, whose completion gives it back.
-    pub(super) fn take(mut self) -> Option<Buffer> {
-        self.buffer.take()
-    }
-}
-
-impl Drop for Pooled<'_> {
-    fn drop(&mut self) {
-        if let Some(buffer) = self.buffer.take() {
-            self.pool.borrow_mut().push(buffer);
-            self.port.returned.wake();
         }
     }
 }

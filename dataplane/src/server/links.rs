@@ -37,9 +37,15 @@ const HEAD_ROOM_BYTES: usize = 4096;
 pub struct Links {
     open: RefCell<Vec<(u32, usize)>>,
     last: StdCell<u32>,
+    /// The session is over: no more are opened.
+    is_closed: StdCell<bool>,
 }
 
 impl Links {
+    fn forget(&self, number: u32) {
+        self.open.borrow_mut().retain(|(open, _)| *open != number);
+    }
+
     fn core_of(&self, number: u32) -> Option<usize> {
         self.open.borrow().iter().find(|(open, _)| *open == number).map(|(_, core)| *core)
     }
@@ -65,8 +71,14 @@ pub async fn open(session: &Rc<Session>, request: &Request, message: proto::Open
     if core >= cell.cores.count() {
         return Err(wrong(format!("core {} of {}: cores are counted from 1", message.core, cell.cores.count())));
     }
-    if session.links.open.borrow().iter().any(|(_, open)| *open == core) {
-        return Err(wrong(format!("the session has a link to core {} already: close it first", core + 1)));
+    // A client that has lost its end of a link opens another: it takes the place of the one that is there.
+    let replaced = session.links.open.borrow().iter().find(|(_, open)| *open == core).map(|(number, _)| *number);
+    if let Some(number) = replaced {
+        end(cell, core, session.agreed.session_id, number, Ended::Reset).await?;
+        session.links.forget(number);
+    }
+    if session.links.is_closed.get() {
+        return Err(Error::new(ErrorCode::Cancelled, "the connection ended").into());
     }
     let number = session.links.last.get() + 1;
     session.links.last.set(number);
@@ -84,7 +96,7 @@ pub async fn open(session: &Rc<Session>, request: &Request, message: proto::Open
     let endpoint = match opened {
         Ok(endpoint) => endpoint,
         Err(error) => {
-            session.links.open.borrow_mut().retain(|(open, _)| *open != number);
+            session.links.forget(number);
             return Err(error.into());
         }
     };
@@ -156,9 +168,12 @@ async fn see_its_end(
         }
         Some((link.closed().await, link.generation()))
     };
-    let Ok(Some((ended, generation))) = cell.cores.live_on(core, watch).await else { return };
+    let seen = cell.cores.live_on(core, watch).await;
     let Some(session) = session.upgrade() else { return };
-    session.links.open.borrow_mut().retain(|(open, _)| *open != number);
+    session.links.forget(number);
+    // It had ended before it was looked at: a reset.
+    let Ok(seen) = seen else { return };
+    let (ended, generation) = seen.unwrap_or((Ended::Reset, 0));
     let reason = ended.error();
     if let Ended::Protocol(_) = ended {
         return session.fail(reason);
@@ -180,6 +195,14 @@ async fn take_frames(session: Rc<Session>, number: u32) {
     while let Ok(frame) = link.next_frame().await {
         let Some(session) = session.upgrade() else { return };
         session.heard();
+        use FrameKind::{Cancel, Credit, Execute, PredicatePushdownRequest};
+        if !matches!(frame.kind, PredicatePushdownRequest | Execute | Credit | Cancel) {
+            let text = format!("{} does not travel on links: send it over TCP", frame.kind.name());
+            return session.fail(Error::new(ErrorCode::Protocol, text));
+        }
+        if session.links.is_closed.get() {
+            return;
+        }
         if let Err(error) = take_frame(&session, frame).await {
             session.fail(error);
         }
@@ -206,6 +229,7 @@ pub async fn slots_free(session: &Rc<Session>, message: proto::SlotsFree) -> Res
 pub async fn close(session: &Rc<Session>, request: &Request, message: &proto::CloseLink) -> Result<(), Failure> {
     if let Some(core) = session.links.core_of(message.link) {
         end(&session.core.cell, core, session.agreed.session_id, message.link, Ended::Reset).await?;
+        session.links.forget(message.link);
     }
     Ok(session.outbox.send(FrameKind::Done, request.id, &proto::Done {}).await?)
 }
@@ -224,6 +248,7 @@ async fn end(cell: &Arc<Cell>, core: usize, session_id: u64, number: u32, why: E
 
 /// Ends all links of a session, without waiting.
 pub fn session_ended(session: &Session) {
+    session.links.is_closed.set(true);
     let (cell, id) = (session.core.cell.clone(), session.agreed.session_id);
     for (number, core) in session.links.open.take() {
         let cell = cell.clone();

@@ -134,6 +134,11 @@ macro_rules! life {
                 self.life.outstanding
             }
 
+            /// Whether a work request could be posted now.
+            pub fn has_room(&self) -> bool {
+                matches!(self.life.state, State::Opening | State::Open) && self.life.outstanding < self.life.depth
+            }
+
             /// Counts a SEND in; false when it must not be posted now (ended, or the send queue is full).
             pub fn begin_send(&mut self) -> bool {
                 self.life.post()
@@ -194,9 +199,14 @@ impl CellLink {
         Ok(())
     }
 
+    /// Whether a frame could be written into a slot now.
+    pub fn can_write(&self) -> bool {
+        self.life.state == State::Open && self.slots.has_free() && self.has_room()
+    }
+
     /// A slot for a frame of this request, and a place in the send queue; `None` when either is missing.
     pub fn begin_write(&mut self, request_id: u64) -> Option<u32> {
-        if self.life.state != State::Open || !self.slots.has_free() || !self.life.post() {
+        if !self.can_write() || !self.life.post() {
             return None;
         }
         self.slots.take(request_id)

@@ -298,7 +298,7 @@ mod tests {
         assert_eq!(client.take_returns().len(), 8);
         for slot in 0..6 {
             client.arrived(slot).unwrap();
-            assert_eq!(client.is_short(), false, "{slot}");
+            assert!(!client.is_short(), "{slot}");
         }
         client.arrived(6).unwrap();
         assert!(client.is_short() && !client.returns_are_due());
