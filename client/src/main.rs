@@ -8,9 +8,20 @@ mod cli;
 use std::process::ExitCode;
 
 use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+/// Which log lines are written to standard error, in tracing's filter syntax; warnings when it is not set.
+const LOG_VARIABLE: &str = "HELIOSTAT_LOG";
 
 fn main() -> ExitCode {
     let arguments = cli::Arguments::parse();
+    let filter = EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .without_time()
+        .init();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
