@@ -1,6 +1,7 @@
 //! Clients and cells that die, stop and come back in the middle of answers, over TCP and over links: errors with a code,
 //! or the right rows, and nothing left behind.
 
+use std::io::Read as _;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,15 +17,17 @@ use hidb::ErrorCode;
 use hidb::arrow_mapping::from_arrow_schema;
 
 const ROWS: i64 = 2_000_000;
+/// Ten times what a ring holds, so that a client that does not read stands in the middle of its answer.
+const MANY_ROWS: i64 = 20_000_000;
 const QUICK: [&str; 4] = ["--heartbeat-interval", "200ms", "--dead-peer-timeout", "1s"];
 
-async fn load(client: &Client) -> Result<()> {
+async fn load(client: &Client, rows: i64) -> Result<()> {
     let batch = |number: i64| {
         let values: ArrayRef = Arc::new(Int64Array::from_iter_values(number * 100_000..(number + 1) * 100_000));
         RecordBatch::try_from_iter([("n", values)]).expect("one column")
     };
     let mut load = client.load("t", &from_arrow_schema(&batch(0).schema())?, LoadMode::Create).await?;
-    for number in 0..ROWS / 100_000 {
+    for number in 0..rows / 100_000 {
         load.write(&batch(number)).await?;
     }
     load.commit().await?;
@@ -32,8 +35,8 @@ async fn load(client: &Client) -> Result<()> {
 }
 
 /// Whether these are all rows of the table, each once.
-fn is_whole(batches: &[RecordBatch]) -> bool {
-    let mut seen = vec![false; ROWS as usize];
+fn is_whole(batches: &[RecordBatch], rows: i64) -> bool {
+    let mut seen = vec![false; rows as usize];
     for batch in batches {
         for value in batch.column(0).as_primitive::<Int64Type>().values() {
             let first = !std::mem::replace(&mut seen[*value as usize], true);
@@ -43,9 +46,9 @@ fn is_whole(batches: &[RecordBatch]) -> bool {
     seen.into_iter().all(|seen| seen)
 }
 
-async fn whole_answer(client: &Client) -> Result<()> {
+async fn whole_answer(client: &Client, rows: i64) -> Result<()> {
     let batches: Vec<RecordBatch> = client.scan(ScanRequest::table("t")).await?.try_collect().await?;
-    assert!(is_whole(&batches), "rows are missing");
+    assert!(is_whole(&batches, rows), "rows are missing");
     Ok(())
 }
 
@@ -75,7 +78,7 @@ fn resident_bytes(process: u32) -> u64 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hundred_clients_that_are_killed_leave_nothing() -> Result<()> {
     let cell = Cell::start_with(2, &QUICK);
-    load(&cell.connect("tcp").await?).await?;
+    load(&cell.connect("tcp").await?, ROWS).await?;
     let mut after_first = 0;
     for round in 0..5 {
         let mut clients: Vec<_> = (0..20)
@@ -103,7 +106,7 @@ async fn a_hundred_clients_that_are_killed_leave_nothing() -> Result<()> {
             assert!(Instant::now() < until, "sessions are left: {:?}", sessions(&cell));
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        whole_answer(&cell.connect("soft").await?).await?;
+        whole_answer(&cell.connect("soft").await?, ROWS).await?;
         let resident = resident_bytes(cell.process_id());
         if round == 0 {
             after_first = resident;
@@ -117,7 +120,7 @@ async fn a_hundred_clients_that_are_killed_leave_nothing() -> Result<()> {
 async fn a_cell_that_is_killed_is_an_error_and_then_answers_again() -> Result<()> {
     let mut cell = Cell::start(2);
     let client = cell.connect("soft").await?;
-    load(&client).await?;
+    load(&client, ROWS).await?;
     for _ in 0..3 {
         let mut stream = client.scan(ScanRequest::table("t").frames_ahead(2)).await?;
         stream.next().await.expect("a batch")?;
@@ -125,7 +128,7 @@ async fn a_cell_that_is_killed_is_an_error_and_then_answers_again() -> Result<()
         let rest: Result<Vec<RecordBatch>, _> = stream.try_collect().await;
         let error = rest.expect_err("rows of a cell that is gone");
         assert_eq!(error.code, ErrorCode::Unavailable, "{error}");
-        whole_answer(&client).await?;
+        whole_answer(&client, ROWS).await?;
         assert!(client.rdma_statistics().await?.links > 0, "it came back without RDMA");
     }
     Ok(())
@@ -135,24 +138,24 @@ async fn a_cell_that_is_killed_is_an_error_and_then_answers_again() -> Result<()
 async fn a_client_that_stops_holds_nobody_up() -> Result<()> {
     let cell = Cell::start_with(2, &QUICK);
     let client = cell.connect("soft").await?;
-    load(&client).await?;
+    load(&client, MANY_ROWS).await?;
     let mut stopped = Command::new(command_of_this_build("heliostat"))
         .args(["--connect", &cell.url, "--transport", "soft", "scan", "t", "--format", "csv"])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()?;
-    while sessions(&cell).len() < 2 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    // Once its first rows are there, it stands in the middle of its answer: nobody reads the rest. Stopped any earlier, it
+    // would ask again after the loss of its session, as it should, and give the whole answer.
+    let mut output = stopped.stdout.take().expect("piped");
+    output.read_exact(&mut [0; 64])?;
     signal("-STOP", stopped.id());
     let until = Instant::now() + Duration::from_secs(30);
     while sessions(&cell).len() > 1 {
         assert!(Instant::now() < until, "the cell keeps a dead client: {:?}", sessions(&cell));
-        whole_answer(&client).await?;
+        whole_answer(&client, MANY_ROWS).await?;
     }
     signal("-CONT", stopped.id());
     // It has to say something, and not to give half an answer for a whole one.
-    let mut output = stopped.stdout.take().expect("piped");
     let reading = std::thread::spawn(move || std::io::copy(&mut output, &mut std::io::sink()));
     let status = stopped.wait()?;
     reading.join().expect("it reads")?;
@@ -164,8 +167,8 @@ async fn a_client_that_stops_holds_nobody_up() -> Result<()> {
 async fn an_operator_frees_the_slots_of_a_session() -> Result<()> {
     let cell = Cell::start(2);
     let client = cell.connect("soft").await?;
-    load(&client).await?;
-    whole_answer(&client).await?;
+    load(&client, ROWS).await?;
+    whole_answer(&client, ROWS).await?;
     let mut stalled = client.scan(ScanRequest::table("t").frames_ahead(8)).await?;
     stalled.next().await.expect("a batch")?;
     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -178,7 +181,7 @@ async fn an_operator_frees_the_slots_of_a_session() -> Result<()> {
     let rest: Result<Vec<RecordBatch>, _> = stalled.try_collect().await;
     assert_eq!(rest.expect_err("its link is gone").code, ErrorCode::Unavailable);
     // The session goes on, with new links of the next generation.
-    whole_answer(&client).await?;
+    whole_answer(&client, ROWS).await?;
     let report = sessions(&cell).remove(0);
     assert_eq!(report["session"].as_u64(), Some(session));
     let home = &report["links"][0];
