@@ -423,7 +423,7 @@ impl<B: Registered> CompletionQueue<B> {
         self.shared.raw.arm()
     }
 
-    /// After the descriptor was readable: makes it unreadable until the next event.
+    /// After the descriptor was readable: makes it unreadable until the queue is armed again and something completes.
     pub fn clear_events(&self) {
         self.shared.raw.clear_events();
     }

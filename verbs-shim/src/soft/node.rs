@@ -8,10 +8,14 @@
 //!   overflow, however long nobody reads it. (Below [`GRANT_BYTES_MIN`] a grant is of no use: past that many queue
 //!   pairs the buffer is overcommitted, and lost packets are sent again.)
 //! - Nothing here blocks but the progress thread, and that never under the lock.
+//!
+//! Whoever polls for completions drives the node; whoever sleeps on a completion queue's descriptor is woken by the socket
+//! itself, without a thread in between. The progress thread is for programs that do neither for a while: it looks every
+//! [`WATCH`] whether somebody still drives, and only when nobody did sleeps on the socket itself.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -35,8 +39,16 @@ const DEFER_PACKETS: usize = 4;
 const TURNS: usize = 4;
 /// What the kernel did not take is offered again after this.
 const TRY_AGAIN: Duration = Duration::from_millis(1);
-/// While somebody polls, the progress thread looks on from this distance.
-const ATTENDED: Duration = Duration::from_millis(2);
+/// While somebody drives the node, the progress thread looks on from this distance.
+const WATCH: Duration = Duration::from_millis(10);
+
+/// A completion queue that somebody may sleep for.
+struct Watched {
+    queue: CompletionQueueId,
+    descriptor: Arc<OwnedFd>,
+    /// The descriptor is readable.
+    is_announced: bool,
+}
 
 /// The state behind the lock.
 pub(crate) struct Node {
@@ -44,9 +56,13 @@ pub(crate) struct Node {
     socket: Socket,
     transmission: Transmission,
     epoch: Instant,
-    notified: Vec<(CompletionQueueId, Arc<OwnedFd>)>,
-    /// Without a progress thread: wakes whoever sleeps on a descriptor when the next deadline comes.
-    timer: Option<Timer>,
+    watched: Vec<Watched>,
+    /// Wakes whoever sleeps on a descriptor when the next deadline comes.
+    timer: Timer,
+    /// How often somebody drove it.
+    turns: u64,
+    /// The queue that was armed a moment ago, after a look at the socket: the poll that follows need not look again.
+    looked_for: Option<CompletionQueueId>,
     ungranted_bytes: u64,
     /// Acknowledgements wait for the next call.
     deferred: bool,
@@ -55,14 +71,24 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    fn new(socket: Socket, config: EngineConfig, epoch: Instant, timer: Option<Timer>) -> Self {
+    fn new(socket: Socket, config: EngineConfig, epoch: Instant, timer: Timer) -> Self {
         // The kernel counts a packet's buffer rounded up to at most twice its bytes, and gives back what was read
         // only when it is a quarter of the whole (`udp_rmem_release`).
         let ungranted_bytes = socket.receive_buffer_bytes() as u64 * 3 / 8;
         let transmission = Transmission::new();
-        let (notified, socket_errors, deferred) = (Vec::new(), 0, false);
-        let engine = Engine::new(config);
-        Node { engine, socket, transmission, epoch, notified, timer, ungranted_bytes, deferred, socket_errors }
+        Node {
+            engine: Engine::new(config),
+            socket,
+            transmission,
+            epoch,
+            watched: Vec::new(),
+            timer,
+            turns: 0,
+            looked_for: None,
+            ungranted_bytes,
+            deferred: false,
+            socket_errors: 0,
+        }
     }
 
     pub(crate) fn socket(&self) -> &Socket {
@@ -97,6 +123,9 @@ impl Node {
     /// something came for them, sending waits for what they post next, or for their next call, so that an answer and
     /// the acknowledgement of what it answers share a call of the kernel.
     pub(crate) fn progress_for(&mut self, queue: CompletionQueueId) {
+        if self.looked_for.take() == Some(queue) {
+            return;
+        }
         let now_ns = self.now_ns();
         let arrived = self.take_in(now_ns, Left::Likely);
         let answer_likely = self.engine.completions_waiting(queue) > 0
@@ -109,20 +138,9 @@ impl Node {
         self.notify();
     }
 
-    /// Before somebody sleeps on a descriptor, and whenever a deadline may have come closer since.
-    pub(crate) fn set_timer(&mut self) {
-        if self.timer.is_some() {
-            self.set_timer_at(self.now_ns());
-        }
-    }
-
     fn set_timer_at(&mut self, now_ns: u64) {
-        if self.timer.is_some() {
-            let until_ns = self.due_ns(now_ns).map_or(u64::MAX, |due| due.max(now_ns + 1));
-            if let Some(timer) = &mut self.timer {
-                timer.set(now_ns, until_ns);
-            }
-        }
+        let until_ns = self.due_ns(now_ns).map_or(u64::MAX, |due| due.max(now_ns + 1));
+        self.timer.set(now_ns, until_ns);
     }
 
     /// When something has to be done at the latest, unless something arrives.
@@ -134,14 +152,10 @@ impl Node {
         }
     }
 
-    /// How long nothing needs to be done unless something arrives.
-    fn rest(&self) -> Option<Duration> {
-        let now_ns = self.now_ns();
-        self.due_ns(now_ns).map(|due| Duration::from_nanos(due.saturating_sub(now_ns)))
-    }
-
     /// Takes what has arrived, looking again while at least `again` is left; how many packets.
     fn take_in(&mut self, now_ns: u64, again: Left) -> usize {
+        self.turns += 1;
+        self.looked_for = None;
         let mut packets = 0;
         for _ in 0..TURNS {
             let engine = &mut self.engine;
@@ -162,6 +176,29 @@ impl Node {
             self.engine.handle_deadlines(now_ns);
         }
         packets
+    }
+
+    /// Has the queue's descriptor become readable with its next completion, after a last look; false if one waits.
+    pub(crate) fn arm(&mut self, queue: CompletionQueueId) -> bool {
+        self.progress();
+        if self.engine.completions_waiting(queue) > 0 {
+            return false;
+        }
+        self.engine.arm(queue);
+        self.looked_for = Some(queue);
+        true
+    }
+
+    /// Somebody woke up who slept on this queue's descriptor, and is going to poll: nothing needs to be announced.
+    pub(crate) fn woke(&mut self, queue: CompletionQueueId) {
+        self.looked_for = None;
+        self.engine.disarm(queue);
+        let watched = self.watched.iter_mut().find(|watched| watched.queue == queue);
+        if let Some(Watched { descriptor, is_announced, .. }) = watched
+            && std::mem::take(is_announced)
+        {
+            drain(descriptor);
+        }
     }
 
     /// Sends what there is to send.
@@ -194,29 +231,27 @@ impl Node {
 
     /// Signals the descriptors of armed queues that got a completion.
     pub(crate) fn notify(&mut self) {
-        for (queue, descriptor) in &self.notified {
-            if self.engine.take_notification(*queue) {
+        for Watched { queue, descriptor, is_announced } in &mut self.watched {
+            if self.engine.take_notification(*queue) && !*is_announced {
                 // It can only fail when the counter is at its end, and then it is readable anyway.
                 let _ = rustix::io::write(&**descriptor, &1u64.to_ne_bytes());
+                *is_announced = true;
             }
         }
     }
 
     pub(crate) fn watch(&mut self, queue: CompletionQueueId, descriptor: Arc<OwnedFd>) {
-        self.notified.push((queue, descriptor));
+        self.watched.push(Watched { queue, descriptor, is_announced: false });
     }
 
     pub(crate) fn unwatch(&mut self, queue: CompletionQueueId) {
-        self.notified.retain(|(watched, _)| *watched != queue);
+        self.watched.retain(|watched| watched.queue != queue);
     }
 }
 
 /// What is shared with the progress thread.
 struct Inner {
     node: Mutex<Node>,
-    epoch: Instant,
-    /// When somebody last polled, in nanoseconds since the epoch; 0 when they sleep on a descriptor.
-    attended_ns: AtomicU64,
     ending: AtomicBool,
     wake: OwnedFd,
 }
@@ -241,12 +276,9 @@ impl Driver {
             let name = name.clone();
             move |error: rustix::io::Errno| Error::os(name, call, error.into())
         };
-        let timer = if threaded { None } else { Some(Timer::new().map_err(fail("timerfd_create"))?) };
-        let epoch = Instant::now();
+        let timer = Timer::new().map_err(fail("timerfd_create"))?;
         let inner = Arc::new(Inner {
-            node: Mutex::new(Node::new(socket, config, epoch, timer)),
-            epoch,
-            attended_ns: AtomicU64::new(0),
+            node: Mutex::new(Node::new(socket, config, Instant::now(), timer)),
             ending: AtomicBool::new(false),
             wake: eventfd().map_err(fail("eventfd"))?,
         });
@@ -265,40 +297,16 @@ impl Driver {
         self.inner.lock()
     }
 
-    /// The node, for somebody who polls: the progress thread stays away for a while.
-    pub(crate) fn attend(&self) -> MutexGuard<'_, Node> {
-        if self.thread.is_some() {
-            let now_ns = self.inner.now_ns();
-            let before = self.inner.attended_ns.swap(now_ns, Ordering::Relaxed);
-            // The thread may sleep on the socket, and would not see what we take away from under it.
-            if now_ns.saturating_sub(before) > ATTENDED.as_nanos() as u64 / 2 {
-                self.inner.wake();
-            }
-        }
-        self.inner.lock()
-    }
-
-    /// For somebody who is about to sleep on a descriptor.
-    pub(crate) fn leave(&self) {
-        if self.thread.is_none() {
-            self.lock().set_timer();
-        } else if self.inner.attended_ns.swap(0, Ordering::Relaxed) != 0 {
-            self.inner.wake();
-        }
-    }
-
-    /// What to sleep on for completions that `signal` announces: with a progress thread that alone; else whatever gives
-    /// the node something to do as well.
-    pub(crate) fn sleeper(&self, signal: &OwnedFd) -> rustix::io::Result<Option<OwnedFd>> {
+    /// What to sleep on for completions that `signal` announces, and for whatever gives the node something to do.
+    pub(crate) fn sleeper(&self, signal: &OwnedFd) -> rustix::io::Result<OwnedFd> {
         use rustix::event::epoll;
         let node = self.lock();
-        let Some(timer) = &node.timer else { return Ok(None) };
         let sleeper = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        for descriptor in [node.socket.as_fd(), timer.descriptor.as_fd(), signal.as_fd()] {
+        for descriptor in [node.socket.as_fd(), node.timer.descriptor.as_fd(), signal.as_fd()] {
             let data = epoll::EventData::new_u64(descriptor.as_raw_fd() as u64);
             epoll::add(&sleeper, descriptor, data, epoll::EventFlags::IN)?;
         }
-        Ok(Some(sleeper))
+        Ok(sleeper)
     }
 }
 
@@ -318,46 +326,46 @@ impl Inner {
         self.node.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    fn now_ns(&self) -> u64 {
-        (self.epoch.elapsed().as_nanos() as u64).max(1)
-    }
-
     fn wake(&self) {
         let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
     }
 
     fn run(&self) {
-        let socket = match self.lock().socket().as_fd().try_clone_to_owned() {
-            Ok(socket) => socket,
+        let descriptors = {
+            let node = self.lock();
+            node.socket.as_fd().try_clone_to_owned().map(|socket| (socket, node.timer.descriptor.clone()))
+        };
+        let (socket, timer) = match descriptors {
+            Ok(descriptors) => descriptors,
             Err(error) => {
                 eprintln!("verbs-shim: no progress thread: the socket cannot be watched: {error}");
                 return;
             }
         };
+        let mut seen = 0;
         while !self.ending.load(Ordering::Acquire) {
-            let attended = self.attended_ns.load(Ordering::Relaxed);
-            let since = Duration::from_nanos(self.now_ns().saturating_sub(attended));
-            if attended != 0 && since < ATTENDED {
-                self.sleep(None, Some(ATTENDED - since));
-                continue;
-            }
-            let rest = {
+            let is_driven = {
                 let mut node = self.lock();
-                node.progress();
-                node.rest()
+                let is_driven = node.turns != seen;
+                if !is_driven {
+                    node.progress();
+                }
+                seen = node.turns;
+                is_driven
             };
-            self.sleep(Some(&socket), rest);
+            if is_driven {
+                self.sleep(&[], Some(timespec(WATCH)));
+            } else {
+                self.sleep(&[socket.as_fd(), timer.as_fd()], None);
+            }
         }
     }
 
-    fn sleep(&self, socket: Option<&OwnedFd>, at_most: Option<Duration>) {
-        let wait = at_most.map(timespec);
-        let wake = PollFd::new(&self.wake, PollFlags::IN);
-        let result = match socket {
-            Some(socket) => rustix::event::poll(&mut [wake, PollFd::new(socket, PollFlags::IN)], wait.as_ref()),
-            None => rustix::event::poll(&mut [wake], wait.as_ref()),
-        };
-        if result.is_ok() {
+    /// Until one of them is readable, the time is over, or somebody calls [`Self::wake`].
+    fn sleep(&self, descriptors: &[BorrowedFd<'_>], at_most: Option<Timespec>) {
+        let all = std::iter::once(self.wake.as_fd()).chain(descriptors.iter().copied());
+        let mut all: Vec<PollFd<'_>> = all.map(|descriptor| PollFd::from_borrowed_fd(descriptor, PollFlags::IN)).collect();
+        if rustix::event::poll(&mut all, at_most.as_ref()).is_ok() && all[0].revents().contains(PollFlags::IN) {
             drain(&self.wake);
         }
     }

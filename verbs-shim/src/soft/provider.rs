@@ -12,7 +12,7 @@ use super::engine::{
 };
 use super::interfaces;
 use super::memory::RawMemory;
-use super::node::{Driver, Node, PACKET_OVERHEAD_BYTES, drain, eventfd};
+use super::node::{Driver, Node, PACKET_OVERHEAD_BYTES, eventfd};
 use super::socket::Socket;
 use crate::Error;
 use crate::connect::{ConnectOptions, Endpoint, QueuePairOptions, ROCE_PORT, SoftEndpoint};
@@ -150,7 +150,7 @@ impl Context {
         let id = node.engine.create_completion_queue(capacity as usize)?;
         node.watch(id, signal.clone());
         drop(node);
-        Ok(CompletionQueue(Arc::new(CompletionQueueHold { driver: self.driver.clone(), id, signal, sleeper })))
+        Ok(CompletionQueue(Arc::new(CompletionQueueHold { driver: self.driver.clone(), id, sleeper })))
     }
 
     /// What happened so far, for metrics.
@@ -242,9 +242,8 @@ impl Drop for Region {
 struct CompletionQueueHold {
     driver: Arc<Driver>,
     id: CompletionQueueId,
-    signal: Arc<OwnedFd>,
-    /// Without a progress thread: what there is to sleep on.
-    sleeper: Option<OwnedFd>,
+    /// What there is to sleep on.
+    sleeper: OwnedFd,
 }
 
 impl Drop for CompletionQueueHold {
@@ -264,7 +263,7 @@ impl CompletionQueue {
     /// Takes completions; makes progress first when none wait.
     #[inline]
     pub(crate) fn poll(&self, out: &mut [WorkCompletion]) -> usize {
-        let mut node = self.0.driver.attend();
+        let mut node = self.0.driver.lock();
         let taken = node.engine.poll_completions(self.0.id, out);
         if taken > 0 {
             return taken;
@@ -275,22 +274,16 @@ impl CompletionQueue {
 
     /// Asks for the descriptor to become readable with the next completion; false if one waits already.
     pub(crate) fn arm(&self) -> bool {
-        let mut node = self.0.driver.lock();
-        node.progress();
-        node.engine.arm(self.0.id);
-        let waits = node.engine.completions_waiting(self.0.id) > 0;
-        drop(node);
-        self.0.driver.leave();
-        !waits
+        self.0.driver.lock().arm(self.0.id)
     }
 
     pub(crate) fn clear_events(&self) {
-        drain(&self.0.signal);
+        self.0.driver.lock().woke(self.0.id);
     }
 
-    /// When nothing must be done for it until something arrives; only without a progress thread.
+    /// Readable when a completion was announced, and when there is something to do that may bring one.
     pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
-        self.0.sleeper.as_ref().unwrap_or(&self.0.signal).as_fd()
+        self.0.sleeper.as_fd()
     }
 }
 
@@ -454,7 +447,7 @@ impl QueuePair {
     /// The memory of the requests belongs to them until they complete or the queue pair is gone.
     #[inline]
     pub(crate) unsafe fn post_send(&self, requests: &[WorkRequest<'_>]) -> Result<(), (usize, PostError)> {
-        let mut node = self.context.driver.attend();
+        let mut node = self.context.driver.lock();
         let mut result = Ok(());
         for (index, request) in requests.iter().enumerate() {
             if let Err(error) = node.engine.post_send(self.number, request) {

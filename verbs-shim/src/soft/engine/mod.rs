@@ -356,6 +356,13 @@ impl<M: RegionMemory> Engine<M> {
         }
     }
 
+    /// Takes [`Self::arm`] back.
+    pub fn disarm(&mut self, queue: CompletionQueueId) {
+        if let Some(queue) = self.shared.completion_queue(queue.0) {
+            queue.disarm();
+        }
+    }
+
     /// Whether an armed queue got a completion since; asking clears it.
     pub fn take_notification(&mut self, queue: CompletionQueueId) -> bool {
         self.shared.completion_queue(queue.0).is_some_and(|queue| queue.take_fired())

@@ -71,6 +71,10 @@ impl CompletionQueue {
         self.armed = true;
     }
 
+    pub(crate) fn disarm(&mut self) {
+        (self.armed, self.fired) = (false, false);
+    }
+
     pub(crate) fn take_fired(&mut self) -> bool {
         std::mem::take(&mut self.fired)
     }
