@@ -220,6 +220,29 @@ fn prepared_statements_take_parameters_and_are_bounded() {
 }
 
 #[test]
+fn every_row_group_is_scanned_or_counted_as_pruned() {
+    let folder = tempfile::tempdir().unwrap();
+    let cell = TestCell::start(folder.path(), &["--cores", "2"]);
+    let mut wire = Wire::connect(cell.address);
+    wire.load("t", 8, 100_000);
+    let mut ask = |filter: Option<&str>| {
+        let text = ScanText { filter: filter.map(Into::into), select: vec!["id".into()], ..everything("t") };
+        let (rows, statistics) = wire.scan_with_statistics(&text).unwrap();
+        (rows.iter().map(|batch| batch.num_rows()).sum::<usize>(), statistics)
+    };
+    let (rows, all) = ask(None);
+    assert_eq!((rows, all.row_groups_pruned), (800_000, 0));
+    assert!(all.row_groups_total >= 7, "{all:?}");
+    // One row group may have it, on one core or the other; none may have the last.
+    for (filter, wanted, groups) in [("id = 3", 1, 1), ("id = 799999", 1, 1), ("id = 400000", 1, 1), ("id < 0", 0, 0)] {
+        let (rows, one) = ask(Some(filter));
+        assert_eq!(rows, wanted, "{filter}");
+        assert_eq!((one.row_groups_total, one.blocks_total), (all.row_groups_total, all.blocks_total), "{filter}");
+        assert_eq!(one.row_groups_total - one.row_groups_pruned, groups, "{filter}");
+    }
+}
+
+#[test]
 fn errors_name_what_is_there_and_bring_the_current_schema() {
     let folder = tempfile::tempdir().unwrap();
     let cell = TestCell::start(folder.path(), &[]);

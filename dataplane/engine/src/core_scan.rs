@@ -159,15 +159,14 @@ impl CoreScan {
         };
         let rows = meta.rows as usize;
         let blocks = rows.div_ceil(BLOCK_ROWS);
-        self.stats.row_groups_total += 1;
-        self.stats.blocks_total += blocks as u64;
         let compiled = &self.compiled;
         let fact = |column: usize| compiled.column_fact(column, meta.columns.get(column).map(|chunk| &chunk.zone));
         let Some(filter_columns) = self.filter.start(&compiled.filter, &fact).filter(|_| rows > 0) else {
-            self.stats.row_groups_pruned += 1;
-            self.stats.blocks_pruned += blocks as u64;
+            self.stats.count_pruned(meta);
             return Ok(());
         };
+        self.stats.row_groups_total += 1;
+        self.stats.blocks_total += blocks as u64;
         self.group = Some(RowGroup {
             ordinal,
             index: row_group_index,

@@ -22,6 +22,11 @@ use crate::options::EngineOptions;
 use crate::source::{BlockSource, Scratch, chunk_of};
 use crate::vector::{Bits, Vector, bit};
 
+/// Rows that the first image of an answer has room for at least.
+const ROWS_FIRST_MIN: usize = 64;
+/// Each image has room for so many times the rows of the one before, until it is as long as images may be.
+const GROWTH: usize = 8;
+
 /// Where a column's values for the rows at hand come from.
 pub(crate) enum Input<'a> {
     /// Computed or loaded; row `k` belongs to the `k`-th row at hand.
@@ -47,6 +52,10 @@ pub(crate) struct Emitter {
     decimal64: bool,
     image_bytes_max: usize,
     layout: ImageLayout,
+    /// Bytes per text of each column in the last image, for the layout of the next.
+    learnt: Option<Vec<usize>>,
+    /// Rows of the next image: most questions have few answers, and a long image costs its zeroing.
+    rows_next: usize,
     writer: Option<ImageWriter>,
     /// Rows in `writer`.
     rows: usize,
@@ -62,6 +71,8 @@ impl Emitter {
             decimal64: options.decimal64,
             image_bytes_max: options.image_bytes_max,
             layout: layout.clone(),
+            learnt: None,
+            rows_next: ROWS_FIRST_MIN,
             writer: None,
             rows: 0,
             ready: VecDeque::new(),
@@ -102,6 +113,22 @@ impl Emitter {
         Ok(())
     }
 
+    /// An image with room for `count` rows, if they fit, and then some.
+    fn open(&mut self, count: usize) -> ImageWriter {
+        if let Some(estimates) = self.learnt.take()
+            && let Ok(layout) =
+                ImageLayout::with_estimates(&self.schema, self.decimal64, self.image_bytes_max, &estimates)
+        {
+            self.layout = layout;
+        }
+        let rows = self.rows_next.max(count.saturating_mul(2));
+        self.rows_next = rows.saturating_mul(GROWTH);
+        match rows < self.layout.rows_capacity() {
+            true => ImageWriter::new_in(&self.layout.for_rows(rows), self.memory.as_deref()),
+            false => ImageWriter::new_in(&self.layout, self.memory.as_deref()),
+        }
+    }
+
     /// Lays the next image out by the texts of this one.
     fn learn(&mut self, writer: &ImageWriter) {
         let mut any = false;
@@ -115,11 +142,8 @@ impl Emitter {
                 (bytes + bytes / 16) / rows.max(1) + 1
             })
             .collect();
-        if any
-            && let Ok(layout) =
-                ImageLayout::with_estimates(&self.schema, self.decimal64, self.image_bytes_max, &estimates)
-        {
-            self.layout = layout;
+        if any {
+            self.learnt = Some(estimates);
         }
     }
 
@@ -128,7 +152,10 @@ impl Emitter {
         let mut start = 0;
         let mut rest = from.as_ref().map_or(Selection::none(), |from| *from.selection);
         while start < count {
-            let writer = self.writer.get_or_insert_with(|| ImageWriter::new_in(&self.layout, self.memory.as_deref()));
+            if self.writer.is_none() {
+                self.writer = Some(self.open(count - start));
+            }
+            let Some(writer) = self.writer.as_mut() else { break };
             let mut take = (writer.rows_capacity() - self.rows).min(count - start);
             for (column, input) in inputs.iter().enumerate() {
                 if let Input::Vector(vector) = input

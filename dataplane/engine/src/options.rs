@@ -5,10 +5,11 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use hidb::{Error, ErrorCode, Result};
+use heliostat_segment::RowGroupMeta;
+use hidb::{BLOCK_ROWS, Error, ErrorCode, Result};
 
 /// Limits and formats of one request.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EngineOptions {
     /// The most bytes that hash tables, sort buffers and the like of one request may hold, over all
     /// cores (setting `request_memory`).
@@ -45,6 +46,15 @@ pub struct ScanStats {
 }
 
 impl ScanStats {
+    /// Counts a row group that its zone maps excluded.
+    pub fn count_pruned(&mut self, row_group: &RowGroupMeta) {
+        let blocks = u64::from(row_group.rows).div_ceil(BLOCK_ROWS as u64);
+        self.row_groups_total += 1;
+        self.row_groups_pruned += 1;
+        self.blocks_total += blocks;
+        self.blocks_pruned += blocks;
+    }
+
     /// Adds another core's counters.
     pub fn add(&mut self, other: &ScanStats) {
         self.row_groups_total += other.row_groups_total;

@@ -18,6 +18,7 @@ mod nudge;
 mod read_ahead;
 pub mod scan;
 mod start;
+pub mod work;
 
 use std::{
     any::Any,

@@ -11,16 +11,16 @@
 //!   for one row group.
 //! - A failed fetch ahead is no error: the row group's own fetch tries again and reports.
 
-use std::{cell::Cell, collections::VecDeque, future::Future, pin::Pin, sync::Arc};
+use std::{cell::Cell, collections::VecDeque, future::Future, pin::Pin};
 
 use futures_lite::future::poll_once;
 use heliostat_segment::ChunkMeta;
 use hidb::Result;
 
+use super::work::GroupWork;
 use crate::{
     cache::{BlockCache, ChunkAddress, ChunkKey, Fetched},
     device::{self, Device},
-    store::SegmentHandle,
 };
 
 /// Bytes that all scans of a core read ahead together.
@@ -30,17 +30,6 @@ const ROW_GROUPS_AHEAD_MAX: usize = 32;
 
 thread_local! {
     static ACTIVE_SCANS: Cell<u64> = const { Cell::new(0) };
-}
-
-/// A row group that this core works on.
-#[derive(Clone)]
-pub(super) struct GroupWork {
-    /// Its place in the order of all row groups of the snapshot.
-    pub ordinal: u64,
-    pub segment: Arc<SegmentHandle>,
-    pub row_group: usize,
-    /// False when zone maps say that no row can match: nothing of it is read.
-    pub may_match: bool,
 }
 
 impl GroupWork {

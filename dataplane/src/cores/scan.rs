@@ -4,7 +4,6 @@
 //! on its home core, which also merges what the cores computed.
 //!
 //! Invariants:
-//! - A core works on the shards `s` with `s % cores == core`; the ordinals of row groups do not depend on that.
 //! - A core lets others run after 100 us of work, and looks at cancellation and deadline before each step: a dropped
 //!   or cancelled request stops everywhere within one step.
 //! - Images wait in a channel of [`IMAGES_PER_CORE`] per core: a slow client stops its scan, not the cell's memory.
@@ -24,7 +23,8 @@ use hidb::{Error, ErrorCode, Result, image::ResultImage};
 
 use super::{
     Core, Cores, Turn,
-    read_ahead::{GroupWork, ReadAhead},
+    read_ahead::ReadAhead,
+    work::{self, GroupWork, Work},
 };
 use crate::store::TableSnapshot;
 
@@ -74,8 +74,10 @@ pub struct ScanRequest {
     pub bypass_cache: bool,
     /// Which cores send their images themselves.
     pub direct: Option<Arc<dyn Direct>>,
-    /// The core in whose arena images are written that it gives to the sink; elsewhere they lie on the heap.
-    pub home: Option<usize>,
+    /// The core that asks.
+    pub home: usize,
+    /// Whether images that it gives to the sink are written in its arena; elsewhere they lie on the heap.
+    pub home_lends: bool,
 }
 
 /// What a scan did, over all cores.
@@ -114,7 +116,7 @@ impl Drop for CancelUnlessFinished {
 /// How long an image may wait to be taken before its scan lets go of what it has read ahead.
 const STALL: Duration = Duration::from_secs(1);
 
-/// Scans on all cores and hands every image to `sink` as it comes. Runs on the home core; dropping the future stops
+/// Scans on all cores that have work and hands every image to `sink` as it comes. Runs on the home core; dropping the future stops
 /// all cores.
 ///
 /// # Errors
@@ -122,13 +124,15 @@ const STALL: Duration = Duration::from_secs(1);
 pub async fn scan_table(
     cores: &Cores,
     request: ScanRequest,
+    work: Work,
     mut sink: impl AsyncFnMut(ResultImage) -> Result<()>,
 ) -> Result<ScanStatistics> {
     let mut guard = CancelUnlessFinished(Some(request.shared.clone()));
     let (images, arriving) = flume::bounded(cores.count() * IMAGES_PER_CORE);
-    let workers = (0..cores.count()).map(|core| {
+    let (shares, pruned) = work.into_shares(request.home);
+    let workers = shares.into_iter().map(|(core, share)| {
         let (request, images) = (request.clone(), images.clone());
-        let work = cores.run_while_wanted(core, move || scan_core(request, images));
+        let work = cores.run_while_wanted(core, move || scan_core(request, share, images));
         async move { work.await? }
     });
     let gather = try_join_all(workers.collect::<Vec<_>>());
@@ -144,7 +148,7 @@ pub async fn scan_table(
 
     let mut turn = Turn::default();
     let mut merge = Merge::new(request.compiled.clone(), request.shared.clone());
-    if let (Some(_), Some(core)) = (request.home, Core::current()) {
+    if let (true, Some(core)) = (request.home_lends, Core::current()) {
         merge.lend(Rc::new(core.arena.clone()));
     }
     for outcome in outcomes {
@@ -166,6 +170,7 @@ pub async fn scan_table(
         turn.yield_if_due().await;
     }
     statistics.engine = merge.stats();
+    statistics.engine.add(&pruned);
     guard.0 = None;
     Ok(statistics)
 }
@@ -194,42 +199,25 @@ fn check(request: &ScanRequest) -> Result<()> {
     Ok(())
 }
 
-/// The row groups of this core's shards, in the order of the snapshot.
-async fn work_of_core(request: &ScanRequest, core: &Core, turn: &mut Turn) -> Vec<GroupWork> {
-    let mut work = Vec::new();
-    let mut ordinal = 0;
-    for segment in &request.snapshot.segments {
-        let groups = &segment.footer.row_groups;
-        if segment.shard as usize % core.count == core.id {
-            let segment_may_match = request.compiled.may_match(&segment.footer.zones);
-            for (row_group, meta) in groups.iter().enumerate() {
-                let may_match = segment_may_match && request.compiled.row_group_may_match(meta);
-                work.push(GroupWork {
-                    ordinal: ordinal + row_group as u64,
-                    segment: segment.clone(),
-                    row_group,
-                    may_match,
-                });
-            }
-            turn.yield_if_due().await;
-        }
-        ordinal += groups.len() as u64;
-    }
-    work
-}
-
 /// One core's part of a scan.
-async fn scan_core(request: ScanRequest, images: flume::Sender<ResultImage>) -> Result<CoreOutcome> {
+async fn scan_core(
+    request: ScanRequest,
+    share: Option<Vec<GroupWork>>,
+    images: flume::Sender<ResultImage>,
+) -> Result<CoreOutcome> {
     let internal = |text: &str| Error::new(ErrorCode::Internal, text);
     let core = Core::current().ok_or_else(|| internal("a scan runs on a core"))?;
     let cache = core.cache.clone().ok_or_else(|| internal("the cores were started without a volume"))?;
     let mut turn = Turn::default();
-    let work = work_of_core(&request, &core, &mut turn).await;
+    let work = match share {
+        Some(share) => share,
+        None => work::of_core(&request.snapshot, &request.compiled, (core.id, core.count), &mut turn).await,
+    };
     let columns = request.snapshot.schema.fields().len() + 1;
     let mut read_ahead = ReadAhead::new(cache, request.bypass_cache, core.arena.bytes(), columns);
     let mut scan = CoreScan::new(request.compiled.clone(), request.shared.clone());
     let direct = request.direct.as_ref().and_then(|direct| direct.sink(core.id));
-    if direct.is_some() || request.home == Some(core.id) {
+    if direct.is_some() || (request.home_lends && request.home == core.id) {
         scan.lend(Rc::new(core.arena.clone()));
     }
     for (index, group) in work.iter().enumerate() {

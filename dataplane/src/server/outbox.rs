@@ -6,6 +6,7 @@
 //! - At most [`FRAMES_QUEUED_MAX`] frames wait; a sender waits for room in the order in which it came, so requests
 //!   of one session take turns frame by frame.
 //! - A payload of more than [`COALESCE_BYTES_MAX`] is never copied: its head is written, then the payload itself.
+//! - Short frames that wait together are written together.
 
 use std::cell::Cell;
 use std::future::poll_fn;
@@ -107,21 +108,38 @@ impl Outbox {
 
 /// Writes what is queued until the session closes or the socket fails.
 pub async fn write_frames(stream: SharedStream, outgoings: Outgoings, progress: Rc<WriteProgress>) -> io::Result<()> {
+    let mut bytes = Vec::new();
     while let Some(outgoing) = outgoings.0.recv().await {
-        match outgoing {
-            Outgoing::Frame { mut head, payload } => {
-                progress.last.set(Instant::now());
-                progress.waiting.set(true);
-                if payload.len() <= COALESCE_BYTES_MAX {
-                    head.extend_from_slice(&payload);
-                    write_all(&stream, &head, &progress).await?;
-                } else {
-                    write_all(&stream, &head, &progress).await?;
-                    write_all(&stream, &payload, &progress).await?;
+        let mut next = Some(outgoing);
+        let mut last_payload = Bytes::new();
+        let mut closes = false;
+        while let Some(outgoing) = next.take() {
+            match outgoing {
+                Outgoing::Frame { head, payload } => {
+                    bytes.extend_from_slice(&head);
+                    if payload.len() > COALESCE_BYTES_MAX {
+                        last_payload = payload;
+                        break;
+                    }
+                    bytes.extend_from_slice(&payload);
                 }
-                progress.waiting.set(false);
+                Outgoing::Close => {
+                    closes = true;
+                    break;
+                }
             }
-            Outgoing::Close => return Ok(()),
+            if bytes.len() < COALESCE_BYTES_MAX {
+                next = outgoings.0.recv().now_or_never().flatten();
+            }
+        }
+        progress.last.set(Instant::now());
+        progress.waiting.set(true);
+        write_all(&stream, &bytes, &progress).await?;
+        write_all(&stream, &last_payload, &progress).await?;
+        progress.waiting.set(false);
+        bytes.clear();
+        if closes {
+            return Ok(());
         }
     }
     Ok(())

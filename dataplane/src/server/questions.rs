@@ -26,6 +26,7 @@ use super::session::{Request, Session};
 use super::statements::Statement;
 use super::{Failure, catalog};
 use crate::cores::scan::{Direct, ScanRequest, scan_table};
+use crate::cores::work::Work;
 use crate::store::TableSnapshot;
 
 /// What a request says about how it wants to be run.
@@ -81,7 +82,8 @@ pub async fn pushdown(
         bypass_cache: message.bypass_cache,
         explain: message.explain,
     };
-    answer(session, request, table, plan, wishes, started).await
+    let compile = |options| CompiledScan::compile(&plan, &table.schema, options);
+    answer(session, request, &table, compile, wishes, started).await
 }
 
 /// Answers `Prepare`.
@@ -100,7 +102,7 @@ pub async fn prepare(
     let parameters = substrait::parameter_types(&plan)?;
     let prepared_parameters = parameters.iter().map(convert::type_to_proto).collect();
     let result_schema_ipc = schema_message(&plan.result_schema(), session.agreed.decimal64).into();
-    let statement = Statement { plan, schema_hash: table.schema_hash, parameters };
+    let statement = Statement::new(plan, table.schema_hash, parameters);
     let statement_id = session.statements.borrow_mut().insert(statement);
     let prepared = proto::Prepared { statement_id, parameters: prepared_parameters, result_schema_ipc };
     session.outbox.send(FrameKind::Prepared, request.id, &prepared).await?;
@@ -129,7 +131,6 @@ pub async fn execute(
         })
     });
     let values = values.collect::<Result<Vec<_>>>()?;
-    let plan = substrait::bind_parameters(&statement.plan, &values)?;
     let wishes = Wishes {
         timeout_ms: message.timeout_ms,
         initial_credits: message.initial_credits,
@@ -137,14 +138,15 @@ pub async fn execute(
         bypass_cache: false,
         explain: false,
     };
-    answer(session, request, table, plan, wishes, started).await
+    let compile = |options| statement.compile(&values, &table.schema, options);
+    answer(session, request, &table, compile, wishes, started).await
 }
 
 async fn answer(
     session: &Rc<Session>,
     request: &Rc<Request>,
-    table: Arc<TableSnapshot>,
-    plan: ScanPlan,
+    table: &Arc<TableSnapshot>,
+    compile: impl FnOnce(EngineOptions) -> Result<Arc<CompiledScan>>,
     wishes: Wishes,
     started: Instant,
 ) -> Result<(), Failure> {
@@ -160,7 +162,7 @@ async fn answer(
         image_bytes_max: session.agreed.image_bytes_max.min(way.payload_bytes_max()),
         decimal64: session.agreed.decimal64,
     };
-    let compiled = CompiledScan::compile(&plan, &table.schema, options)?;
+    let compiled = compile(options)?;
     let credits = match wishes.initial_credits {
         0 => config.initial_credits,
         wanted => wanted,
@@ -172,10 +174,10 @@ async fn answer(
     };
     let work = async {
         if wishes.explain {
-            return explain(Results::new(session, request, way), &table, &compiled, started).await;
+            return explain(Results::new(session, request, way), table, &compiled, started).await;
         }
         let results = Results::new(session, request, way);
-        run(results, &table, compiled, wishes.bypass_cache, credits, started).await
+        run(results, table, compiled, wishes.bypass_cache, credits, started).await
     };
     let deadline = async {
         if timeout.is_zero() {
@@ -193,6 +195,8 @@ struct Results<'a> {
     session: &'a Session,
     request: &'a Request,
     way: ResultLink,
+    /// As long as it has not been sent.
+    schema: Option<Bytes>,
     sequence: u64,
     rows: u64,
     bytes: u64,
@@ -200,7 +204,7 @@ struct Results<'a> {
 
 impl<'a> Results<'a> {
     fn new(session: &'a Session, request: &'a Request, way: ResultLink) -> Self {
-        Results { session, request, way, sequence: 0, rows: 0, bytes: 0 }
+        Results { session, request, way, schema: None, sequence: 0, rows: 0, bytes: 0 }
     }
 
     async fn send(&mut self, mut message: proto::FilteredResultSet, payload: Bytes) -> Result<()> {
@@ -216,7 +220,15 @@ impl<'a> Results<'a> {
         self.way.send(self.session, FrameKind::FilteredResultSet, self.request.id, &message, payload).await
     }
 
+    async fn send_schema(&mut self) -> Result<()> {
+        match self.schema.take() {
+            Some(schema) => self.send(proto::FilteredResultSet::default(), schema).await,
+            None => Ok(()),
+        }
+    }
+
     async fn send_image(&mut self, image: ResultImage) -> Result<()> {
+        self.send_schema().await?;
         for (message, payload) in Cut::new(image, self.way.payload_bytes_max()) {
             self.send(message, payload).await?;
         }
@@ -235,9 +247,12 @@ async fn run(
     let core = &results.session.core;
     let agreed = &results.session.agreed;
     let schema = schema_message(compiled.result_schema(), agreed.decimal64);
-    let stored_bytes = stored_bytes(table, compiled.columns());
+    let stored_bytes = table.column_bytes(compiled.columns());
     let (home, request_id) = (core.index, results.request.id);
-    let direct = results.way.is_link().then(|| {
+    let work = Work::plan(table, &compiled, core.cell.cores.count()).await;
+    // A short answer goes by the home core, in one piece.
+    let is_short = work.is_short();
+    let direct = (results.way.is_link() && !is_short).then(|| {
         let (cell, session_id) = (core.cell.clone(), agreed.session_id);
         Arc::new(DirectLinks { cell, session_id, home, request_id, credits }) as Arc<dyn Direct>
     });
@@ -247,11 +262,16 @@ async fn run(
         compiled,
         deadline: None,
         bypass_cache,
-        home: direct.is_some().then_some(home),
+        home,
+        home_lends: results.way.is_link(),
         direct,
     };
-    results.send(proto::FilteredResultSet::default(), schema.into()).await?;
-    let stats = scan_table(&core.cell.cores, scan, async |image| results.send_image(image).await).await?;
+    results.schema = Some(schema.into());
+    if !is_short {
+        results.send_schema().await?;
+    }
+    let stats = scan_table(&core.cell.cores, scan, work, async |image| results.send_image(image).await).await?;
+    results.send_schema().await?;
     let elsewhere = stats.sent.iter().map(|sent| proto::LinkFrames { link: sent.link, frames: sent.frames });
     let last = proto::FilteredResultSet {
         last: true,
@@ -273,17 +293,6 @@ async fn run(
     results.send(last, Bytes::new()).await
 }
 
-/// Bytes that the columns of a plan take on the volume.
-fn stored_bytes(table: &TableSnapshot, columns: &[usize]) -> u64 {
-    let groups = table.segments.iter().flat_map(|segment| &segment.footer.row_groups);
-    groups
-        .map(|group| {
-            let chunks = columns.iter().filter_map(|column| group.columns.get(*column));
-            chunks.map(|chunk| chunk.padded_length() as u64).sum::<u64>()
-        })
-        .sum()
-}
-
 async fn explain(
     mut results: Results<'_>,
     table: &Arc<TableSnapshot>,
@@ -297,7 +306,7 @@ async fn explain(
         explain: text,
         statistics: Some(proto::ScanStatistics {
             cell_us: started.elapsed().as_micros() as u64,
-            stored_bytes: stored_bytes(table, compiled.columns()),
+            stored_bytes: table.column_bytes(compiled.columns()),
             row_groups_total: would.row_groups_total,
             row_groups_pruned: would.row_groups_pruned,
             ..Default::default()

@@ -2,11 +2,14 @@
 //!
 //! Owns [`Statements`] and [`Statement`]. Called by `questions`.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
+use std::sync::Arc;
 
-use hidb::plan::ScanPlan;
-use hidb::{DataType, Error, ErrorCode, Result};
+use heliostat_engine::{CompiledScan, EngineOptions};
+use hidb::plan::{ScanPlan, substrait};
+use hidb::{DataType, Error, ErrorCode, Result, Scalar, Schema};
 
 /// A plan whose parameters are still open.
 pub struct Statement {
@@ -16,6 +19,30 @@ pub struct Statement {
     pub schema_hash: u64,
     /// Types of the parameters, in order.
     pub parameters: Vec<DataType>,
+    /// The plan compiled, once it was asked without parameters.
+    compiled: RefCell<Option<Arc<CompiledScan>>>,
+}
+
+impl Statement {
+    /// A plan over a table of this schema hash.
+    pub fn new(plan: ScanPlan, schema_hash: u64, parameters: Vec<DataType>) -> Self {
+        Statement { plan, schema_hash, parameters, compiled: RefCell::default() }
+    }
+
+    /// The plan with these values for its parameters, ready to run over its table.
+    ///
+    /// # Errors
+    /// `InvalidParameter`, and what the engine refuses.
+    pub fn compile(&self, values: &[Scalar], schema: &Schema, options: EngineOptions) -> Result<Arc<CompiledScan>> {
+        if !self.parameters.is_empty() {
+            return CompiledScan::compile(&substrait::bind_parameters(&self.plan, values)?, schema, options);
+        }
+        let mut compiled = self.compiled.borrow_mut();
+        match &*compiled {
+            Some(same) if *same.options() == options => Ok(same.clone()),
+            _ => Ok(compiled.insert(CompiledScan::compile(&self.plan, schema, options)?).clone()),
+        }
+    }
 }
 
 struct Entry {
@@ -89,7 +116,7 @@ mod tests {
             offset: 0,
             limit: None,
         };
-        Statement { plan, schema_hash: hash, parameters: vec![] }
+        Statement::new(plan, hash, vec![])
     }
 
     #[test]

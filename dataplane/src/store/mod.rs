@@ -29,7 +29,7 @@ pub mod users;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use hidb::Schema;
 
@@ -332,6 +332,7 @@ impl Store {
                 shards: record.shards,
                 rows: segments.iter().map(|segment| segment.footer.rows()).sum(),
                 stored_bytes: segments.iter().map(|segment| segment.length).sum(),
+                column_bytes: OnceLock::new(),
                 segments,
             };
             tables.insert(record.name.clone(), Arc::new(table));

@@ -5,7 +5,7 @@
 //! - The extent of a segment is not reused while any [`SegmentHandle`] of it is alive.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use heliostat_segment::{ChunkMeta, SegmentFooter, verify_chunk};
 use hidb::Schema;
@@ -98,6 +98,24 @@ pub struct TableSnapshot {
     pub rows: u64,
     /// Bytes of all segments on the volume.
     pub stored_bytes: u64,
+    /// Bytes of each column's chunks, summed up when somebody asks.
+    pub(super) column_bytes: OnceLock<Vec<u64>>,
+}
+
+impl TableSnapshot {
+    /// Bytes that these columns take on the volume (`schema.len()` stands for `_rowid`).
+    pub fn column_bytes(&self, columns: &[usize]) -> u64 {
+        let sums = self.column_bytes.get_or_init(|| {
+            let mut sums = vec![0; self.schema.len() + 1];
+            for group in self.segments.iter().flat_map(|segment| &segment.footer.row_groups) {
+                for (sum, chunk) in sums.iter_mut().zip(&group.columns) {
+                    *sum += chunk.padded_length() as u64;
+                }
+            }
+            sums
+        });
+        columns.iter().filter_map(|column| sums.get(*column)).sum()
+    }
 }
 
 /// All tables at one instant.

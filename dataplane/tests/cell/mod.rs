@@ -306,8 +306,18 @@ impl Wire {
         self.rows(id)
     }
 
+    /// The same, with what the cell counted.
+    pub fn scan_with_statistics(&mut self, text: &ScanText) -> Answer<(Vec<RecordBatch>, proto::ScanStatistics)> {
+        let id = self.start_scan(text, 4, 0);
+        self.rows_with_statistics(id)
+    }
+
     /// The rest of an answer; returns credits.
     pub fn rows(&mut self, id: u64) -> Answer<Vec<RecordBatch>> {
+        Ok(self.rows_with_statistics(id)?.0)
+    }
+
+    fn rows_with_statistics(&mut self, id: u64) -> Answer<(Vec<RecordBatch>, proto::ScanStatistics)> {
         let mut arrow: Option<SchemaRef> = None;
         let mut batches = Vec::new();
         let mut parts: Vec<u8> = Vec::new();
@@ -335,8 +345,9 @@ impl Wire {
             }
             if message.last {
                 let rows: usize = batches.iter().map(RecordBatch::num_rows).sum();
-                assert_eq!(message.statistics.unwrap().rows, rows as u64);
-                return Ok(batches);
+                let statistics = message.statistics.unwrap();
+                assert_eq!(statistics.rows, rows as u64);
+                return Ok((batches, statistics));
             }
         }
     }

@@ -195,6 +195,17 @@ fn a_full_image_is_close_to_its_limit_and_never_over_it() {
         assert!(writer.bytes_len() <= IMAGE_BYTES_MAX);
         let full = layout.rows_capacity() == IMAGE_ROWS_MAX || writer.bytes_len() > IMAGE_BYTES_MAX / 100 * 98;
         assert!(full, "{types:?}: {} rows, {} bytes", layout.rows_capacity(), writer.bytes_len());
+        // Shorter ones hold the rows that were asked for, and their share of the texts.
+        for rows in [1, 64, 1000, layout.rows_capacity(), usize::MAX] {
+            let shorter = layout.for_rows(rows);
+            assert_eq!(shorter.rows_capacity(), rows.min(layout.rows_capacity()));
+            let mut writer = ImageWriter::new(&shorter);
+            let share = IMAGE_BYTES_MAX * shorter.rows_capacity() / layout.rows_capacity();
+            assert!(writer.bytes_len() <= share + 4096, "{types:?}: {} for {rows} rows", writer.bytes_len());
+            for column in types.iter().enumerate().filter(|(_, name)| **name == "text").map(|(column, _)| column) {
+                assert!((0..shorter.rows_capacity()).all(|_| writer.push_bytes(column, b"sixteen or so by")));
+            }
+        }
     }
 }
 

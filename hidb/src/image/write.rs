@@ -47,6 +47,13 @@ struct Column {
     nullable: bool,
 }
 
+impl Column {
+    /// Bytes of validity, values and data for so many rows.
+    fn parts(&self, rows: usize, data_bytes: usize) -> [usize; 3] {
+        [if self.nullable { rows.div_ceil(8) } else { 0 }, self.shape.values_len(rows), data_bytes]
+    }
+}
+
 /// How the images of one answer are laid out.
 #[derive(Clone, Debug)]
 pub struct ImageLayout {
@@ -83,7 +90,13 @@ impl ImageLayout {
             };
             columns.iter().enumerate().map(column).collect()
         };
-        let total = |rows: usize| body_regions(&columns, rows, &data_of(rows)).1 + head_bytes;
+        let total = |rows: usize| {
+            let parts = columns.iter().enumerate().map(|(index, column)| {
+                let data = if column.shape == Shape::Variable { rows * estimate(index) } else { 0 };
+                column.parts(rows, data).map(align_up).iter().sum::<usize>()
+            });
+            head_bytes + parts.sum::<usize>()
+        };
         // Lengths grow with rows, in steps of the alignment: bisect for the most rows that fit.
         let (mut rows, mut too_many) = (1, IMAGE_ROWS_MAX + 1);
         while too_many - rows > 1 {
@@ -116,6 +129,15 @@ impl ImageLayout {
         };
         let data_bytes = columns.iter().enumerate().map(data).collect();
         Ok(ImageLayout { columns, head_bytes, rows_capacity: rows, data_bytes })
+    }
+
+    /// The same for `rows` rows, if that is less: for an answer that may end soon.
+    pub fn for_rows(&self, rows: usize) -> Self {
+        let rows = rows.clamp(1, self.rows_capacity);
+        let share =
+            |bytes: &usize| align_up((*bytes as u128 * rows as u128).div_ceil(self.rows_capacity as u128) as usize);
+        let data_bytes = self.data_bytes.iter().map(|bytes| share(bytes).min(*bytes)).collect();
+        ImageLayout { columns: self.columns.clone(), head_bytes: self.head_bytes, rows_capacity: rows, data_bytes }
     }
 
     /// Rows an image of this layout holds; fewer when texts turn out longer than estimated.
@@ -170,10 +192,9 @@ fn body_regions(columns: &[Column], rows: usize, data_bytes: &[usize]) -> (Vec<R
         end = align_up(start + length);
         start..end
     };
-    let regions = columns.iter().zip(data_bytes).map(|(column, data)| Regions {
-        validity: take(if column.nullable { rows.div_ceil(8) } else { 0 }),
-        values: take(column.shape.values_len(rows)),
-        data: take(*data),
+    let regions = columns.iter().zip(data_bytes).map(|(column, data)| {
+        let [validity, values, data] = column.parts(rows, *data).map(&mut take);
+        Regions { validity, values, data }
     });
     let regions = regions.collect();
     (regions, end)

@@ -364,7 +364,8 @@ impl Inner {
     /// Until one of them is readable, the time is over, or somebody calls [`Self::wake`].
     fn sleep(&self, descriptors: &[BorrowedFd<'_>], at_most: Option<Timespec>) {
         let all = std::iter::once(self.wake.as_fd()).chain(descriptors.iter().copied());
-        let mut all: Vec<PollFd<'_>> = all.map(|descriptor| PollFd::from_borrowed_fd(descriptor, PollFlags::IN)).collect();
+        let mut all: Vec<PollFd<'_>> =
+            all.map(|descriptor| PollFd::from_borrowed_fd(descriptor, PollFlags::IN)).collect();
         if rustix::event::poll(&mut all, at_most.as_ref()).is_ok() && all[0].revents().contains(PollFlags::IN) {
             drain(&self.wake);
         }
