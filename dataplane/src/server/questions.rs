@@ -250,7 +250,8 @@ async fn run(
         home: direct.is_some().then_some(home),
         direct,
     };
-    results.send(proto::FilteredResultSet::default(), schema.into()).await?;
+    let first = proto::FilteredResultSet { table_generation: table.generation, ..Default::default() };
+    results.send(first, schema.into()).await?;
     let stats = scan_table(&core.cell.cores, scan, async |image| results.send_image(image).await).await?;
     let elsewhere = stats.sent.iter().map(|sent| proto::LinkFrames { link: sent.link, frames: sent.frames });
     let last = proto::FilteredResultSet {
