@@ -215,3 +215,30 @@ impl Shared {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use hidb::session::frames::Checksum;
+
+    use super::*;
+
+    /// What `Transport::Auto` does when the cell refuses a link, against a transport by name.
+    #[tokio::test]
+    async fn where_no_link_can_be_opened_tcp_will_do_for_auto_only() {
+        let links = Links::default();
+        let shape = Shape { slots: 1, slot_bytes: SLOT_BYTES_MAX };
+        let sink = Box::new(|_: &Arc<Link>, _| Ok(()));
+        let device = FabricDevice::open("soft:127.0.0.1", 1, shape, Checksum::Full, sink).unwrap();
+        let link = device.link(1, 1).unwrap();
+        *lock(&links.device) = Some((device, 0));
+        lock(&links.open).push(link.clone());
+        let refused = || Err(Error::new(ErrorCode::Overloaded, "all links of the core are taken"));
+        assert_eq!(links.or_tcp(refused()).unwrap_err().code, ErrorCode::Overloaded);
+        assert!(lock(&links.device).is_some() && link.ended().is_none());
+        links.is_optional.store(true, Ordering::Relaxed);
+        links.or_tcp(refused()).unwrap();
+        // From now on there is nothing to open links on, and questions go over TCP.
+        assert!(lock(&links.device).is_none());
+        assert!(link.ended().is_some() && links.home_link().is_none());
+    }
+}

@@ -25,10 +25,12 @@ use hidb::frame::{Frame, FrameKind, encode_frame};
 use hidb::session::SEND_BYTES_MAX;
 use hidb::{Error, ErrorCode, Result, proto};
 use prost::Message;
-use tokio::sync::{Notify, broadcast, mpsc};
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 
+use crate::cache::SessionEpoch;
 use crate::fabric::link::Link;
+use crate::notice::SessionNotices;
 use crate::transport::Transport;
 use links::Links;
 use outbox::Outbox;
@@ -37,9 +39,6 @@ use routes::Route;
 pub use links::RdmaStatistics;
 pub(crate) use open::FEATURE_DECIMAL64;
 pub(crate) use routes::Request;
-
-/// Unasked messages of the cell, as [`crate::Client::notices`] delivers them.
-pub type Notice = proto::CacheInvalidationNotice;
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -56,7 +55,7 @@ struct Shared {
     draining: AtomicBool,
     started: Instant,
     last_received_ms: AtomicU64,
-    notices: broadcast::Sender<Notice>,
+    notices: SessionNotices,
     links: Links,
 }
 
@@ -79,6 +78,11 @@ impl Connection {
     /// What the cell said of itself.
     pub(crate) fn hello(&self) -> &proto::HelloAck {
         &self.hello
+    }
+
+    /// Which of the client's sessions it is.
+    pub(crate) fn epoch(&self) -> SessionEpoch {
+        self.shared.notices.epoch()
     }
 
     /// Whether both sides agreed on a feature.
@@ -142,7 +146,16 @@ impl Connection {
 
 impl Shared {
     fn fail(&self, error: Error) {
-        lock(&self.failure).get_or_insert(error.clone());
+        let is_first = {
+            let mut failure = lock(&self.failure);
+            let is_first = failure.is_none();
+            failure.get_or_insert(error.clone());
+            is_first
+        };
+        // Before anybody hears of it: nothing that is cached is given out any more.
+        if is_first {
+            self.notices.lost();
+        }
         let routes = std::mem::take(&mut *lock(&self.routes));
         for route in routes.into_values() {
             let _ = route.sender.send(Err(error.clone()));

@@ -10,14 +10,15 @@ use std::time::Instant;
 use hidb::frame::{FrameKind, encode_frame};
 use hidb::{Error, ErrorCode, Result, proto};
 use tokio::net::{TcpSocket, TcpStream};
-use tokio::sync::{Notify, broadcast};
+use tokio::sync::Notify;
 
 use super::links::{HOME, Links};
-use super::{Connection, Notice, Shared, decode, error_of, liveness, outbox, unexpected};
+use super::{Connection, Shared, decode, error_of, liveness, outbox, unexpected};
 use crate::address::Address;
 use crate::authenticate::authenticate;
 use crate::credentials::{Credentials, no_authority};
 use crate::fabric;
+use crate::notice::Herald;
 use crate::options::ConnectOptions;
 use crate::receive::FrameReceiver;
 use crate::transport::Transport;
@@ -32,13 +33,15 @@ pub(crate) const FEATURE_DECIMAL64: &str = "decimal64";
 const SOCKET_BUFFER_BYTES: u32 = 4 << 20;
 
 impl Connection {
-    /// Connects, over TLS unless the address is plain, and shakes hands.
+    /// Connects, over TLS unless the address is plain, and shakes hands. `is_first` when the client had no connection
+    /// before.
     pub(crate) async fn open(
         address: &Address,
         options: &ConnectOptions,
-        notices: broadcast::Sender<Notice>,
+        herald: &Herald,
+        is_first: bool,
     ) -> Result<Arc<Connection>> {
-        let attempt = Self::open_unbounded(address, options, notices);
+        let attempt = Self::open_unbounded(address, options, herald, is_first);
         tokio::time::timeout(options.connect_timeout, attempt).await.unwrap_or_else(|_| {
             Err(Error::new(
                 ErrorCode::Unavailable,
@@ -53,7 +56,8 @@ impl Connection {
     async fn open_unbounded(
         address: &Address,
         options: &ConnectOptions,
-        notices: broadcast::Sender<Notice>,
+        herald: &Herald,
+        is_first: bool,
     ) -> Result<Arc<Connection>> {
         let mut refused = None;
         let mut connected = None;
@@ -127,7 +131,7 @@ impl Connection {
             draining: AtomicBool::new(false),
             started: Instant::now(),
             last_received_ms: AtomicU64::new(0),
-            notices,
+            notices: herald.begin_session(is_first),
             links: Links::default(),
         });
         let limits = hello.limits.unwrap_or_default();

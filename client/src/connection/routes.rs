@@ -13,8 +13,9 @@ use hidb::{Error, ErrorCode, Result, proto};
 use prost::Message;
 use tokio::sync::mpsc;
 
-use super::{Connection, Notice, Shared, decode, error_of, lock, unexpected};
+use super::{Connection, Shared, decode, error_of, lock, unexpected};
 use crate::fabric::link::Link;
+use crate::notice::Notice;
 
 /// Frames the cell may be ahead of its credits before that is an error (the schema and the last frame may
 /// or may not be counted).
@@ -157,11 +158,9 @@ impl Shared {
                 return Ok(());
             }
             FrameKind::CacheInvalidationNotice => {
-                let notice: Notice = decode(&frame)?;
-                if notice.reason() == proto::cache_invalidation_notice::Reason::CellDraining {
+                if self.notices.arrived(decode(&frame)?) == Some(Notice::CellDraining) {
                     self.draining.store(true, Ordering::Relaxed);
                 }
-                let _ = self.notices.send(notice);
                 return Ok(());
             }
             FrameKind::LinkReset => {
