@@ -34,6 +34,15 @@ async fn load(client: &Client, mode: LoadMode, rows: i64, value: i64) -> Result<
     Ok(())
 }
 
+/// The same into a new table, and waits until every session has heard of it.
+async fn load_first(cell: &Cell, rows: i64, value: i64) -> Result<()> {
+    let client = cell.connect("tcp").await?;
+    let mut notices = client.notices();
+    load(&client, LoadMode::Create, rows, value).await?;
+    heard(&mut notices, changed).await;
+    Ok(())
+}
+
 fn point(number: i64) -> ScanRequest {
     ScanRequest::table("t").filter(format!("n = {number}")).select(["v"])
 }
@@ -69,7 +78,7 @@ fn changed(notice: &Notice) -> bool {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_repeated_question_is_answered_from_the_cache_over_every_transport() -> Result<()> {
     let cell = Cell::start(2);
-    load(&cell.connect("tcp").await?, LoadMode::Create, 200_000, 7).await?;
+    load_first(&cell, 200_000, 7).await?;
     for transport in TRANSPORTS {
         let client = cell.connect_with(transport, cached()).await?;
         let plain = cell.connect(transport).await?;
@@ -159,7 +168,7 @@ async fn a_lost_notice_drops_everything_and_a_repeated_one_is_heard_once() -> Re
     .await;
     let set = |wanted: Fate| *fate.lock().expect("no panic") = wanted;
     let other = cell.connect("tcp").await?;
-    load(&other, LoadMode::Create, 100, 1).await?;
+    load_first(&cell, 100, 1).await?;
     let make = |name: &'static str| {
         let other = &other;
         async move {
@@ -224,7 +233,7 @@ async fn behind_a_partition_cached_answers_last_no_longer_than_the_dead_peer_tim
         false => Fate::Arrives,
     })
     .await;
-    load(&cell.connect("tcp").await?, LoadMode::Create, 100, 1).await?;
+    load_first(&cell, 100, 1).await?;
     let options = ConnectOptions { timeout: Some(Duration::from_secs(1)), ..cached() };
     let client = Client::connect(&proxy.url, options).await?;
     let mut notices = client.notices();
@@ -243,7 +252,7 @@ async fn behind_a_partition_cached_answers_last_no_longer_than_the_dead_peer_tim
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_cache_is_bounded_and_holds_no_slot_of_a_ring() -> Result<()> {
     let cell = Cell::start(2);
-    load(&cell.connect("tcp").await?, LoadMode::Create, 200_000, 7).await?;
+    load_first(&cell, 200_000, 7).await?;
     let options = ConnectOptions { result_cache_bytes: 512 << 10, ring_slots: 4, ..cached() };
     let client = cell.connect_with("soft", options).await?;
     // Each answer is longer than a SEND, so that it comes in a slot; hundreds of them are kept one after another.

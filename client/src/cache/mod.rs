@@ -12,7 +12,7 @@
 //!   bounded; the least recently used goes first ([`lru`]).
 //!
 //! Cost: a hit is one lock, a hash of the question (a plan has some hundred bytes) and a clone of each batch; about a
-//! microsecond, against a round trip. Off (the default) it costs the lock and the comparison of a number per answer.
+//! microsecond, against a round trip. Off (the default) it costs one lock per question.
 
 mod epochs;
 mod lru;

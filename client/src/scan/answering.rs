@@ -107,7 +107,6 @@ pub(super) struct Answering {
     request: Request,
     terms: Terms,
     schema: SchemaRef,
-    first: Option<RecordBatch>,
     /// What came by TCP or by the link to the home core.
     home: Taken,
     elsewhere: Vec<Elsewhere>,
@@ -147,7 +146,6 @@ impl Answering {
         let mut answering = Answering {
             request,
             schema: Arc::new(arrow_schema::Schema::empty()),
-            first: None,
             home: Taken::default(),
             elsewhere: Vec::new(),
             has_schema: false,
@@ -164,7 +162,8 @@ impl Answering {
         };
         while !answering.has_schema && !answering.is_over {
             let frame = answering.request.next().await?;
-            answering.first = answering.accept(frame, answering.request.elsewhere())?;
+            // What brings no schema is put aside: no batch can come of it.
+            answering.accept(frame, answering.request.elsewhere())?;
         }
         Ok(answering)
     }
@@ -279,9 +278,6 @@ impl Answering {
 
     /// The next batch; `None` when the answer is whole.
     pub(super) fn poll_batch(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<RecordBatch>>> {
-        if let Some(batch) = self.first.take() {
-            return Poll::Ready(Some(Ok(batch)));
-        }
         while !self.is_over {
             let early = if self.has_schema { self.early.pop_front() } else { None };
             let outcome = match early {

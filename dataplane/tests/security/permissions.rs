@@ -267,7 +267,7 @@ fn sessions_of_a_user_whose_rights_change_are_told_to_forget() {
     let alter = proto::AlterUser { name: "ada".into(), role: proto::Role::Writer as i32, ..Default::default() };
     root.ask(FrameKind::AlterUser, &alter).unwrap();
     root.ask(FrameKind::AlterUser, &proto::AlterUser { name: "bob".into(), ..alter }).unwrap();
-    let mut told = |wire: &mut Raw| {
+    let told = |wire: &mut Raw| {
         let frame = wire.receive().unwrap();
         assert_eq!(frame.kind, FrameKind::CacheInvalidationNotice);
         let notice: proto::CacheInvalidationNotice = frame.message().unwrap();
