@@ -144,14 +144,14 @@ async fn columns_that_changed_before_it_was_asked_again_are_an_error_and_not_oth
 }
 
 /// Asks for an aggregate, which has a schema at once and rows only at the end.
-async fn long_question(client: &Client) -> Result<ScanStream> {
+async fn long_question(client: &Client) -> hidb::Result<ScanStream> {
     let request = ScanRequest::table("t").aggregates(["sum(n) as s", "sum(n * n % 7) as u"]).bypass_cache(true);
-    Ok(client.scan(request).await?)
+    client.scan(request).await
 }
 
 fn check_sum(batches: &[RecordBatch]) {
-    let sum = batches[0].column(0).as_primitive::<arrow_array::types::Decimal128Type>().value(0);
-    assert_eq!(sum, i128::from(MANY_ROWS) * i128::from(MANY_ROWS - 1) / 2);
+    let sum = batches[0].column(0).as_primitive::<Int64Type>().value(0);
+    assert_eq!(sum, MANY_ROWS * (MANY_ROWS - 1) / 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -201,12 +201,18 @@ async fn questions_whose_link_is_reset_are_asked_again_on_another_or_fail_at_onc
         let reset_after = asked.elapsed();
         let batches: Vec<RecordBatch> = whole(&mut stream).await?;
         check_sum(&batches);
-        again += u32::from(stream.elapsed().is_some_and(|elapsed| elapsed > reset_after));
-        assert!(client.rdma_statistics().await?.links > 0, "it went on without RDMA");
+        if stream.elapsed().is_some_and(|elapsed| elapsed > reset_after) {
+            again += 1;
+            assert!(client.rdma_statistics().await?.links > 0, "it went on without RDMA");
+        }
 
-        let mut stream = long_question(&once).await?;
-        reset(&once).await?;
-        match whole(&mut stream).await {
+        let outcome = async {
+            // The end of the link that was reset last may be heard of just now.
+            let mut stream = long_question(&once).await?;
+            reset(&once).await.expect("a session can be reset");
+            whole(&mut stream).await
+        };
+        match outcome.await {
             Ok(batches) => check_sum(&batches),
             Err(error) => {
                 assert_eq!(error.code, ErrorCode::Unavailable, "{error}");

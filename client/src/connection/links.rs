@@ -227,7 +227,7 @@ mod tests {
     async fn where_no_link_can_be_opened_tcp_will_do_for_auto_only() {
         let links = Links::default();
         let shape = Shape { slots: 1, slot_bytes: SLOT_BYTES_MAX };
-        let sink = Box::new(|_: &Arc<Link>, _| Ok(()));
+        let sink = Box::new(|_: &Arc<Link>, _: Event| -> Result<()> { Ok(()) });
         let device = FabricDevice::open("soft:127.0.0.1", 1, shape, Checksum::Full, sink).unwrap();
         let link = device.link(1, 1).unwrap();
         *lock(&links.device) = Some((device, 0));
