@@ -1,12 +1,16 @@
 //! What the cell says unasked, and what that means for whoever remembers something of it.
 //!
-//! Owns [`Notice`] and [`Herald`], through which all of them go: in order, each once, the client's own cache first.
-//! Called by the connection.
+//! Owns [`Notice`], and [`Herald`] with [`SessionNotices`], through which all of them go. Called by the connection.
+//!
+//! Invariants
+//! - Subscribers hear of changes in order and of each once; a gap in the numbers is told before what follows it.
+//! - The client's own cache has dropped what a notice speaks of before any subscriber hears of it.
+
+use std::sync::{Arc, Mutex, PoisonError};
 
 use hidb::proto::CacheInvalidationNotice;
 use hidb::proto::cache_invalidation_notice::Reason;
 use hidb::session::{NoticeSequence, Observed};
-use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::broadcast;
 
 use crate::cache::{Cache, SessionEpoch};
