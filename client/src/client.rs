@@ -1,14 +1,13 @@
-//! The client: calls, deadlines, retries, reconnection, and the cache of schemas.
+//! The client: calls, deadlines, retries, reconnection.
 //!
 //! Owns [`Client`]. Called by engines and by the command line.
 //!
 //! Invariants
 //! - At most one live connection per client; clones share it.
 //! - Only calls whose repetition changes nothing are retried.
-//! - A cached schema is dropped when the cell says it changed, and when a request was told it is stale.
+//! - What is remembered of the cell ([`crate::cache`]) is dropped before a change made here returns.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hidb::frame::FrameKind;
@@ -18,8 +17,13 @@ use rand::Rng;
 use tokio::sync::broadcast;
 
 use crate::address::Address;
-use crate::connection::{Connection, FEATURE_DECIMAL64, Notice, RdmaStatistics};
+use crate::cache::{Cache, CacheStatistics};
+use crate::connection::{Connection, FEATURE_DECIMAL64, RdmaStatistics};
+use crate::notice::{Herald, Notice};
 use crate::options::ConnectOptions;
+
+/// Notices that a subscriber may be behind.
+const NOTICES_WAITING_MAX: usize = 256;
 
 const BACKOFF_FIRST: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
@@ -50,8 +54,8 @@ struct Inner {
     address: Address,
     options: ConnectOptions,
     live: tokio::sync::Mutex<Option<Arc<Connection>>>,
-    schemas: Mutex<HashMap<String, Arc<Schema>>>,
-    notices: broadcast::Sender<Notice>,
+    cache: Arc<Cache>,
+    herald: Herald,
 }
 
 /// A table's definition and what it takes on the volume.
@@ -85,16 +89,10 @@ impl Client {
     pub async fn connect(address: &str, options: ConnectOptions) -> Result<Client> {
         let address: Address = address.parse()?;
         let patience = options.wait_for_cell;
-        let (notices, mut listener) = broadcast::channel(256);
-        let client = Client {
-            inner: Arc::new(Inner {
-                address,
-                options,
-                live: tokio::sync::Mutex::new(None),
-                schemas: Mutex::default(),
-                notices,
-            }),
-        };
+        let cache = Arc::new(Cache::new(options.result_cache_bytes));
+        let herald = Herald::new(cache.clone(), NOTICES_WAITING_MAX);
+        let live = tokio::sync::Mutex::new(None);
+        let client = Client { inner: Arc::new(Inner { address, options, live, cache, herald }) };
         let give_up = Instant::now() + patience;
         let mut backoff = Backoff::default();
         while let Err(error) = client.connection().await {
@@ -102,23 +100,6 @@ impl Client {
                 return Err(error);
             }
         }
-        // Forgets schemas when the cell says they changed; ends with the client.
-        let inner = Arc::downgrade(&client.inner);
-        tokio::spawn(async move {
-            loop {
-                let received = listener.recv().await;
-                let Some(inner) = inner.upgrade() else { return };
-                let mut schemas = inner.schemas.lock().unwrap_or_else(PoisonError::into_inner);
-                match received {
-                    Ok(notice) if notice.reason() == proto::cache_invalidation_notice::Reason::DataChanged => {}
-                    Ok(notice) => {
-                        schemas.remove(&notice.table);
-                    }
-                    Err(broadcast::error::RecvError::Lagged(_)) => schemas.clear(),
-                    Err(broadcast::error::RecvError::Closed) => return,
-                }
-            }
-        });
         Ok(client)
     }
 
@@ -132,9 +113,20 @@ impl Client {
         &self.inner.options
     }
 
-    /// Unasked messages of the cell from now on: changed data and schemas, dropped tables, draining.
+    /// What the cell says unasked from now on, and when changes may have gone unheard: [`Notice::EverythingChanged`].
+    /// Whoever keeps something of a table drops it then. A subscriber that is more than 256 notices behind gets
+    /// `Lagged`, which means the same to it.
     pub fn notices(&self) -> broadcast::Receiver<Notice> {
-        self.inner.notices.subscribe()
+        self.inner.herald.subscribe()
+    }
+
+    /// What the client's cache of schemas and answers has done and holds.
+    pub fn cache_statistics(&self) -> CacheStatistics {
+        self.inner.cache.statistics()
+    }
+
+    pub(crate) fn cache(&self) -> &Arc<Cache> {
+        &self.inner.cache
     }
 
     /// What the cell said of itself when the current connection was made.
@@ -150,11 +142,8 @@ impl Client {
         {
             return Ok(connection.clone());
         }
-        let connection = Connection::open(&self.inner.address, &self.inner.options, self.inner.notices.clone()).await?;
-        if live.is_some() {
-            // Whatever changed while we were away was not announced to us.
-            self.inner.schemas.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        }
+        let Inner { address, options, herald, .. } = &*self.inner;
+        let connection = Connection::open(address, options, herald, live.is_none()).await?;
         *live = Some(connection.clone());
         Ok(connection)
     }
@@ -213,24 +202,22 @@ impl Client {
     /// A table's columns, and what it takes on the volume.
     pub async fn describe(&self, table: &str) -> Result<TableDescription> {
         let body = proto::DescribeTable { name: table.to_string() };
-        let answer = self
+        let (answer, stamp) = self
             .retrying(self.deadline(None), |connection| {
                 let body = body.clone();
                 async move {
-                    connection
+                    let stamp = self.cache().stamp(connection.epoch());
+                    let answer = connection
                         .request(FrameKind::DescribeTable, &body, None, None)?
                         .answer::<proto::TableDescription>(FrameKind::TableDescription)
-                        .await
+                        .await?;
+                    Ok((answer, stamp))
                 }
             })
             .await?;
         let missing = || Error::new(ErrorCode::Protocol, "the cell described a table without its schema");
         let schema = convert::schema_from_proto(answer.schema.as_ref().ok_or_else(missing)?)?;
-        self.inner
-            .schemas
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(table.to_string(), Arc::new(schema.clone()));
+        self.cache().keep_schema(table, Arc::new(schema.clone()), stamp);
         Ok(TableDescription {
             summary: answer.summary.unwrap_or_default(),
             schema,
@@ -244,40 +231,35 @@ impl Client {
 
     /// A table's columns; from the cache when they are there.
     pub async fn schema(&self, table: &str) -> Result<Arc<Schema>> {
-        let cached = self.inner.schemas.lock().unwrap_or_else(PoisonError::into_inner).get(table).cloned();
-        match cached {
+        match self.cache().schema(table) {
             Some(schema) => Ok(schema),
             None => Ok(Arc::new(self.describe(table).await?.schema)),
         }
-    }
-
-    /// Forgets what is known of a table's columns.
-    pub(crate) fn forget_schema(&self, table: &str) {
-        self.inner.schemas.lock().unwrap_or_else(PoisonError::into_inner).remove(table);
     }
 
     /// Makes an empty table of `shards` parts; 0: the cell's default.
     pub async fn create_table(&self, name: &str, schema: &Schema, shards: u32) -> Result<()> {
         let body =
             proto::CreateTable { name: name.to_string(), schema: Some(convert::schema_to_proto(schema)), shards };
-        self.once(self.deadline(None), |connection| async move {
-            let done = connection.request(FrameKind::CreateTable, &body, None, None)?;
-            done.answer::<proto::Done>(FrameKind::Done).await
-        })
-        .await?;
-        Ok(())
+        self.change(name, FrameKind::CreateTable, body).await
     }
 
     /// Drops a table and its data. With `if_exists` a table that is not there is no error.
     pub async fn drop_table(&self, name: &str, if_exists: bool) -> Result<()> {
         let body = proto::DropTable { name: name.to_string(), if_exists };
-        self.once(self.deadline(None), |connection| async move {
-            let done = connection.request(FrameKind::DropTable, &body, None, None)?;
-            done.answer::<proto::Done>(FrameKind::Done).await
-        })
-        .await?;
-        self.forget_schema(name);
-        Ok(())
+        self.change(name, FrameKind::DropTable, body).await
+    }
+
+    /// Has a table changed. Whatever comes of it, what is remembered of the table is dropped before this returns: also
+    /// a request that failed may have been carried out.
+    async fn change(&self, table: &str, kind: FrameKind, body: impl prost::Message) -> Result<()> {
+        let outcome = self
+            .once(self.deadline(None), |connection| async move {
+                connection.request(kind, &body, None, None)?.answer::<proto::Done>(FrameKind::Done).await
+            })
+            .await;
+        self.cache().changed_here(table);
+        outcome.map(drop)
     }
 
     /// The state of the cell.

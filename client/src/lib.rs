@@ -6,16 +6,19 @@
 //!
 //! Invariants
 //! - Every failure is a [`hidb::Error`] with a stable code; nothing panics on what a cell or a file says.
-//! - A `RecordBatch` of an answer borrows the memory that its frame was read into.
+//! - A `RecordBatch` of an answer borrows the memory that its frame was read into, or that of the client's cache.
+//! - An answer of a cache ([`ConnectOptions::result_cache_bytes`]) is no older than the last notice that arrived.
 
 mod address;
 mod authenticate;
+mod cache;
 mod client;
 mod connection;
 mod credentials;
 mod fabric;
 pub mod input;
 mod load;
+mod notice;
 mod options;
 mod receive;
 mod scan;
@@ -23,13 +26,15 @@ mod transport;
 mod users;
 
 pub use address::{Address, DEFAULT_PORT};
+pub use cache::CacheStatistics;
 pub use client::{Client, TableDescription};
-pub use connection::{Notice, RdmaStatistics};
+pub use connection::RdmaStatistics;
 pub use credentials::{CREDENTIALS_VARIABLE, Credentials};
 pub use fabric::Transport;
 pub use hidb::plan::sql::ScanText;
 pub use hidb::proto::{CellStatus, ColumnStorage, ScanStatistics, TableSummary};
 pub use hidb::session::frames::Checksum;
 pub use load::{LOAD_BATCH_BYTES, LOAD_BATCH_ROWS, LoadMode, LoadProgress, LoadWriter};
+pub use notice::{Notice, NoticeGap};
 pub use options::ConnectOptions;
 pub use scan::{ScanRequest, ScanStream, Statement};

@@ -261,6 +261,7 @@ impl LoadWriter {
         if let Some(wire) = &mut self.wire {
             wire.received_bytes = wire.received_bytes.max(state.received_bytes);
         }
+        let was_committed = self.progress.committed;
         self.progress = LoadProgress {
             durable_batches: self.progress.durable_batches.max(state.durable_batches),
             durable_rows: self.progress.durable_rows.max(state.durable_rows),
@@ -268,6 +269,10 @@ impl LoadWriter {
             committed: self.progress.committed || state.state() == State::Committed,
             aborted: self.progress.aborted || state.state() == State::Aborted,
         };
+        if self.progress.committed && !was_committed {
+            // The notice may come later than this.
+            self.client.cache().changed_here(&self.begin.table);
+        }
         while self.unacknowledged.front().is_some_and(|batch| batch.number < self.progress.durable_batches) {
             if let Some(batch) = self.unacknowledged.pop_front() {
                 self.unacknowledged_bytes -= batch.bytes.len();
@@ -404,7 +409,6 @@ impl LoadWriter {
                 Ok(()) => {}
             }
         }
-        self.client.forget_schema(&self.begin.table);
         Ok(self.progress)
     }
 

@@ -35,6 +35,12 @@ pub struct ConnectOptions {
     pub ring_slots: u32,
     /// What is covered by checksums over RDMA.
     pub checksum: Checksum,
+    /// The most memory, in bytes, for answers that the client keeps and gives again to the same question; 0: none are
+    /// kept. For point reads and small scans that are repeated: an answer of more than an eighth of this is not kept.
+    /// An answer that is given again is no older than the last notice that arrived, and than anything this client has
+    /// read or written itself (`docs/hidb.md`, "What a client may remember"); who must see what others committed a
+    /// moment ago leaves this at 0 or asks with [`crate::ScanRequest::bypass_cache`].
+    pub result_cache_bytes: usize,
     /// The most load bytes kept for sending again because the cell has not yet said they are durable.
     pub load_unacknowledged_bytes_max: usize,
 }
@@ -54,6 +60,7 @@ impl Default for ConnectOptions {
             transport: Transport::Auto,
             ring_slots: 16,
             checksum: Checksum::Full,
+            result_cache_bytes: 0,
             load_unacknowledged_bytes_max: 512 << 20,
         }
     }

@@ -8,7 +8,7 @@ use arrow_array::RecordBatch;
 use cell::{TestCell, Wire, assert_first_rows, everything};
 use futures::StreamExt;
 use heliostat_client::{Checksum, Client, ConnectOptions, ScanRequest, Transport};
-use hidb::frame::FrameKind;
+use hidb::frame::{FrameKind, encode_frame};
 use hidb::plan::sql::ScanText;
 use hidb::{ErrorCode, proto};
 use tokio::runtime::Runtime;
@@ -135,7 +135,10 @@ struct Liar {
     link: u32,
     ring: verbs_shim::RemoteBuffer,
     queue: verbs_shim::CompletionQueue,
-    _pair: verbs_shim::QueuePair,
+    /// Outlives what was made of it.
+    context: verbs_shim::Context,
+    domain: verbs_shim::ProtectionDomain,
+    pair: verbs_shim::QueuePair,
 }
 
 const SLOTS: u32 = 4;
@@ -160,6 +163,11 @@ fn open_request(pair: &verbs_shim::QueuePair, ring: &verbs_shim::RemoteBuffer) -
 
 impl Liar {
     fn connect(cell: &TestCell) -> Self {
+        Self::connect_to(cell, true)
+    }
+
+    /// With a link to the home core, or to the other one.
+    fn connect_to(cell: &TestCell, is_home: bool) -> Self {
         use verbs_shim::verbs::Access;
         let context = verbs_shim::Context::open("soft:127.0.0.1", &Default::default()).unwrap();
         let domain = context.create_domain().unwrap();
@@ -173,15 +181,29 @@ impl Liar {
         }
         let ring = domain.expose(SLOTS as usize * (64 << 10), Access::LOCAL_WRITE | Access::REMOTE_WRITE).unwrap();
         let mut wire = Wire::connect(cell.address);
-        let opened: proto::LinkOpened = wire.ask(FrameKind::OpenLink, &open_request(&pair, &ring)).unwrap();
+        let request = open_request(&pair, &ring);
+        let mut opened: proto::LinkOpened = wire.ask(FrameKind::OpenLink, &request).unwrap();
+        if !is_home {
+            wire.ask::<proto::Done>(FrameKind::CloseLink, &proto::CloseLink { link: opened.link }).unwrap();
+            let other = proto::OpenLink { core: 3 - opened.core, ..request };
+            opened = wire.ask(FrameKind::OpenLink, &other).unwrap();
+        }
         let endpoint = opened.endpoint[..].try_into().unwrap();
         pair.connect(&verbs_shim::Endpoint::from_bytes(endpoint).unwrap(), &Default::default()).unwrap();
-        Liar { wire, link: opened.link, ring, queue, _pair: pair }
+        Liar { wire, link: opened.link, ring, queue, context, domain, pair }
     }
 
     fn give(&mut self, generation: u32, slots: &[u32]) {
         let free = proto::SlotsFree { link: self.link, generation, slots: slots.to_vec() };
         self.wire.send(FrameKind::SlotsFree, 0, &free, &[]);
+    }
+
+    /// Sends a frame on the link.
+    fn send(&self, kind: FrameKind, body: &impl prost::Message) {
+        let frame = encode_frame(kind, 1, body, &[]).unwrap();
+        let mut buffer = self.domain.allocate(frame.len()).unwrap();
+        buffer.copy_from_slice(&frame);
+        self.pair.post_send(verbs_shim::SendRequest::send(buffer)).unwrap();
     }
 
     /// Completions until nothing has come for a while.
@@ -241,7 +263,7 @@ fn links_that_make_no_sense_are_refused_and_the_session_goes_on() {
     let folder = tempfile::tempdir().unwrap();
     let cell = TestCell::start(folder.path(), &FABRIC);
     let mut liar = Liar::connect(&cell);
-    let good = open_request(&liar._pair, &liar.ring);
+    let good = open_request(&liar.pair, &liar.ring);
     let ring = good.ring.unwrap();
     let with = |ring: proto::ResultRing| proto::OpenLink { ring: Some(ring), core: 2, ..good.clone() };
     let bad = [
@@ -303,4 +325,156 @@ fn a_ring_with_a_wrong_key_costs_the_link_only() {
         kinds.push(frame.kind);
     }
     assert_eq!(liar.wire.tables().len(), 1);
+}
+
+/// What each core has open, as an operator sees it.
+fn sessions(folder: &std::path::Path) -> Vec<String> {
+    let volume = cell::volume_of(folder);
+    let (code, out, err) = cell::tool(&["sessions", "--json", "--volume", volume.to_str().unwrap()]);
+    assert_eq!(code, 0, "{err}");
+    out.lines().map(String::from).collect()
+}
+
+#[test]
+fn frames_that_do_not_travel_on_links_end_the_session() {
+    let folder = tempfile::tempdir().unwrap();
+    let cell = TestCell::start(folder.path(), &FABRIC);
+    let frames: [(FrameKind, fn(&Liar)); 6] = [
+        (FrameKind::Hello, |liar| liar.send(FrameKind::Hello, &proto::Hello::default())),
+        (FrameKind::Authenticate, |liar| liar.send(FrameKind::Authenticate, &proto::Authenticate::default())),
+        (FrameKind::LoadBegin, |liar| liar.send(FrameKind::LoadBegin, &proto::LoadBegin::default())),
+        (FrameKind::DropTable, |liar| liar.send(FrameKind::DropTable, &proto::DropTable::default())),
+        (FrameKind::OpenLink, |liar| liar.send(FrameKind::OpenLink, &proto::OpenLink::default())),
+        (FrameKind::AddUser, |liar| liar.send(FrameKind::AddUser, &proto::AddUser::default())),
+    ];
+    let refused = |mut liar: Liar, what: &str| {
+        let frame = liar.wire.receive().expect("an error frame");
+        let error: proto::Error = frame.message().unwrap();
+        assert_eq!((frame.kind, frame.request_id), (FrameKind::Error, 0), "{what}");
+        assert_eq!(error.code, ErrorCode::Protocol as u32, "{what}: {}", error.message);
+        assert!(error.message.contains(what), "{what}: {}", error.message);
+        assert!(liar.wire.receive().is_none(), "{what}: the connection goes on");
+    };
+    for is_home in [true, false] {
+        for (kind, send) in frames {
+            let mut liar = Liar::connect_to(&cell, is_home);
+            liar.give(1, &[0, 1, 2, 3]);
+            send(&liar);
+            refused(liar, kind.name());
+        }
+    }
+    // Questions go on the link to the home core only.
+    let ask = |is_home| {
+        let mut liar = Liar::connect_to(&cell, is_home);
+        liar.give(1, &[0, 1, 2, 3]);
+        liar.send(FrameKind::Execute, &proto::Execute::default());
+        liar
+    };
+    refused(ask(false), FrameKind::Execute.name());
+    let frame = ask(true).wire.receive().expect("an error frame");
+    let error: proto::Error = frame.message().unwrap();
+    assert_eq!((frame.request_id, error.code), (1, ErrorCode::UnknownStatement as u32));
+    assert!(Wire::connect(cell.address).tables().is_empty());
+    assert!(cell.stop().success());
+}
+
+#[test]
+fn a_link_to_a_core_takes_the_place_of_the_one_that_is_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let cell = TestCell::start(folder.path(), &[&FABRIC[..], &["--links-max", "1"]].concat());
+    Wire::connect(cell.address).load("t", 2, 20_000);
+    let mut first = Liar::connect(&cell);
+    first.give(1, &[0, 1, 2, 3]);
+    std::thread::sleep(Duration::from_millis(100));
+    // A question waits for slots on the link that is about to go.
+    let id = first.wire.start_scan(&everything("t"), 1000, 0);
+    assert!(!first.drain().is_empty());
+    let Liar { mut wire, link, ring, queue: _queue, context, domain, pair } = first;
+    let queue = context.create_completion_queue(512).unwrap();
+    let second: verbs_shim::QueuePair = domain.create_queue_pair(&queue, &queue, &Default::default()).unwrap();
+    for _ in 0..32 {
+        second.post_receive(verbs_shim::Receive::new(domain.allocate(8192).unwrap())).unwrap();
+    }
+    let mut request = open_request(&second, &ring);
+    request.ring.as_mut().unwrap().generation = 2;
+    let open = wire.id();
+    wire.send(FrameKind::OpenLink, open, &request, &[]);
+    let (mut opened, mut has_failed, mut has_reset) = (None, false, false);
+    while opened.is_none() || !has_failed || !has_reset {
+        let frame = wire.receive().expect("the session goes on");
+        match frame.kind {
+            FrameKind::LinkOpened => opened = Some(frame.message::<proto::LinkOpened>().unwrap()),
+            FrameKind::LinkReset => {
+                assert_eq!(frame.message::<proto::LinkReset>().unwrap().link, link);
+                has_reset = true;
+            }
+            FrameKind::Error => {
+                assert_eq!(
+                    (frame.request_id, frame.message::<proto::Error>().unwrap().code),
+                    (id, ErrorCode::Unavailable as u32)
+                );
+                has_failed = true;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    let opened = opened.unwrap();
+    assert_ne!(opened.link, link);
+    let endpoint = verbs_shim::Endpoint::from_bytes(opened.endpoint[..].try_into().unwrap()).unwrap();
+    second.connect(&endpoint, &Default::default()).unwrap();
+    drop(pair);
+    // Credits of the old one are nobody's; those of the new one count.
+    let mut again = Liar { wire, link, ring, queue, context, domain, pair: second };
+    again.give(1, &[0]);
+    again.link = opened.link;
+    again.give(2, &[2]);
+    std::thread::sleep(Duration::from_millis(100));
+    again.wire.start_scan(&everything("t"), 1000, 0);
+    let slots: Vec<u32> = again.drain().iter().filter_map(|done| done.immediate).map(|data| data & 4095).collect();
+    assert_eq!(slots, [2]);
+    let report = sessions(folder.path());
+    assert_eq!(report.len(), 1);
+    assert_eq!(report[0].matches("\"generation\"").count(), 1, "{}", report[0]);
+}
+
+/// One link per core is all there is: one that is left behind by a session would be missed.
+#[test]
+fn a_link_that_is_opened_as_its_session_ends_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let cell = TestCell::start(folder.path(), &[&FABRIC[..], &["--links-max", "1"]].concat());
+    Wire::connect(cell.address).load("t", 2, 20_000);
+    let context = verbs_shim::Context::open("soft:127.0.0.1", &Default::default()).unwrap();
+    let domain = context.create_domain().unwrap();
+    let queue = context.create_completion_queue(512).unwrap();
+    let pair: verbs_shim::QueuePair = domain.create_queue_pair(&queue, &queue, &Default::default()).unwrap();
+    let access = verbs_shim::verbs::Access::LOCAL_WRITE | verbs_shim::verbs::Access::REMOTE_WRITE;
+    let ring = domain.expose(SLOTS as usize * (64 << 10), access).unwrap();
+    for round in 0..60u64 {
+        let mut wire = Wire::connect(cell.address);
+        for core in [1, 2] {
+            let id = wire.id();
+            wire.send(FrameKind::OpenLink, id, &proto::OpenLink { core, ..open_request(&pair, &ring) }, &[]);
+        }
+        // At once, and somewhat later: in the middle of it now and then.
+        std::thread::sleep(Duration::from_micros(round % 20 * 50));
+        drop(wire);
+    }
+    let until = std::time::Instant::now() + cell::PATIENCE;
+    while !sessions(folder.path()).is_empty() {
+        assert!(std::time::Instant::now() < until, "{:?}", sessions(folder.path()));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    runtime().block_on(async {
+        let client = connect(&cell, soft()).await;
+        for _ in 0..2 {
+            assert_first_rows(&collect(&client, ScanRequest::table("t")).await.unwrap(), 40_000);
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        assert_eq!(
+            client.rdma_statistics().await.unwrap().links,
+            2,
+            "a link of a session that is gone takes the place"
+        );
+    });
+    assert!(cell.stop().success());
 }

@@ -585,3 +585,38 @@ fn a_configuration_file_starts_a_cell_and_flags_override_it() {
     assert_eq!((status.volume_bytes, status.cache_bytes_max), (256 << 20, 16 << 20));
     assert_eq!(status.volume_path, volume.to_str().unwrap());
 }
+
+/// The last change before a quiet time must not be the one that a client never hears of.
+#[test]
+fn a_client_that_did_not_read_is_told_that_notices_were_dropped() {
+    use proto::cache_invalidation_notice::Reason;
+    let folder = tempfile::tempdir().unwrap();
+    let cell = TestCell::start(folder.path(), &["--dead-peer-timeout", "60s"]);
+    let mut busy = Wire::connect(cell.address);
+    busy.load("t", 60, 20_000);
+    let mut behind = Wire::connect(cell.address);
+    // Its socket is full: nothing else gets through.
+    let id = behind.start_scan(&everything("t"), 100_000, 0);
+    std::thread::sleep(Duration::from_millis(300));
+    const CHANGES: u64 = 400;
+    for number in 0..CHANGES {
+        let name = format!("t{number}");
+        let schema = Some(hidb::convert::schema_to_proto(&cell::schema()));
+        let create = proto::CreateTable { name: name.clone(), schema, shards: 1 };
+        busy.ask::<proto::Done>(FrameKind::CreateTable, &create).unwrap();
+        busy.ask::<proto::Done>(FrameKind::DropTable, &proto::DropTable { name, if_exists: false }).unwrap();
+    }
+    behind.rows(id).unwrap();
+    let told = |wire: &Wire| wire.notices.last().is_some_and(|notice| notice.reason() == Reason::ForgetAll);
+    while !told(&behind) {
+        let frame = behind.receive_raw().expect("the session goes on");
+        if frame.kind == FrameKind::CacheInvalidationNotice {
+            behind.notices.push(frame.message().unwrap());
+        }
+    }
+    let notices = &behind.notices;
+    assert!(notices.len() < CHANGES as usize, "nothing was dropped: the socket took {} notices", notices.len());
+    assert!(notices.windows(2).all(|pair| pair[0].sequence < pair[1].sequence));
+    let last = notices.last().unwrap();
+    assert!(last.sequence > CHANGES && last.table.is_empty(), "{last:?} of {}", notices.len());
+}

@@ -2,7 +2,10 @@
 //! engines can be compared.
 //!
 //! Owns [`Cell`] (a `heliostat-cell` of its own on loopback, ended when dropped) and [`Rows`] (values, not types:
-//! decimals by value, floats within a relative tolerance, rows sorted). Called by the tests of this crate only.
+//! decimals by value, floats within a relative tolerance, rows sorted), and [`proxy`] (a network that loses things).
+//! Called by the tests of this crate only.
+
+pub mod proxy;
 
 use std::cmp::Ordering;
 use std::io::{BufRead, BufReader};
@@ -78,7 +81,15 @@ impl Cell {
     /// # Errors
     /// The client's.
     pub async fn connect(&self, transport: &str) -> hidb::Result<Client> {
-        let mut options = ConnectOptions { transport: Transport::Tcp, ..ConnectOptions::default() };
+        self.connect_with(transport, ConnectOptions::default()).await
+    }
+
+    /// The same, with other options; the transport is put into them.
+    ///
+    /// # Errors
+    /// The client's.
+    pub async fn connect_with(&self, transport: &str, options: ConnectOptions) -> hidb::Result<Client> {
+        let mut options = ConnectOptions { transport: Transport::Tcp, ..options };
         let mut url = self.url.clone();
         match transport {
             "tls" => {

@@ -49,6 +49,26 @@ async fn a_load_and_a_client_survive_crashes_of_the_cell() -> Result<()> {
     Ok(())
 }
 
+/// A cell that was started anew numbers sessions and statements from the beginning.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_statement_is_never_taken_for_another_one_after_a_crash() -> Result<()> {
+    let mut cell = Cell::start(1);
+    let client = Client::connect(&cell.url, ConnectOptions::default()).await?;
+    let mut load = client.load("t", &from_arrow_schema(&batch(0).schema())?, LoadMode::Create).await?;
+    load.write(&batch(0)).await?;
+    load.commit().await?;
+    let least = client.prepare(ScanRequest::table("t").aggregates(["min(n) as n"])).await?;
+    let most = client.prepare(ScanRequest::table("t").aggregates(["max(n) as n"])).await?;
+    for _ in 0..3 {
+        for (statement, expected) in [(&most, ROWS - 1), (&least, 0)] {
+            let answer: Vec<RecordBatch> = statement.execute(&[]).await?.try_collect().await?;
+            assert_eq!(answer[0].column(0).as_primitive::<Int64Type>().value(0), expected);
+        }
+        cell.crash(1);
+    }
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_deadline_ends_a_scan_that_nobody_takes() -> Result<()> {
     let cell = Cell::start(2);

@@ -32,5 +32,18 @@ pub async fn answer(session: &Rc<Session>, request: &Rc<Request>, frame: &Frame)
 }
 
 async fn make(cell: Arc<Cell>, change: UserChange) -> Result<()> {
-    to_the_end(async move { Ok(cell.store.change_users(&change).await?) }).await
+    let whose = match &change {
+        UserChange::Add { .. } => None,
+        UserChange::Alter(message) => Some(message.name.clone()),
+        UserChange::Remove(name) => Some(name.clone()),
+        UserChange::Grant(message) => Some(message.name.clone()),
+    };
+    to_the_end(async move {
+        cell.store.change_users(&change).await?;
+        if let Some(name) = whose {
+            cell.rights_changed(name).await;
+        }
+        Ok(())
+    })
+    .await
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use hidb::proto;
 
 use super::Cell;
-use super::session::Session;
+use super::session::{Session, forget_all};
 use crate::fabric::link::Link;
 use crate::metrics::Recorder;
 
@@ -86,13 +86,22 @@ impl CoreServer {
         self.recorder.counters.returned_bytes_total.fetch_add(bytes, Relaxed);
     }
 
-    /// Tells every session here whose user may know. A session whose queue is full does not hold up the others.
+    /// Tells every session here whose user may know.
     pub fn announce(&self, notice: &proto::CacheInvalidationNotice) {
+        self.tell(notice, |session| notice.table.is_empty() || session.may_read(&notice.table));
+    }
+
+    /// Tells the sessions of a user that what they may read has changed: they hear no notices of tables that they may
+    /// not read, and so can't tell any more whether what they know of them is stale.
+    pub fn rights_changed(&self, user: &str) {
+        let is_meant = |session: &Session| session.agreed.identity.as_ref().is_some_and(|who| who.name == user);
+        self.tell(&forget_all(), is_meant);
+    }
+
+    /// A session whose queue is full does not hold up the others.
+    fn tell(&self, notice: &proto::CacheInvalidationNotice, is_meant: impl Fn(&Session) -> bool) {
         let sessions: Vec<_> = self.sessions.borrow().values().filter_map(Weak::upgrade).collect();
-        for session in sessions {
-            if !notice.table.is_empty() && !session.may_read(&notice.table) {
-                continue;
-            }
+        for session in sessions.into_iter().filter(|session| is_meant(session)) {
             let notice = notice.clone();
             glommio::spawn_local(async move { session.notify(notice).await }).detach();
         }

@@ -142,9 +142,18 @@ impl Cell {
 
     /// Tells every session on every core, in order of the changes. Waits for the cores, not for the clients.
     pub async fn announce(self: &Arc<Self>, notice: proto::CacheInvalidationNotice) {
+        self.tell_cores(move |core| core.announce(&notice)).await;
+    }
+
+    /// Tells every session of a user that what it may read has changed.
+    pub async fn rights_changed(self: &Arc<Self>, user: String) {
+        self.tell_cores(move |core| core.rights_changed(&user)).await;
+    }
+
+    async fn tell_cores(self: &Arc<Self>, tell: impl Fn(&CoreServer) + Clone + Send + 'static) {
         for core in 0..self.cores.count() {
-            let (on_core, notice) = (self.clone(), notice.clone());
-            let told = self.cores.run_on(core, move || async move { CoreServer::of(&on_core, core).announce(&notice) });
+            let (on_core, tell) = (self.clone(), tell.clone());
+            let told = self.cores.run_on(core, move || async move { tell(&CoreServer::of(&on_core, core)) });
             if let Err(error) = told.await {
                 tracing::warn!(%error, core, "could not send a notice to the sessions of a core");
             }

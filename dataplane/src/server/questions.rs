@@ -195,8 +195,8 @@ struct Results<'a> {
     session: &'a Session,
     request: &'a Request,
     way: ResultLink,
-    /// As long as it has not been sent.
-    schema: Option<Bytes>,
+    /// The first frame, which brings the schema, as long as it has not been sent.
+    first: Option<(proto::FilteredResultSet, Bytes)>,
     sequence: u64,
     rows: u64,
     bytes: u64,
@@ -204,7 +204,7 @@ struct Results<'a> {
 
 impl<'a> Results<'a> {
     fn new(session: &'a Session, request: &'a Request, way: ResultLink) -> Self {
-        Results { session, request, way, schema: None, sequence: 0, rows: 0, bytes: 0 }
+        Results { session, request, way, first: None, sequence: 0, rows: 0, bytes: 0 }
     }
 
     async fn send(&mut self, mut message: proto::FilteredResultSet, payload: Bytes) -> Result<()> {
@@ -221,8 +221,8 @@ impl<'a> Results<'a> {
     }
 
     async fn send_schema(&mut self) -> Result<()> {
-        match self.schema.take() {
-            Some(schema) => self.send(proto::FilteredResultSet::default(), schema).await,
+        match self.first.take() {
+            Some((first, schema)) => self.send(first, schema).await,
             None => Ok(()),
         }
     }
@@ -266,7 +266,8 @@ async fn run(
         home_lends: results.way.is_link(),
         direct,
     };
-    results.schema = Some(schema.into());
+    let first = proto::FilteredResultSet { table_generation: table.generation, ..Default::default() };
+    results.first = Some((first, schema.into()));
     if !is_short {
         results.send_schema().await?;
     }

@@ -90,6 +90,8 @@ pub struct Session {
     notices: Cell<u64>,
     /// Notices that wait for room in the outbox.
     notices_waiting: Cell<usize>,
+    /// Whether some found no room, and the client has not been told.
+    notices_dropped: Cell<bool>,
     /// Answers that wait for room in the outbox without being those of a request: the reader waits for them.
     housekeeping: Rc<Semaphore>,
 }
@@ -166,6 +168,7 @@ pub async fn run(core: Rc<CoreServer>, moving: Moving, agreed: Agreed) {
         reader_waits: Cell::new(false),
         notices: Cell::new(0),
         notices_waiting: Cell::new(0),
+        notices_dropped: Cell::new(false),
         housekeeping: Rc::new(Semaphore::new(HOUSEKEEPING_MAX)),
         core: core.clone(),
     });
@@ -385,6 +388,12 @@ async fn watch_peer(session: &Rc<Session>) {
     }
 }
 
+/// Tells a client that changes may have gone unheard.
+pub fn forget_all() -> proto::CacheInvalidationNotice {
+    let reason = proto::cache_invalidation_notice::Reason::ForgetAll as i32;
+    proto::CacheInvalidationNotice { reason, ..Default::default() }
+}
+
 impl Session {
     /// Whether the session's user may know of a table.
     pub fn may_read(&self, table: &str) -> bool {
@@ -418,17 +427,24 @@ impl Session {
         self.last_heard.set(Instant::now());
     }
 
-    /// Sends a notice; they are numbered from 1. A client that does not read misses some, and sees the gap.
-    pub async fn notify(&self, mut notice: proto::CacheInvalidationNotice) {
-        self.notices.set(self.notices.get() + 1);
-        if self.notices_waiting.get() >= NOTICES_WAITING_MAX {
-            // The gap in the numbers tells the client to forget all it has cached.
-            return;
+    /// Sends a notice; they are numbered from 1. A client that does not read misses some, and is told so as soon as it
+    /// reads again: the last change before a quiet time must not be the one that it never hears of.
+    pub async fn notify(&self, notice: proto::CacheInvalidationNotice) {
+        let mut next = Some(notice);
+        while let Some(mut notice) = next.take() {
+            self.notices.set(self.notices.get() + 1);
+            if self.notices_waiting.get() >= NOTICES_WAITING_MAX {
+                self.notices_dropped.set(true);
+                return;
+            }
+            self.notices_waiting.set(self.notices_waiting.get() + 1);
+            notice.sequence = self.notices.get();
+            let sent = self.outbox.send(FrameKind::CacheInvalidationNotice, 0, &notice).await;
+            self.notices_waiting.set(self.notices_waiting.get() - 1);
+            if sent.is_ok() && self.notices_dropped.take() {
+                next = Some(forget_all());
+            }
         }
-        self.notices_waiting.set(self.notices_waiting.get() + 1);
-        notice.sequence = self.notices.get();
-        let _ = self.outbox.send(FrameKind::CacheInvalidationNotice, 0, &notice).await;
-        self.notices_waiting.set(self.notices_waiting.get() - 1);
     }
 
     /// Runs work until it is done or the request is asked to stop (cancelled, deadline, end of the connection).

@@ -253,6 +253,31 @@ fn tables_that_are_not_granted_are_not_named() {
     assert_eq!((notice.table.as_str(), notice.sequence), ("mine", 1));
 }
 
+/// They hear no notices of what they may not read: what they know of it may be stale from then on.
+#[test]
+fn sessions_of_a_user_whose_rights_change_are_told_to_forget() {
+    let site = Site::new(&[&["ada", "--role", "reader", "--read", "t"], &["bob", "--role", "reader"]]);
+    let cell = site.start(&[]);
+    let mut root = site.session(&cell, "root");
+    let (mut ada, mut bob) = (site.wire(&cell), site.wire(&cell));
+    ada.log_in("ada", PASSWORD).unwrap();
+    bob.log_in("bob", PASSWORD).unwrap();
+    let nothing = proto::TableGrant { table: "t".into(), ..Default::default() };
+    root.ask(FrameKind::GrantTable, &proto::GrantTable { name: "ada".into(), grant: Some(nothing) }).unwrap();
+    let alter = proto::AlterUser { name: "ada".into(), role: proto::Role::Writer as i32, ..Default::default() };
+    root.ask(FrameKind::AlterUser, &alter).unwrap();
+    root.ask(FrameKind::AlterUser, &proto::AlterUser { name: "bob".into(), ..alter }).unwrap();
+    let told = |wire: &mut Raw| {
+        let frame = wire.receive().unwrap();
+        assert_eq!(frame.kind, FrameKind::CacheInvalidationNotice);
+        let notice: proto::CacheInvalidationNotice = frame.message().unwrap();
+        (notice.reason(), notice.sequence)
+    };
+    use proto::cache_invalidation_notice::Reason::ForgetAll;
+    assert_eq!([told(&mut ada), told(&mut ada)], [(ForgetAll, 1), (ForgetAll, 2)]);
+    assert_eq!(told(&mut bob), (ForgetAll, 1));
+}
+
 #[test]
 fn a_prepared_statement_is_worth_no_more_than_the_grant() {
     let site = Site::new(&[&["ada", "--role", "reader", "--read", "t"]]);
