@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use futures::TryStreamExt;
-use heliostat_client::{Checksum, Client, ConnectOptions, Credentials, ScanRequest, Transport};
+use heliostat_client::{Checksum, Client, ConnectOptions, Credentials, Integrity, ScanRequest, Transport};
 
 /// Measure a Heliostat system.
 #[derive(Parser)]
@@ -67,6 +67,9 @@ struct Way {
     /// What is covered by checksums over RDMA.
     #[arg(long, default_value_t = Checksum::Full)]
     rdma_checksum: Checksum,
+    /// What keeps others on the network from changing what travels over RDMA.
+    #[arg(long, default_value_t = Integrity::None)]
+    rdma_integrity: Integrity,
     /// Slots of 1 MiB in each result ring.
     #[arg(long, default_value_t = ConnectOptions::default().ring_slots)]
     ring_slots: u32,
@@ -78,6 +81,7 @@ impl Way {
             credentials: Credentials::find(credentials)?,
             transport: self.transport,
             checksum: self.rdma_checksum,
+            integrity: self.rdma_integrity,
             ring_slots: self.ring_slots,
             ..ConnectOptions::default()
         };

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
 use hidb::frame::{Frame, FrameKind, encode_frame, encode_head, payload_crc};
-use hidb::session::{Ended, SEND_BYTES_MAX, SLOT_BYTES_MAX};
+use hidb::session::{Ended, SLOT_BYTES_MAX};
 use hidb::{Error, ErrorCode, Result, proto};
 use prost::Message;
 use tokio::net::{TcpSocket, TcpStream};
@@ -29,6 +29,7 @@ use crate::authenticate::authenticate;
 use crate::credentials::{Credentials, no_authority};
 use crate::fabric::device::{Event, FabricDevice};
 use crate::fabric::link::{Link, Shape};
+use crate::fabric::protection::Protection;
 use crate::fabric::{self, Choice};
 use crate::options::ConnectOptions;
 use crate::receive::FrameReceiver;
@@ -57,8 +58,10 @@ pub struct RdmaStatistics {
     pub links: usize,
     /// Result frames in slots that were handed on in place.
     pub in_place: u64,
-    /// Result frames that were copied out of their slots, because slots ran short.
+    /// Result frames that were copied out of their slots, because slots ran short, or for integrity.
     pub copied_out: u64,
+    /// Links that ended because the checksum or MAC of what came was wrong; nothing of that was handed on.
+    pub corrupted: u64,
 }
 
 /// Stands for the session's home core in `OpenLink`.
@@ -228,11 +231,12 @@ impl Connection {
             tokio::spawn(beat(shared.clone(), limits.heartbeat_interval_ms, limits.dead_peer_timeout_ms)),
         ];
         let connection = Arc::new(Connection { shared, hello, tasks });
+        let protection = Protection::of(options, &connection.shared.transport)?;
         let (choice, why) = fabric::choose(&options.transport, &connection.hello.fabric)?;
         tracing::info!("transport {why}");
         if let Some(choice) = choice {
             connection.shared.links.is_optional.store(options.transport == fabric::Transport::Auto, Ordering::Relaxed);
-            let opened = match connection.open_fabric(&choice, options) {
+            let opened = match connection.open_fabric(&choice, options, protection) {
                 Ok(()) => connection.open_link(HOME).await,
                 Err(error) => Err(error),
             };
@@ -257,7 +261,7 @@ impl Connection {
     }
 
     /// Opens the RDMA device that links will go over.
-    fn open_fabric(&self, choice: &Choice, options: &ConnectOptions) -> Result<()> {
+    fn open_fabric(&self, choice: &Choice, options: &ConnectOptions, protection: Protection) -> Result<()> {
         let shape = Shape { slots: options.ring_slots.max(1), slot_bytes: SLOT_BYTES_MAX };
         let shared = Arc::downgrade(&self.shared);
         let sink = move |link: &Arc<Link>, event: Event| {
@@ -272,9 +276,9 @@ impl Connection {
                 }
             }
         };
-        let (cores, checksum) = (self.hello.cores.max(1), options.checksum);
-        let device = FabricDevice::open(&choice.device, cores, shape, checksum, Box::new(sink))?;
-        tracing::debug!(device = device.name(), port = choice.port, %checksum, "RDMA device open");
+        let (checksum, integrity) = (protection.checksum(), protection.integrity());
+        let device = FabricDevice::open(&choice.device, self.hello.cores.max(1), shape, protection, Box::new(sink))?;
+        tracing::debug!(device = device.name(), port = choice.port, %checksum, %integrity, "RDMA device open");
         *lock(&self.shared.links.device) = Some((device, choice.port));
         Ok(())
     }
@@ -349,6 +353,7 @@ impl Connection {
             sum.in_place += in_place;
             sum.copied_out += copied_out;
         }
+        sum.corrupted = lock(&self.shared.links.device).as_ref().map_or(0, |(device, _)| device.corrupted());
         sum
     }
 
@@ -386,7 +391,7 @@ impl Connection {
         let (sender, receiver) = mpsc::unbounded_channel();
         lock(&self.shared.routes).insert(id, Route { sender, credits, load_id });
         let frame = encode_frame(kind, id, body, &[])?;
-        let link = link.filter(|_| frame.len() <= SEND_BYTES_MAX);
+        let link = link.filter(|link| frame.len() <= link.frame_bytes_max());
         let (connection, arrived) = (self.clone(), Instant::now());
         let request = Request { connection, id, receiver, arrived, elsewhere: None, link: link.clone() };
         match link {
@@ -575,7 +580,9 @@ impl Shared {
             return;
         }
         tracing::info!(link = link.number(), core = link.core(), generation = link.generation(), %error, "an RDMA link has ended");
-        let error = Error::new(ErrorCode::Unavailable, error.message);
+        // Damage is said as such, and not asked again of itself.
+        let code = if error.code == ErrorCode::Corruption { error.code } else { ErrorCode::Unavailable };
+        let error = Error::new(code, error.message);
         lock(&self.routes).retain(|_, route| {
             if route.credits.is_some() {
                 let _ = route.sender.send(Err(error.clone()));
@@ -605,7 +612,7 @@ impl Shared {
             FrameKind::LinkReset => {
                 let reset: proto::LinkReset = decode(&frame)?;
                 if let Some(link) = self.links.numbered(reset.link) {
-                    self.link_ended(&link, Error::new(ErrorCode::Unavailable, reset.reason));
+                    self.link_ended(&link, Error::new(ErrorCode::from_number(reset.code), reset.reason));
                 }
                 return Ok(());
             }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use hidb::session::frames::Checksum;
+use hidb::session::seal::Integrity;
 
 use crate::credentials::Credentials;
 use crate::fabric::Transport;
@@ -33,8 +34,12 @@ pub struct ConnectOptions {
     pub transport: Transport,
     /// Slots of 1 MiB in each result ring, one per core, over RDMA.
     pub ring_slots: u32,
-    /// What is covered by checksums over RDMA.
+    /// What is covered by checksums over RDMA. With `integrity` nothing, whatever stands here: a MAC finds what a checksum
+    /// does.
     pub checksum: Checksum,
+    /// What keeps others on the network from changing what travels over RDMA. A MAC needs TLS, and each batch is copied
+    /// out of its slot.
+    pub integrity: Integrity,
     /// The most load bytes kept for sending again because the cell has not yet said they are durable.
     pub load_unacknowledged_bytes_max: usize,
 }
@@ -54,6 +59,7 @@ impl Default for ConnectOptions {
             transport: Transport::Auto,
             ring_slots: 16,
             checksum: Checksum::Full,
+            integrity: Integrity::None,
             load_unacknowledged_bytes_max: 512 << 20,
         }
     }
