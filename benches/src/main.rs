@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use futures::future::try_join_all;
-use heliostat_client::{Checksum, Client, ConnectOptions, Credentials, ScanRequest, Transport};
+use heliostat_client::{Checksum, Client, ConnectOptions, Credentials, Integrity, ScanRequest, Transport};
 
 mod ask;
 mod latency;
@@ -82,6 +82,9 @@ struct Way {
     /// What is covered by checksums over RDMA.
     #[arg(long, default_value_t = Checksum::Full)]
     rdma_checksum: Checksum,
+    /// What keeps others on the network from changing what travels over RDMA.
+    #[arg(long, default_value_t = Integrity::None)]
+    rdma_integrity: Integrity,
     /// Slots of 1 MiB in each result ring.
     #[arg(long, default_value_t = ConnectOptions::default().ring_slots)]
     ring_slots: u32,
@@ -93,6 +96,7 @@ impl Way {
             credentials: Credentials::find(self.credentials.as_deref())?,
             transport: self.transport.clone(),
             checksum: self.rdma_checksum,
+            integrity: self.rdma_integrity,
             ring_slots: self.ring_slots,
             ..ConnectOptions::default()
         };

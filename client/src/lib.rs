@@ -34,6 +34,7 @@ pub use fabric::Transport;
 pub use hidb::plan::sql::ScanText;
 pub use hidb::proto::{CellStatus, ColumnStorage, ScanStatistics, TableSummary};
 pub use hidb::session::frames::Checksum;
+pub use hidb::session::seal::Integrity;
 pub use load::{LOAD_BATCH_BYTES, LOAD_BATCH_ROWS, LoadMode, LoadProgress, LoadWriter};
 pub use notice::{Notice, NoticeGap};
 pub use options::ConnectOptions;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use hidb::session::frames::Checksum;
+use hidb::session::seal::Integrity;
 
 use crate::credentials::Credentials;
 use crate::fabric::Transport;
@@ -33,7 +34,8 @@ pub struct ConnectOptions {
     pub transport: Transport,
     /// Slots of 1 MiB in each result ring, one per core, over RDMA.
     pub ring_slots: u32,
-    /// What is covered by checksums over RDMA.
+    /// What is covered by checksums over RDMA. With `integrity` nothing, whatever stands here: a MAC finds what a checksum
+    /// does.
     pub checksum: Checksum,
     /// The most memory, in bytes, for answers that the client keeps and gives again to the same question; 0: none are
     /// kept. For point reads and small scans that are repeated: an answer of more than an eighth of this is not kept.
@@ -41,6 +43,9 @@ pub struct ConnectOptions {
     /// read or written itself (`docs/hidb.md`, "What a client may remember"); who must see what others committed a
     /// moment ago leaves this at 0 or asks with [`crate::ScanRequest::bypass_cache`].
     pub result_cache_bytes: usize,
+    /// What keeps others on the network from changing what travels over RDMA. A MAC needs TLS, and each batch is copied
+    /// out of its slot.
+    pub integrity: Integrity,
     /// The most load bytes kept for sending again because the cell has not yet said they are durable.
     pub load_unacknowledged_bytes_max: usize,
 }
@@ -61,6 +66,7 @@ impl Default for ConnectOptions {
             ring_slots: 16,
             checksum: Checksum::Full,
             result_cache_bytes: 0,
+            integrity: Integrity::None,
             load_unacknowledged_bytes_max: 512 << 20,
         }
     }

@@ -15,6 +15,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use heliostat_tls::Channel;
 use hidb::auth::scram::ExportedKey;
+use hidb::session::seal::LinkSecret;
 use hidb::{Error, ErrorCode, Result};
 use tokio::net::TcpStream;
 
@@ -69,6 +70,11 @@ impl Transport {
     /// What TLS exports; `None` without TLS.
     pub(crate) fn exported_key(&self) -> Result<Option<ExportedKey>> {
         self.tls.as_ref().map(|tls| lock(tls).exported_key()).transpose()
+    }
+
+    /// What the keys of links come from; `None` without TLS.
+    pub(crate) fn link_secret(&self) -> Result<Option<LinkSecret>> {
+        self.tls.as_ref().map(|tls| lock(tls).link_secret()).transpose()
     }
 
     pub(crate) async fn readable(&self) -> io::Result<()> {

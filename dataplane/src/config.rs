@@ -1,14 +1,14 @@
 //! The cell's configuration: one TOML file, and a flag for every option that overrides the file.
 //!
 //! Owns [`Config`] (every option with its default and its doc line), [`Overrides`] (the same options as
-//! flags), and the units options are written in: [`Size`] and [`Interval`].
+//! flags), and the forms options are written in: [`Size`], [`Interval`], [`LinkIntegrity`].
 //!
 //! Invariants
 //! - An option exists once, in the `options!` list below: field, flag, default and doc line come from it,
 //!   so that `--print-config`, `--help` and the parser can't disagree.
 //! - A key the file has and this version does not know is an error that names it.
 //!
-//! Called by `main` and by tests; calls nothing of ours.
+//! Called by `main` and by tests; calls nothing of ours but `hidb`.
 
 use std::fmt;
 use std::fmt::Write as _;
@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use hidb::session::seal::Integrity;
 use serde::{Deserialize, Deserializer};
 
 /// A configuration that can't be used. The message names the option and the file.
@@ -170,6 +171,30 @@ impl<'de> Deserialize<'de> for Interval {
     }
 }
 
+/// What protects RDMA links (`none`, `hmac`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkIntegrity(pub Integrity);
+
+impl FromStr for LinkIntegrity {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        text.parse().map(LinkIntegrity)
+    }
+}
+
+impl fmt::Display for LinkIntegrity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl<'de> Deserialize<'de> for LinkIntegrity {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
 /// How an option's value is written in the printed configuration.
 trait TomlValue {
     fn to_toml(&self) -> String;
@@ -181,7 +206,7 @@ macro_rules! toml_value {
         $(impl TomlValue for $text { fn to_toml(&self) -> String { format!("{:?}", self.to_string()) } })*
     };
 }
-toml_value!(bare u16 u32 u64 usize bool; text String Size Interval SocketAddr);
+toml_value!(bare u16 u32 u64 usize bool; text String Size Interval LinkIntegrity SocketAddr);
 
 impl TomlValue for PathBuf {
     fn to_toml(&self) -> String {
@@ -258,6 +283,9 @@ options! {
     fabric: String = String::from("auto");
     /// RDMA links per core; past that, batches go by the session's home core, or over TCP.
     links_max: u32 = 1024;
+    /// What RDMA links must have: hmac, a MAC over everything that travels on them, keyed from TLS; or none, which leaves
+    /// it to the client. For networks on which others can send.
+    rdma_integrity: LinkIntegrity = LinkIntegrity(Integrity::None);
     /// Prepared statements kept per session; the least recently used one goes first.
     statements_max: usize = 256;
     /// Bytes of load batches a client may have sent and not seen received.
@@ -385,7 +413,11 @@ impl Config {
         if given(&self.tls_certificate) != given(&self.tls_key) {
             return wrong("tls_certificate", "needs tls_key, and the other way round".into());
         }
-        for (option, wanted) in [("tls_client_ca", given(&self.tls_client_ca)), ("tls_required", self.tls_required)] {
+        for (option, wanted) in [
+            ("tls_client_ca", given(&self.tls_client_ca)),
+            ("tls_required", self.tls_required),
+            ("rdma_integrity", self.rdma_integrity.0 == Integrity::Hmac),
+        ] {
             if wanted && !self.has_tls() {
                 return wrong(option, "needs tls_certificate and tls_key".into());
             }
@@ -482,6 +514,7 @@ mod tests {
             Config { tls_certificate: PathBuf::new(), ..with_tls.clone() },
             Config { tls_client_ca: "ca.crt".into(), ..Config::default() },
             Config { tls_required: true, ..Config::default() },
+            Config { rdma_integrity: LinkIntegrity(Integrity::Hmac), ..Config::default() },
             Config { metrics_listen: listen, ..with_tls },
         ] {
             assert!(half.check().is_err());

@@ -77,6 +77,8 @@ pub struct Metrics {
     pub sessions_refused: AtomicU64,
     /// Connections closed because they broke the protocol.
     pub protocol_errors: AtomicU64,
+    /// RDMA links that ended because a checksum or MAC of what arrived was wrong.
+    pub links_corrupted: AtomicU64,
     /// Loads open now.
     pub loads_open: AtomicU64,
     /// Segments merged away in the background.
@@ -102,6 +104,7 @@ impl Metrics {
             latencies: (0..cores).map(|_| latencies()).collect(),
             sessions_refused: AtomicU64::new(0),
             protocol_errors: AtomicU64::new(0),
+            links_corrupted: AtomicU64::new(0),
             loads_open: AtomicU64::new(0),
             segments_merged: AtomicU64::new(0),
         }
@@ -156,6 +159,12 @@ impl Metrics {
         for (name, kind, help, value) in [
             ("sessions_refused_total", "counter", "Sessions refused: too many.", &self.sessions_refused),
             ("protocol_errors_total", "counter", "Connections that broke the protocol.", &self.protocol_errors),
+            (
+                "links_corrupted_total",
+                "counter",
+                "RDMA links that ended because a checksum or MAC of what arrived was wrong.",
+                &self.links_corrupted,
+            ),
             ("loads_open", "gauge", "Loads open now.", &self.loads_open),
             ("segments_merged_total", "counter", "Segments merged in the background.", &self.segments_merged),
         ] {

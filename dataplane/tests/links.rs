@@ -158,6 +158,7 @@ fn open_request(pair: &verbs_shim::QueuePair, ring: &verbs_shim::RemoteBuffer) -
         }),
         checksum: 0,
         receives: 64,
+        integrity: 0,
     }
 }
 

@@ -1,11 +1,12 @@
 //! Any bytes in a slot or a SEND of a link are a frame or a typed error, and any credits move a link to a state that it
-//! may be in.
+//! may be in. Of a link with integrity nothing opens that was not sealed, and what was sealed opens as it was.
 #![no_main]
 
 use bytes::Bytes;
 use hidb::frame::FrameKind;
 use hidb::proto;
 use hidb::session::frames::{Checksum, read_send, read_slot};
+use hidb::session::seal::{LinkSecret, TAG_BYTES, Way};
 use hidb::session::{CellLink, ClientLink, State};
 use libfuzzer_sys::fuzz_target;
 
@@ -26,6 +27,7 @@ fuzz_target!(|bytes: &[u8]| {
             assert!(given.is_ok() || cell.state() == State::Closed, "a lie ends the link");
         }
     }
+    seal(u32::from(*first), rest, written);
     // Both ends, driven by the bytes.
     let (mut client, mut writing) = (ClientLink::new(1, SLOTS, 4), Vec::new());
     for byte in rest {
@@ -49,3 +51,25 @@ fuzz_target!(|bytes: &[u8]| {
         while cell.next_action().is_some() || client.next_action().is_some() {}
     }
 });
+
+/// The bytes as a sealed message, which they are not; then what they hold, sealed, and sealed and cut.
+fn seal(immediate: u32, bytes: &[u8], cut: usize) {
+    let secret = LinkSecret::new([7; 32]);
+    let read = |sealed: &[u8]| {
+        let sealed = sealed.to_vec();
+        move |offset: usize, target: &mut [u8]| target.copy_from_slice(&sealed[offset..offset + target.len()])
+    };
+    assert!(secret.cell_ends(1, 1).1.open_send(bytes).is_err());
+    assert!(secret.client_ends(1, 1).1.open_slot(immediate, bytes.len(), read(bytes)).is_err());
+    let (mut sealer, _) = secret.cell_ends(1, 1);
+    let content = sealer.content(&[bytes]);
+    let tag = sealer.seal(content, Way::Write { immediate });
+    let sealed = [&tag[..], bytes].concat();
+    let (_, mut opener) = secret.client_ends(1, 1);
+    assert_eq!(opener.open_slot(immediate, sealed.len(), read(&sealed)).expect("it was sealed"), bytes);
+    if cut < bytes.len() {
+        let (_, mut opener) = secret.client_ends(1, 1);
+        assert!(opener.open_slot(immediate, TAG_BYTES + cut, read(&sealed)).is_err());
+        assert!(opener.open_slot(immediate, sealed.len(), read(&sealed)).is_err(), "nothing opens after that");
+    }
+}

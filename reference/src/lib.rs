@@ -12,7 +12,7 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use heliostat_client::{Client, ConnectOptions, Credentials, Transport};
+use heliostat_client::{Client, ConnectOptions, Credentials, Integrity, Transport};
 
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Date32Type, Decimal128Type, Float64Type, Int64Type, TimestampMicrosecondType, UInt64Type};
@@ -72,8 +72,8 @@ impl Cell {
     }
 }
 
-/// The ways to a cell: plain TCP, TLS, and RDMA by the user-space soft-RoCE.
-pub const TRANSPORTS: [&str; 3] = ["tcp", "tls", "soft"];
+/// The ways to a cell: plain TCP, TLS, and RDMA by the user-space soft-RoCE, without and with a MAC over everything.
+pub const TRANSPORTS: [&str; 4] = ["tcp", "tls", "soft", "soft+hmac"];
 
 impl Cell {
     /// A client that goes one of [`TRANSPORTS`].
@@ -89,17 +89,18 @@ impl Cell {
     /// # Errors
     /// The client's.
     pub async fn connect_with(&self, transport: &str, options: ConnectOptions) -> hidb::Result<Client> {
-        let mut options = ConnectOptions { transport: Transport::Tcp, ..options };
+        let (is_soft, has_integrity) = (transport.starts_with("soft"), transport == "soft+hmac");
+        let mut options = ConnectOptions {
+            transport: if is_soft { Transport::Device("soft".into()) } else { Transport::Tcp },
+            integrity: if has_integrity { Integrity::Hmac } else { Integrity::None },
+            ..options
+        };
         let mut url = self.url.clone();
-        match transport {
-            "tls" => {
-                let authority = std::fs::read_to_string(authority_of(self.folder.path()).join("ca.crt"));
-                let authority = authority.expect("the authority made a certificate of its own");
-                options.credentials = Some(Credentials::password("anybody", "").with_ca(authority));
-                url = url.replace("hidb+plain://", "hidb://");
-            }
-            "soft" => options.transport = Transport::Device("soft".into()),
-            _ => {}
+        if transport == "tls" || has_integrity {
+            let authority = std::fs::read_to_string(authority_of(self.folder.path()).join("ca.crt"));
+            let authority = authority.expect("the authority made a certificate of its own");
+            options.credentials = Some(Credentials::password("anybody", "").with_ca(authority));
+            url = url.replace("hidb+plain://", "hidb://");
         }
         Client::connect(&url, options).await
     }

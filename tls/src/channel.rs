@@ -14,7 +14,8 @@
 use std::io::{self, IoSlice, Read, Write};
 use std::sync::Arc;
 
-use hidb::auth::scram::{EXPORTER_LABEL, ExportedKey};
+use hidb::auth::scram::{self, ExportedKey};
+use hidb::session::seal::{self, LinkSecret};
 use hidb::{Error, ErrorCode, Result};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, Connection, ServerConfig, ServerConnection};
@@ -172,9 +173,21 @@ impl Channel {
     /// # Errors
     /// `Internal` before the handshake is over.
     pub fn exported_key(&self) -> Result<ExportedKey> {
+        self.export(scram::EXPORTER_LABEL)
+    }
+
+    /// What the keys of the session's RDMA links are derived from.
+    ///
+    /// # Errors
+    /// `Internal` before the handshake is over.
+    pub fn link_secret(&self) -> Result<LinkSecret> {
+        self.export(seal::EXPORTER_LABEL).map(LinkSecret::new)
+    }
+
+    fn export(&self, label: &[u8]) -> Result<[u8; 32]> {
         self.connection
-            .export_keying_material(ExportedKey::default(), EXPORTER_LABEL, Some(&[]))
-            .map_err(|error| Error::new(ErrorCode::Internal, format!("TLS exports no key for the password: {error}")))
+            .export_keying_material([0; 32], label, Some(&[]))
+            .map_err(|error| Error::new(ErrorCode::Internal, format!("TLS exports no key: {error}")))
     }
 
     /// The common name in the peer's certificate, which was checked against the authority; `None` without certificate.

@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use heliostat_client::{Address, Checksum, Client, ConnectOptions, Credentials, Transport};
+use heliostat_client::{Address, Checksum, Client, ConnectOptions, Credentials, Integrity, Transport};
 use hidb::{Error, ErrorCode};
 
 /// Loads tables into a Heliostat cell and asks it questions.
@@ -91,6 +91,17 @@ struct Global {
         value_name = "WHAT"
     )]
     rdma_checksum: Checksum,
+    /// What keeps others on an RDMA network from changing answers: none, or hmac, a MAC over everything that travels,
+    /// keyed from TLS (hidb://). It needs no checksum beside it.
+    #[arg(
+        long,
+        global = true,
+        help_heading = CONNECTION,
+        display_order = 903,
+        default_value_t = Integrity::None,
+        value_name = "HOW"
+    )]
+    rdma_integrity: Integrity,
 }
 
 const CONNECTION: &str = "Connection";
@@ -108,6 +119,8 @@ struct UnusedGlobal {
     _transport: Option<Transport>,
     #[arg(long = "rdma-checksum", id = "rdma_checksum", hide = true)]
     _rdma_checksum: Option<Checksum>,
+    #[arg(long = "rdma-integrity", id = "rdma_integrity", hide = true)]
+    _rdma_integrity: Option<Integrity>,
 }
 
 /// Whatever follows a command that is not in this version.
@@ -225,6 +238,7 @@ impl Global {
             name: concat!("heliostat ", env!("CARGO_PKG_VERSION")).to_string(),
             transport: self.transport.clone(),
             checksum: self.rdma_checksum,
+            integrity: self.rdma_integrity,
             ..ConnectOptions::default()
         }
     }

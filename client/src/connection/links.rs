@@ -17,6 +17,7 @@ use super::{Connection, Shared, lock};
 use crate::fabric::Choice;
 use crate::fabric::device::{Event, FabricDevice};
 use crate::fabric::link::{Link, Shape};
+use crate::fabric::protection::Protection;
 use crate::options::ConnectOptions;
 
 /// What came over RDMA on the links that are open.
@@ -26,8 +27,10 @@ pub struct RdmaStatistics {
     pub links: usize,
     /// Result frames in slots that were handed on in place.
     pub in_place: u64,
-    /// Result frames that were copied out of their slots, because slots ran short.
+    /// Result frames that were copied out of their slots, because slots ran short, or for integrity.
     pub copied_out: u64,
+    /// Links that ended because the checksum or MAC of what came was wrong; nothing of that was handed on.
+    pub corrupted: u64,
 }
 
 /// Stands for the session's home core in `OpenLink`.
@@ -102,7 +105,7 @@ impl Links {
 
 impl Connection {
     /// Opens the RDMA device that links will go over.
-    pub(super) fn open_fabric(&self, choice: &Choice, options: &ConnectOptions) -> Result<()> {
+    pub(super) fn open_fabric(&self, choice: &Choice, options: &ConnectOptions, protection: Protection) -> Result<()> {
         let shape = Shape { slots: options.ring_slots.max(1), slot_bytes: SLOT_BYTES_MAX };
         let shared = Arc::downgrade(&self.shared);
         let sink = move |link: &Arc<Link>, event: Event| {
@@ -117,9 +120,9 @@ impl Connection {
                 }
             }
         };
-        let (cores, checksum) = (self.hello.cores.max(1), options.checksum);
-        let device = FabricDevice::open(&choice.device, cores, shape, checksum, Box::new(sink))?;
-        tracing::debug!(device = device.name(), port = choice.port, %checksum, "RDMA device open");
+        let (checksum, integrity) = (protection.checksum(), protection.integrity());
+        let device = FabricDevice::open(&choice.device, self.hello.cores.max(1), shape, protection, Box::new(sink))?;
+        tracing::debug!(device = device.name(), port = choice.port, %checksum, %integrity, "RDMA device open");
         *lock(&self.shared.links.device) = Some((device, choice.port));
         Ok(())
     }
@@ -194,6 +197,8 @@ impl Connection {
             sum.in_place += in_place;
             sum.copied_out += copied_out;
         }
+        drop(open);
+        sum.corrupted = lock(&self.shared.links.device).as_ref().map_or(0, |(device, _)| device.corrupted());
         sum
     }
 }
@@ -206,7 +211,9 @@ impl Shared {
             return;
         }
         tracing::info!(link = link.number(), core = link.core(), generation = link.generation(), %error, "an RDMA link has ended");
-        let error = Error::new(ErrorCode::Unavailable, error.message);
+        // Damage is said as such, and not asked again of itself.
+        let code = if error.code == ErrorCode::Corruption { error.code } else { ErrorCode::Unavailable };
+        let error = Error::new(code, error.message);
         lock(&self.routes).retain(|_, route| {
             if route.credits.is_some() {
                 let _ = route.sender.send(Err(error.clone()));
@@ -228,7 +235,8 @@ mod tests {
         let links = Links::default();
         let shape = Shape { slots: 1, slot_bytes: SLOT_BYTES_MAX };
         let sink = Box::new(|_: &Arc<Link>, _: Event| -> Result<()> { Ok(()) });
-        let device = FabricDevice::open("soft:127.0.0.1", 1, shape, Checksum::Full, sink).unwrap();
+        let device =
+            FabricDevice::open("soft:127.0.0.1", 1, shape, Protection::new(Checksum::Full, None), sink).unwrap();
         let link = device.link(1, 1).unwrap();
         *lock(&links.device) = Some((device, 0));
         lock(&links.open).push(link.clone());

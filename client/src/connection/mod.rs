@@ -22,7 +22,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use hidb::frame::{Frame, FrameKind, encode_frame};
-use hidb::session::SEND_BYTES_MAX;
 use hidb::{Error, ErrorCode, Result, proto};
 use prost::Message;
 use tokio::sync::{Notify, mpsc};
@@ -127,7 +126,7 @@ impl Connection {
     ) -> Result<Request> {
         let id = self.shared.next_request.fetch_add(1, Ordering::Relaxed);
         let frame = encode_frame(kind, id, body, &[])?;
-        let link = link.filter(|_| frame.len() <= SEND_BYTES_MAX);
+        let link = link.filter(|link| frame.len() <= link.frame_bytes_max());
         let (sender, receiver) = mpsc::unbounded_channel();
         lock(&self.shared.routes).insert(id, Route { sender, credits, load_id });
         let request = Request::new(self.clone(), id, receiver, link.clone());

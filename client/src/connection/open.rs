@@ -18,6 +18,7 @@ use crate::address::Address;
 use crate::authenticate::authenticate;
 use crate::credentials::{Credentials, no_authority};
 use crate::fabric;
+use crate::fabric::protection::Protection;
 use crate::notice::Herald;
 use crate::options::ConnectOptions;
 use crate::receive::FrameReceiver;
@@ -141,11 +142,12 @@ impl Connection {
             tokio::spawn(liveness::beat(shared.clone(), limits.heartbeat_interval_ms, limits.dead_peer_timeout_ms)),
         ];
         let connection = Arc::new(Connection { shared, hello, tasks });
+        let protection = Protection::of(options, &connection.shared.transport)?;
         let (choice, why) = fabric::choose(&options.transport, &connection.hello.fabric)?;
         tracing::info!("transport {why}");
         if let Some(choice) = choice {
             connection.shared.links.is_optional.store(options.transport == fabric::Transport::Auto, Ordering::Relaxed);
-            let opened = match connection.open_fabric(&choice, options) {
+            let opened = match connection.open_fabric(&choice, options, protection) {
                 Ok(()) => connection.open_link(HOME).await,
                 Err(error) => Err(error),
             };

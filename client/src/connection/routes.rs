@@ -166,7 +166,7 @@ impl Shared {
             FrameKind::LinkReset => {
                 let reset: proto::LinkReset = decode(&frame)?;
                 if let Some(link) = self.links.numbered(reset.link) {
-                    self.link_ended(&link, Error::new(ErrorCode::Unavailable, reset.reason));
+                    self.link_ended(&link, Error::new(ErrorCode::from_number(reset.code), reset.reason));
                 }
                 return Ok(());
             }

@@ -7,7 +7,6 @@ use std::sync::{Arc, Mutex, Weak};
 
 use hidb::frame::Frame;
 use hidb::session::Ended;
-use hidb::session::frames::Checksum;
 use hidb::{Error, ErrorCode, Result};
 use tokio::task::JoinHandle;
 use verbs_shim::tokio::Completions;
@@ -15,6 +14,7 @@ use verbs_shim::verbs::{QueuePairNumber, WcOpcode, WcStatus};
 use verbs_shim::{Completion, CompletionQueue, Context, OpenOptions, ProtectionDomain};
 
 use super::link::{Link, LinkBuffer, Shape};
+use super::protection::Protection;
 use crate::connection::lock;
 
 /// What happens on a link, for its connection.
@@ -35,7 +35,7 @@ pub(crate) struct FabricDevice {
     domain: ProtectionDomain,
     queue: CompletionQueue<LinkBuffer>,
     shape: Shape,
-    checksum: Checksum,
+    protection: Protection,
     name: String,
     _context: Context,
 }
@@ -51,7 +51,7 @@ impl Drop for FabricDevice {
 
 impl FabricDevice {
     /// Opens a device, with room for this many links; must be called inside a tokio runtime.
-    pub(crate) fn open(name: &str, links: u32, shape: Shape, checksum: Checksum, sink: Sink) -> Result<Self> {
+    pub(crate) fn open(name: &str, links: u32, shape: Shape, protection: Protection, sink: Sink) -> Result<Self> {
         let failed = |error: verbs_shim::Error| Error::new(ErrorCode::Unavailable, format!("RDMA: {error}"));
         let context = Context::open(name, &OpenOptions::default()).map_err(failed)?;
         let domain = context.create_domain().map_err(failed)?;
@@ -60,7 +60,7 @@ impl FabricDevice {
         let links: Arc<Mutex<HashMap<QueuePairNumber, Arc<Link>>>> = Arc::default();
         let completions = Completions::new(queue.clone()).map_err(failed)?;
         let task = tokio::spawn(take_completions(completions, Arc::downgrade(&links), sink));
-        Ok(FabricDevice { task, links, domain, queue, shape, checksum, name: name.into(), _context: context })
+        Ok(FabricDevice { task, links, domain, queue, shape, protection, name: name.into(), _context: context })
     }
 
     /// The device's name.
@@ -68,10 +68,16 @@ impl FabricDevice {
         &self.name
     }
 
+    /// Links that ended because something arrived that was not what the cell sent.
+    pub(crate) fn corrupted(&self) -> u64 {
+        self.protection.corrupted()
+    }
+
     /// A new link to a core (counted from 1), not connected yet.
     pub(crate) fn link(&self, core: u32, generation: u32) -> Result<Arc<Link>> {
         let failed = |error: verbs_shim::Error| Error::new(ErrorCode::Unavailable, format!("RDMA: {error}"));
-        let link = Link::new(&self.domain, &self.queue, core, generation, self.shape, self.checksum).map_err(failed)?;
+        let protection = self.protection.clone();
+        let link = Link::new(&self.domain, &self.queue, core, generation, self.shape, protection).map_err(failed)?;
         lock(&self.links).insert(link.queue_pair_number(), link.clone());
         Ok(link)
     }
@@ -119,7 +125,7 @@ fn complete(link: &Arc<Link>, done: Completion<LinkBuffer>, sink: &Sink) {
             let outcome = outcome.and_then(|frame| frame.map_or(Ok(()), |frame| sink(link, Event::Frame(frame))));
             if let Err(error) = outcome {
                 tracing::warn!(%error, "an RDMA link ends");
-                link.end(Ended::Protocol(error.message));
+                link.end(error.into());
             }
         }
         _ => link.send_completed(done.buffer, failure),

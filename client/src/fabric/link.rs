@@ -7,6 +7,9 @@
 //! - A slot is given back once, when the last reference to the batch in it is dropped, or at once when it was copied out.
 //! - What cannot be posted now waits in order, and is posted when something has completed.
 //! - The queue pair is destroyed before the ring may be deregistered.
+//! - With integrity, frames are sealed in the order in which they are posted, and what comes is opened before anything
+//!   of it is looked at; a batch is opened out of a copy, and its slot given back at once: nobody sees memory that
+//!   others on the network could still write into.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,7 +18,8 @@ use std::sync::{Arc, Mutex, OnceLock};
 use bytes::Bytes;
 use hidb::aligned::AlignedBytes;
 use hidb::frame::{Frame, FrameKind, encode_frame};
-use hidb::session::frames::{Checksum, is_of_request, read_send, read_slot, slot_of};
+use hidb::session::frames::{is_of_request, read_send, read_slot, slot_of};
+use hidb::session::seal::{Integrity, Opener, Sealer, TAG_BYTES, Way};
 use hidb::session::{Action, ClientLink, Ended, SEND_BYTES_MAX, State};
 use hidb::{Error, ErrorCode, Result, proto};
 use verbs_shim::verbs::{Access, QueuePairNumber};
@@ -24,6 +28,7 @@ use verbs_shim::{
     Registered, RemoteBuffer, SendRequest, verbs::Sge,
 };
 
+use super::protection::Protection;
 use crate::connection::lock;
 
 /// SENDs that a link may have outstanding.
@@ -71,9 +76,10 @@ pub(crate) struct Link {
     queue_pair: Mutex<Option<QueuePair<LinkBuffer>>>,
     machine: Mutex<ClientLink>,
     sending: Mutex<Sending>,
+    opener: Mutex<Option<Opener>>,
     ring: Arc<RemoteBuffer>,
     shape: Shape,
-    checksum: Checksum,
+    protection: Protection,
     /// The link's number, the cell's to give; and the core's.
     number: OnceLock<u32>,
     core: u32,
@@ -87,6 +93,7 @@ pub(crate) struct Link {
 struct Sending {
     buffers: Vec<Buffer>,
     waiting: VecDeque<Vec<u8>>,
+    sealer: Option<Sealer>,
 }
 
 /// Slots that came in and are referred to; gives the slot back when dropped.
@@ -121,7 +128,7 @@ impl Link {
         core: u32,
         generation: u32,
         shape: Shape,
-        checksum: Checksum,
+        protection: Protection,
     ) -> Result<Arc<Link>, verbs_shim::Error> {
         let options = QueuePairOptions {
             send_depth: SENDS,
@@ -141,10 +148,11 @@ impl Link {
             queue_pair_number: pair.number(),
             queue_pair: Mutex::new(Some(pair)),
             machine: Mutex::new(ClientLink::new(generation, shape.slots, SENDS)),
-            sending: Mutex::new(Sending { buffers, waiting: VecDeque::new() }),
+            sending: Mutex::new(Sending { buffers, waiting: VecDeque::new(), sealer: None }),
+            opener: Mutex::default(),
             ring: Arc::new(ring),
             shape,
-            checksum,
+            protection,
             number: OnceLock::new(),
             core,
             generation,
@@ -169,18 +177,27 @@ impl Link {
                 slot_bytes: self.shape.slot_bytes,
                 generation: self.generation,
             }),
-            checksum: self.checksum.number(),
+            checksum: self.protection.checksum().number(),
             receives: self.shape.receives(),
+            integrity: self.protection.integrity().number(),
         })
     }
 
     /// Connects to what the cell answered, and gives it all slots.
+    ///
+    /// # Errors
+    /// `UnsupportedVersion` when integrity was asked for and the cell does not know of it.
     pub(crate) fn opened(self: &Arc<Self>, answer: &proto::LinkOpened) -> Result<()> {
         debug_assert_eq!(self.number(), answer.link, "it is known by its number already");
         let wrong = |what: String| Error::new(ErrorCode::Protocol, format!("the cell's answer to OpenLink: {what}"));
         let bytes =
             answer.endpoint[..].try_into().map_err(|_| wrong("its endpoint record has another length".into()))?;
         let peer = Endpoint::from_bytes(bytes).map_err(|error| wrong(error.to_string()))?;
+        if let Some(secret) = self.protection.agreed(answer)? {
+            let (sealer, opener) = secret.client_ends(answer.link, self.generation);
+            lock(&self.sending).sealer = Some(sealer);
+            *lock(&self.opener) = Some(opener);
+        }
         {
             let pair = lock(&self.queue_pair);
             let pair = pair.as_ref().ok_or_else(gone)?;
@@ -230,9 +247,17 @@ impl Link {
         lock(&self.machine).ended().map(Ended::error)
     }
 
-    /// Sends a frame of at most [`SEND_BYTES_MAX`] bytes, now or as soon as there is room.
+    /// The longest frame that [`Self::send`] takes.
+    pub(crate) fn frame_bytes_max(&self) -> usize {
+        match self.protection.integrity() {
+            Integrity::None => SEND_BYTES_MAX,
+            Integrity::Hmac => SEND_BYTES_MAX - TAG_BYTES,
+        }
+    }
+
+    /// Sends a frame of at most [`Self::frame_bytes_max`] bytes, now or as soon as there is room.
     pub(crate) fn send(&self, frame: Vec<u8>) -> Result<()> {
-        debug_assert!(frame.len() <= SEND_BYTES_MAX);
+        debug_assert!(frame.len() <= self.frame_bytes_max());
         if let Some(error) = self.ended() {
             return Err(error);
         }
@@ -253,8 +278,12 @@ impl Link {
         let mut sending = lock(&self.sending);
         while !sending.waiting.is_empty() && !sending.buffers.is_empty() && lock(&self.machine).begin_send() {
             let (Some(frame), Some(mut buffer)) = (sending.waiting.pop_front(), sending.buffers.pop()) else { break };
-            buffer[..frame.len()].copy_from_slice(&frame);
-            let request = SendRequest::send(LinkBuffer { buffer, length: frame.len() });
+            let tag = sending.sealer.as_mut().map(|sealer| sealer.seal(sealer.content(&[&frame]), Way::Send));
+            let tag = tag.as_ref().map_or(&[][..], |tag| tag);
+            let length = tag.len() + frame.len();
+            buffer[..tag.len()].copy_from_slice(tag);
+            buffer[tag.len()..length].copy_from_slice(&frame);
+            let request = SendRequest::send(LinkBuffer { buffer, length });
             let refused = match &*lock(&self.queue_pair) {
                 Some(pair) => pair.post_send(request).err(),
                 None => return lock(&self.machine).send_completed(Some("the queue pair is gone")),
@@ -309,7 +338,7 @@ impl Link {
         }
         let frame = match (immediate, &owned) {
             (Some(data), _) => self.take_slot(data, length as usize),
-            (None, Some(owned)) => read_send(owned.buffer.get(..length as usize).unwrap_or_default(), self.checksum),
+            (None, Some(owned)) => self.take_send(owned.buffer.get(..length as usize).unwrap_or_default()),
             (None, None) => Err(Error::new(ErrorCode::Internal, "a receive request without a buffer")),
         };
         if let (Some(owned), Some(pair)) = (owned, &*lock(&self.queue_pair)) {
@@ -319,23 +348,67 @@ impl Link {
         match frame {
             Ok(frame) => Ok(Some(frame)),
             Err(error) => {
-                lock(&self.machine).end(Ended::Protocol(error.message.clone()));
+                let mut machine = lock(&self.machine);
+                if error.code == ErrorCode::Corruption && machine.ended().is_none() {
+                    self.protection.count_corrupted();
+                }
+                machine.end(error.clone().into());
+                drop(machine);
                 self.act();
                 Err(error)
             }
         }
     }
 
+    fn take_send(&self, bytes: &[u8]) -> Result<Frame> {
+        let frame = match &mut *lock(&self.opener) {
+            Some(opener) => opener.open_send(bytes)?,
+            None => bytes,
+        };
+        read_send(frame, self.protection.checksum())
+    }
+
     fn take_slot(self: &Arc<Self>, immediate: u32, length: usize) -> Result<Frame> {
         let slot = slot_of(immediate);
-        let is_short = lock(&self.machine).arrived(slot)?;
-        let guard = Bytes::from_owner(SlotGuard { link: self.clone(), slot });
-        let mut frame = read_slot(&guard, length, self.checksum)?;
+        let mut opener = lock(&self.opener);
+        let frame = match &mut *opener {
+            Some(opener) => {
+                let copy = self.open_slot(opener, immediate, length)?;
+                let checked = read_slot(&copy, copy.len(), self.protection.checksum())?;
+                // Dropped at once: the slot goes back.
+                lock(&self.machine).arrived(slot)?;
+                drop(SlotGuard { link: self.clone(), slot });
+                self.copied_out.fetch_add(1, Ordering::Relaxed);
+                checked
+            }
+            None => {
+                drop(opener);
+                self.lend_slot(slot, length)?
+            }
+        };
         if !is_of_request(immediate, frame.request_id) {
             let text =
                 format!("slot {slot} holds a frame of request {}, its notification names another", frame.request_id);
             return Err(Error::new(ErrorCode::Protocol, text));
         }
+        Ok(frame)
+    }
+
+    /// A copy of what a slot holds, without its tag.
+    fn open_slot(&self, opener: &mut Opener, immediate: u32, length: usize) -> Result<Bytes> {
+        let (slot, bytes) = (slot_of(immediate), self.shape.slot_bytes as usize);
+        if slot >= self.shape.slots || length > bytes {
+            let text = format!("{length} bytes in slot {slot}: the ring has {} of {bytes} bytes", self.shape.slots);
+            return Err(Error::new(ErrorCode::Protocol, text));
+        }
+        opener.open_slot(immediate, length, |offset, target| self.ring.read(slot as usize * bytes + offset, target))
+    }
+
+    /// The frame in a slot, in place unless slots run short.
+    fn lend_slot(self: &Arc<Self>, slot: u32, length: usize) -> Result<Frame> {
+        let is_short = lock(&self.machine).arrived(slot)?;
+        let guard = Bytes::from_owner(SlotGuard { link: self.clone(), slot });
+        let mut frame = read_slot(&guard, length, self.protection.checksum())?;
         if is_short {
             frame.payload = AlignedBytes::copy_of(&frame.payload).into_bytes();
             self.copied_out.fetch_add(1, Ordering::Relaxed);

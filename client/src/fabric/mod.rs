@@ -1,15 +1,18 @@
 //! RDMA on the client: which device, and links to the cores of a cell.
 //!
 //! Owns [`Transport`] (what the caller wants), [`choose`] (what it gets), [`device`] (the device as a connection has it
-//! open, and the task that takes completions) and [`link`] (one queue pair with its result ring). Called by the
-//! connection.
+//! open, and the task that takes completions), [`link`] (one queue pair with its result ring) and [`protection`] (what
+//! protects links). Called by the connection.
 //!
 //! Invariants
 //! - The cell may write into result rings only, and into each only while its link is open.
-//! - A batch that a caller holds keeps its slot; the memory of a ring outlives the last batch in it.
+//! - A batch that a caller holds keeps its slot, or was copied out of it; the memory of a ring outlives the last batch in it.
 
+#[cfg(test)]
+mod attacks;
 pub(crate) mod device;
 pub(crate) mod link;
+pub(crate) mod protection;
 
 use std::fmt;
 use std::net::{IpAddr, UdpSocket};

@@ -7,10 +7,12 @@
 //! - Those of the state machine: no slot is written without a credit; the queue pair is destroyed only after everything
 //!   posted has completed or was flushed.
 //! - The cell writes inside the ring that was declared, and reads nothing of the client's.
+//! - With integrity, what is posted is sealed in the order in which it is posted, and nothing of the client's is looked
+//!   at before it was opened.
 //! - Frames that the client sent and nobody took are bounded ([`FRAMES_WAITING_MAX`]): beyond that the link ends.
 //!
 //! Cost per result batch: one WRITE with immediate of two pieces; no byte of the payload is copied when it lies in the
-//! core's arena (counted in `link_copied_bytes_total` when it does not), and it is read once for its checksum.
+//! core's arena (counted in `link_copied_bytes_total` when it does not), and it is read once for its checksum or its MAC.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
@@ -20,7 +22,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use glommio::sync::Semaphore;
 use hidb::frame::{Frame, FrameKind, HEADER_BYTES, encode_head};
-use hidb::session::frames::{Checksum, immediate, slot_head};
+use hidb::session::frames::{Checksum, immediate, read_send, slot_head};
+use hidb::session::seal::{Content, Integrity, LinkSecret, Opener, Sealer, TAG_BYTES, Tag, Way};
 use hidb::session::{Action, CellLink, Ended, SEND_BYTES_MAX, SLOT_BYTES_MAX, SLOT_BYTES_MIN, SLOTS_MAX, State};
 use hidb::{Error, ErrorCode, Result, proto};
 use prost::Message;
@@ -31,7 +34,7 @@ use verbs_shim::{ConnectOptions, Endpoint, QueuePair, QueuePairOptions, RemoteMe
 use super::failed;
 use super::memory::LinkBuffer;
 use super::port::{HEAD_BYTES_MAX, LINK_DEPTH, Port};
-use crate::arena::Arena;
+use crate::arena::{Arena, ArenaBuf};
 use crate::waiters::Waiters;
 
 /// Frames of the client's that may wait to be taken.
@@ -76,7 +79,24 @@ pub struct Link {
     requests: RefCell<HashMap<u64, Rc<Semaphore>>>,
     ring: Ring,
     checksum: Checksum,
+    seals: Option<Seals>,
     counters: Cell<LinkCounters>,
+}
+
+/// The cell's ends of a link with integrity.
+struct Seals {
+    sealer: RefCell<Sealer>,
+    opener: RefCell<Opener>,
+}
+
+/// Writes a message where it leaves from: its tag, if it has one, and its parts. Its bytes.
+fn lay_out(target: &mut [u8], tag: Option<Tag>, parts: &[&[u8]]) -> usize {
+    let mut length = 0;
+    for part in tag.iter().map(|tag| &tag[..]).chain(parts.iter().copied()) {
+        target[length..length + part.len()].copy_from_slice(part);
+        length += part.len();
+    }
+    length
 }
 
 fn refused(what: String) -> Error {
@@ -101,7 +121,8 @@ fn ring_of(request: &proto::OpenLink) -> Result<Ring> {
 }
 
 impl Link {
-    /// Makes a queue pair and connects it to the client's. The link opens with the client's first credits.
+    /// Makes a queue pair and connects it to the client's. The link opens with the client's first credits. With a secret
+    /// it has integrity.
     ///
     /// # Errors
     /// `Protocol` for a request that makes no sense, `Overloaded` when the core has as many links as may be, `Io` with
@@ -111,6 +132,7 @@ impl Link {
         arena: &Arena,
         number: u32,
         request: &proto::OpenLink,
+        secret: Option<&LinkSecret>,
     ) -> Result<(Rc<Link>, Endpoint)> {
         port.check_room()?;
         let ring = ring_of(request)?;
@@ -142,6 +164,10 @@ impl Link {
             requests: RefCell::default(),
             ring,
             checksum,
+            seals: secret.map(|secret| {
+                let (sealer, opener) = secret.cell_ends(number, ring.generation);
+                Seals { sealer: sealer.into(), opener: opener.into() }
+            }),
             counters: Cell::default(),
         });
         port.add(queue_pair_number, link.clone());
@@ -161,6 +187,27 @@ impl Link {
     /// The checksum policy.
     pub fn checksum(&self) -> Checksum {
         self.checksum
+    }
+
+    /// What protects it from others on the network.
+    pub fn integrity(&self) -> Integrity {
+        if self.seals.is_some() { Integrity::Hmac } else { Integrity::None }
+    }
+
+    /// Bytes before each message.
+    fn tag_bytes(&self) -> usize {
+        if self.seals.is_some() { TAG_BYTES } else { 0 }
+    }
+
+    /// Hashes a message for its seal; before its turn has come, so that nothing waits for that.
+    fn hash(&self, parts: &[&[u8]]) -> Option<Content> {
+        self.seals.as_ref().map(|seals| seals.sealer.borrow().content(parts))
+    }
+
+    /// The tag of the message that is posted next.
+    fn seal(&self, content: Option<Content>, way: Way) -> Option<Tag> {
+        let (seals, content) = self.seals.as_ref().zip(content)?;
+        Some(seals.sealer.borrow_mut().seal(content, way))
     }
 
     /// What it carried.
@@ -206,7 +253,7 @@ impl Link {
     pub async fn send(&self, kind: FrameKind, request_id: u64, body: &impl Message, payload: Bytes) -> Result<()> {
         let head_bytes = HEADER_BYTES + body.encoded_len();
         let payload_bytes = payload.len() as u64;
-        if head_bytes + payload.len() <= SEND_BYTES_MAX {
+        if self.tag_bytes() + head_bytes + payload.len() <= SEND_BYTES_MAX {
             self.count(|counters| {
                 counters.sends += 1;
                 counters.payload_bytes += payload_bytes;
@@ -215,8 +262,11 @@ impl Link {
         }
         let crc = self.checksum.of_payload(&payload);
         let slot_bytes = self.ring.slot_bytes as usize;
-        let head = slot_head(kind, request_id, body, payload.len(), crc, slot_bytes)?;
-        let lent = if head.len() <= HEAD_BYTES_MAX { self.port.arena.lend(payload.clone()) } else { None };
+        let head = slot_head(kind, request_id, body, payload.len(), crc, slot_bytes - self.tag_bytes())?;
+        let content = self.hash(&[&head, &payload]);
+        let head_bytes = self.tag_bytes() + head.len();
+        let lent = if head_bytes <= HEAD_BYTES_MAX { self.port.arena.lend(payload.clone()) } else { None };
+        let way = |slot| Way::Write { immediate: immediate(slot, request_id) };
         let (slot, buffer) = match lent {
             Some(payload) => loop {
                 // Heads are shared by all links of the core: one is taken only when it can be posted at once.
@@ -227,14 +277,16 @@ impl Link {
                 };
                 let slot = self.machine.borrow_mut().begin_write(request_id);
                 let slot = slot.expect("it can, as was just seen");
-                buffer[..head.len()].copy_from_slice(&head);
-                break (slot, LinkBuffer::Gathered { head: buffer, head_length: head.len(), payload });
+                let head_length = lay_out(&mut buffer, self.seal(content, way(slot)), &[&head]);
+                break (slot, LinkBuffer::Gathered { head: buffer, head_length, payload });
             },
             None => {
                 self.count(|counters| counters.copied_bytes += payload_bytes);
-                let whole = self.copy_to_arena(&head, &payload).await?;
-                let whole = self.port.arena.lend(whole).expect("memory of the arena lies in the arena");
-                (self.wait_open(|machine| machine.begin_write(request_id)).await?, LinkBuffer::Whole(whole))
+                let mut whole = self.allocate(head_bytes + payload.len()).await?;
+                let slot = self.wait_open(|machine| machine.begin_write(request_id)).await?;
+                lay_out(&mut whole, self.seal(content, way(slot)), &[&head, &payload]);
+                let whole = self.port.arena.lend(whole.into_bytes()).expect("memory of the arena lies in the arena");
+                (slot, LinkBuffer::Whole(whole))
             }
         };
         self.count(|counters| {
@@ -255,7 +307,7 @@ impl Link {
     async fn send_short(&self, kind: FrameKind, request_id: u64, body: &impl Message, payload: Bytes) -> Result<()> {
         let crc = self.checksum.of_payload(&payload);
         let head = encode_head(kind, request_id, body, payload.len(), crc)?;
-        let length = head.len() + payload.len();
+        let content = self.hash(&[&head, &payload]);
         let mut buffer = loop {
             self.wait_open(|machine| machine.has_room().then_some(())).await?;
             match self.port.send_buffer() {
@@ -265,8 +317,7 @@ impl Link {
         };
         let begun = self.machine.borrow_mut().begin_send();
         debug_assert!(begun, "there was room");
-        buffer[..head.len()].copy_from_slice(&head);
-        buffer[head.len()..length].copy_from_slice(&payload);
+        let length = lay_out(&mut buffer, self.seal(content, Way::Send), &[&head, &payload]);
         let buffer = LinkBuffer::Staged { buffer, length };
         if let Err(status) = self.post(SendRequest::send(buffer)) {
             self.machine.borrow_mut().send_completed(Some(&status));
@@ -292,13 +343,11 @@ impl Link {
         })
     }
 
-    /// A copy in registered memory, for what was not written there.
-    async fn copy_to_arena(&self, head: &[u8], payload: &[u8]) -> Result<Bytes> {
+    /// Registered memory, for what was not written there. Waits for it.
+    async fn allocate(&self, bytes: usize) -> Result<ArenaBuf> {
         loop {
-            if let Some(mut memory) = self.arena.allocate(head.len() + payload.len()) {
-                memory[..head.len()].copy_from_slice(head);
-                memory[head.len()..].copy_from_slice(payload);
-                return Ok(memory.into_bytes());
+            if let Some(memory) = self.arena.allocate(bytes) {
+                return Ok(memory);
             }
             if let Some(error) = self.ended() {
                 return Err(error);
@@ -320,11 +369,15 @@ impl Link {
             .await
     }
 
-    /// A frame of the client's has arrived.
-    pub(super) fn arrived(&self, frame: Result<Frame>) {
-        let result = frame.and_then(|frame| self.take(frame));
-        if let Err(error) = result {
-            self.end(Ended::Protocol(error.message));
+    /// A SEND of the client's has arrived.
+    pub(super) fn received(&self, bytes: &[u8]) {
+        let opened = match &self.seals {
+            Some(seals) => seals.opener.borrow_mut().open_send(bytes),
+            None => Ok(bytes),
+        };
+        let frame = opened.and_then(|frame| read_send(frame, self.checksum));
+        if let Err(error) = frame.and_then(|frame| self.take(frame)) {
+            self.end(error.into());
         }
     }
 

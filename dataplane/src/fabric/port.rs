@@ -15,7 +15,6 @@ use std::time::Duration;
 
 use futures_lite::future::or;
 use hidb::session::SEND_BYTES_MAX;
-use hidb::session::frames::read_send;
 use hidb::{Error, ErrorCode, Result};
 use verbs_shim::verbs::{QueuePairNumber, WcOpcode, WcStatus};
 use verbs_shim::{Buffer, Completion, CompletionQueue, Context, ProtectionDomain, Receive, SharedReceiveQueue};
@@ -191,7 +190,7 @@ impl Port {
                 WcOpcode::Recv | WcOpcode::RecvRdmaWithImm => {
                     if let (None, Some(LinkBuffer::Receive(buffer))) = (failure, &done.buffer) {
                         let bytes = buffer.get(..done.length_bytes as usize).unwrap_or_default();
-                        link.arrived(read_send(bytes, link.checksum()));
+                        link.received(bytes);
                     }
                 }
                 WcOpcode::Send => link.send_completed(failure),

@@ -226,5 +226,6 @@ async fn handshake(cell: &Arc<Cell>, channel: &mut SetupChannel) -> Result<Optio
         client_name: hello.client_name.chars().take(100).collect(),
         decimal64: features.iter().any(|feature| feature == "decimal64"),
         image_bytes_max,
+        link_secret: channel.link_secret()?,
     }))
 }

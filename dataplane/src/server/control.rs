@@ -83,6 +83,8 @@ pub struct LinkReport {
     pub generation: u32,
     /// Checksum policy.
     pub checksum: String,
+    /// What protects it from others on the network.
+    pub integrity: String,
     /// Work requests outstanding.
     pub outstanding: u32,
     /// Slots that may be filled.
@@ -204,6 +206,7 @@ fn report(link: &Link, core: usize) -> LinkReport {
             state: format!("{:?}", machine.state()).to_lowercase(),
             generation: link.generation(),
             checksum: link.checksum().to_string(),
+            integrity: link.integrity().to_string(),
             outstanding: machine.outstanding(),
             free,
             writing,
@@ -280,13 +283,14 @@ pub fn list_sessions(config: &Config, json: bool) -> Result<String> {
         for link in links {
             let _ = writeln!(
                 text,
-                "  link {} on core {} by {}: {}, generation {}, checksum {}, {} outstanding; {} SENDs, {} WRITEs, {} bytes ({} copied)",
+                "  link {} on core {} by {}: {}, generation {}, checksum {}, integrity {}, {} outstanding; {} SENDs, {} WRITEs, {} bytes ({} copied)",
                 link.link,
                 link.core,
                 link.device,
                 link.state,
                 link.generation,
                 link.checksum,
+                link.integrity,
                 link.outstanding,
                 link.sends,
                 link.writes,

@@ -13,6 +13,7 @@
 use std::cell::{Cell as StdCell, RefCell};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use bytes::Bytes;
 use futures::FutureExt;
@@ -20,10 +21,11 @@ use futures::future::LocalBoxFuture;
 use hidb::frame::{FrameKind, PAYLOAD_BYTES_MAX};
 use hidb::image::ResultImage;
 use hidb::session::Ended;
+use hidb::session::seal::{Integrity, LinkSecret};
 use hidb::{Error, ErrorCode, Result, proto};
 
 use super::core::CoreServer;
-use super::session::{Request, Session, take_frame};
+use super::session::{Agreed, Request, Session, take_frame};
 use super::{Cell, Failure};
 use crate::cores::Core;
 use crate::cores::scan::{Direct, ImageSink, Sent};
@@ -71,6 +73,8 @@ pub async fn open(session: &Rc<Session>, request: &Request, message: proto::Open
     if core >= cell.cores.count() {
         return Err(wrong(format!("core {} of {}: cores are counted from 1", message.core, cell.cores.count())));
     }
+    let integrity = Integrity::from_number(message.integrity)?;
+    let secret = secret_for(integrity, cell.config.rdma_integrity.0, &session.agreed)?;
     // A client that has lost its end of a link opens another: it takes the place of the one that is there.
     let replaced = session.links.open.borrow().iter().find(|(_, open)| *open == core).map(|(number, _)| *number);
     if let Some(number) = replaced {
@@ -87,9 +91,9 @@ pub async fn open(session: &Rc<Session>, request: &Request, message: proto::Open
     let id = session.agreed.session_id;
     let on_core = cell.clone();
     let opened = match core == home {
-        true => connect(cell, core, id, number, &message),
+        true => connect(cell, core, id, number, &message, secret),
         false => {
-            let make = move || async move { connect(&on_core, core, id, number, &message) };
+            let make = move || async move { connect(&on_core, core, id, number, &message, secret) };
             cell.cores.run_on(core, make).await.and_then(|opened| opened)
         }
     };
@@ -104,12 +108,42 @@ pub async fn open(session: &Rc<Session>, request: &Request, message: proto::Open
     if core == home {
         glommio::spawn_local(take_frames(session.clone(), number)).detach();
     }
-    let opened = proto::LinkOpened { link: number, core: core as u32 + 1, endpoint: endpoint.into() };
+    let opened = proto::LinkOpened {
+        link: number,
+        core: core as u32 + 1,
+        endpoint: endpoint.into(),
+        integrity: integrity.number(),
+    };
     Ok(session.outbox.send(FrameKind::LinkOpened, request.id, &opened).await?)
 }
 
+/// What a link's keys come from; `None` for a link without integrity.
+///
+/// # Errors
+/// `Unauthenticated` when the cell demands more than was asked for, or there is no TLS for keys to come from.
+fn secret_for(asked: Integrity, required: Integrity, agreed: &Agreed) -> Result<Option<LinkSecret>> {
+    let refused = |text: &str| Err(Error::new(ErrorCode::Unauthenticated, text));
+    match (asked, required, &agreed.link_secret) {
+        (Integrity::None, Integrity::None, _) => Ok(None),
+        (Integrity::None, Integrity::Hmac, _) => refused(
+            "this cell takes RDMA links with integrity only: connect with hidb:// and --rdma-integrity hmac, or with --transport tcp",
+        ),
+        (Integrity::Hmac, _, None) => {
+            refused("--rdma-integrity hmac takes its keys from TLS, and this connection has none: connect with hidb://")
+        }
+        (Integrity::Hmac, _, Some(secret)) => Ok(Some(secret.clone())),
+    }
+}
+
 /// Makes a link, on its core.
-fn connect(cell: &Arc<Cell>, index: usize, session_id: u64, number: u32, message: &proto::OpenLink) -> Opened {
+fn connect(
+    cell: &Arc<Cell>,
+    index: usize,
+    session_id: u64,
+    number: u32,
+    message: &proto::OpenLink,
+    secret: Option<LinkSecret>,
+) -> Opened {
     let internal = || Error::new(ErrorCode::Internal, "a link is made on a core");
     let core = Core::current().ok_or_else(internal)?;
     let port = message.port as usize;
@@ -118,7 +152,7 @@ fn connect(cell: &Arc<Cell>, index: usize, session_id: u64, number: u32, message
         Error::new(ErrorCode::Protocol, text)
     })?;
     let port = core.fabric.get(&core, port, device, cell.config.links_max as usize)?;
-    let (link, endpoint) = Link::connect(&port, &core.arena, number, message)?;
+    let (link, endpoint) = Link::connect(&port, &core.arena, number, message, secret.as_ref())?;
     let server = CoreServer::of(cell, index);
     if let Some(old) = server.links.borrow_mut().insert(session_id, link.clone()) {
         old.end(Ended::Session);
@@ -175,11 +209,15 @@ async fn see_its_end(
     let Ok(seen) = seen else { return };
     let (ended, generation) = seen.unwrap_or((Ended::Reset, 0));
     let reason = ended.error();
-    if let Ended::Protocol(_) = ended {
-        return session.fail(reason);
+    match ended {
+        Ended::Protocol(_) => return session.fail(reason),
+        Ended::Corruption(_) => {
+            cell.metrics.links_corrupted.fetch_add(1, Relaxed);
+            tracing::warn!(session = session_id, link = number, %reason, "a link has ended");
+        }
+        _ => tracing::info!(session = session_id, link = number, %reason, "a link has ended"),
     }
-    tracing::info!(session = session_id, link = number, %reason, "a link has ended");
-    let reset = proto::LinkReset { link: number, generation, reason: reason.message };
+    let reset = proto::LinkReset { link: number, generation, reason: reason.message, code: reason.code as u32 };
     let _ = session.outbox.send(FrameKind::LinkReset, 0, &reset).await;
 }
 

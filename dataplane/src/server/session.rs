@@ -24,6 +24,7 @@ use glommio::sync::{Semaphore, StaticPermit};
 use glommio::timer::sleep;
 use hidb::auth::Permission;
 use hidb::frame::{Frame, FrameDecoder, FrameKind};
+use hidb::session::seal::LinkSecret;
 use hidb::{Error, ErrorCode, Result, convert, proto};
 
 use super::Failure;
@@ -66,6 +67,8 @@ pub struct Agreed {
     pub decimal64: bool,
     /// The largest result image.
     pub image_bytes_max: usize,
+    /// What the keys of its links come from; `None` without TLS.
+    pub link_secret: Option<LinkSecret>,
 }
 
 /// One client's connection.

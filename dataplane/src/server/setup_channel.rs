@@ -13,6 +13,7 @@ use std::time::Duration;
 use heliostat_tls::{Channel, ServerConfig};
 use hidb::auth::scram::ExportedKey;
 use hidb::frame::{Frame, FrameDecoder, FrameKind, encode_frame};
+use hidb::session::seal::LinkSecret;
 use hidb::{Error, ErrorCode, Result, convert};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -88,6 +89,14 @@ impl SetupChannel {
     /// `Internal`.
     pub fn exported_key(&self) -> Result<Option<ExportedKey>> {
         self.tls.as_ref().map(|tls| tls.exported_key()).transpose()
+    }
+
+    /// What the keys of links come from; `None` without TLS.
+    ///
+    /// # Errors
+    /// `Internal`.
+    pub fn link_secret(&self) -> Result<Option<LinkSecret>> {
+        self.tls.as_ref().map(|tls| tls.link_secret()).transpose()
     }
 
     /// The user in the peer's certificate, if it showed one.

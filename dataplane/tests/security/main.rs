@@ -4,5 +4,6 @@
 mod cell;
 mod entry;
 mod fixture;
+mod links;
 mod permissions;
 mod users;

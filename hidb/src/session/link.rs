@@ -41,6 +41,8 @@ pub enum Ended {
     QueuePair(String),
     /// The peer broke the protocol.
     Protocol(String),
+    /// What arrived is not what the peer sent: a checksum or a MAC was wrong.
+    Corruption(String),
     /// The session is over.
     Session,
 }
@@ -55,7 +57,18 @@ impl Ended {
                 format!("the RDMA link failed ({status}): ask again, or connect with --transport tcp"),
             ),
             Ended::Protocol(what) => Error::new(ErrorCode::Protocol, what.clone()),
+            Ended::Corruption(what) => Error::new(ErrorCode::Corruption, what.clone()),
             Ended::Session => Error::new(ErrorCode::Unavailable, "the session has ended"),
+        }
+    }
+}
+
+/// What is wrong with something that arrived ends the link that it came on.
+impl From<Error> for Ended {
+    fn from(error: Error) -> Self {
+        match error.code {
+            ErrorCode::Corruption => Ended::Corruption(error.message),
+            _ => Ended::Protocol(error.message),
         }
     }
 }

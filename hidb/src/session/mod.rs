@@ -9,6 +9,7 @@
 //! Owns
 //! - [`frames`]: how a frame lies in a slot and in a SEND, and the immediate data;
 //! - [`CellSlots`], the cell's view of a ring, and [`ClientSlots`], the client's;
+//! - [`seal`]: what makes a frame of the peer's known on a network where others can send;
 //! - [`CellLink`] and [`ClientLink`]: the life of a link, from opening over resets to its end;
 //! - [`NoticeSequence`]: gaps in numbered notices.
 //!
@@ -17,6 +18,7 @@
 pub mod frames;
 mod link;
 mod notices;
+pub mod seal;
 mod slots;
 
 pub use link::{Action, CellLink, ClientLink, Ended, State};
