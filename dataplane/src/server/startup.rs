@@ -60,8 +60,8 @@ pub fn run(config: Config) -> Result<()> {
     {
         tracing::warn!(level, "HELIOSTAT_SIMD is none of portable, avx2, avx512: the best this CPU has is used");
     }
-    let devices = Devices::find(&config.fabric)?;
     let count = if config.cores == 0 { usable_cores() } else { config.cores };
+    let devices = Devices::find(&config.fabric, count)?;
     let cache_bytes = config.cache.bytes() / count as u64;
     let cores = Cores::start(
         count,
