@@ -14,10 +14,13 @@ pub mod memory;
 pub mod port;
 
 use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
 
 use hidb::proto::fabric_port::Provider;
 use hidb::{Error, ErrorCode, Result, proto};
 use verbs_shim::{Context, DeviceAttributes, OpenOptions, Progress};
+
+use crate::cores::{Core, Cores};
 
 /// A device that links are served on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +54,29 @@ impl Devices {
         }
     }
 
+    /// Opens them on every core, and leaves none of them out that was named: of `auto` those that fail are.
+    ///
+    /// # Errors
+    /// `Io` with what verbs-shim says, for instance that too little memory may be locked.
+    pub async fn open_on(self, cores: &Cores, wanted: &str, links_max: usize) -> Result<Devices> {
+        let mut opened = Vec::with_capacity(self.0.len());
+        for device in self.0 {
+            match open_on_all(cores, &device, links_max).await {
+                Ok(()) => opened.push(device),
+                Err(error) if wanted.trim() == "auto" => {
+                    tracing::warn!(%error, device = device.name, "an RDMA device is left out");
+                    let close = |core: Rc<Core>, device: Device| {
+                        core.fabric.close(&device.name);
+                        Ok(())
+                    };
+                    on_all(cores, &device, close).await?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Devices(opened))
+    }
+
     /// All of them.
     pub fn all(&self) -> &[Device] {
         &self.0
@@ -66,6 +92,30 @@ impl Devices {
         };
         self.0.iter().map(port).collect()
     }
+}
+
+/// Opens a device on every core.
+async fn open_on_all(cores: &Cores, device: &Device, links_max: usize) -> Result<()> {
+    on_all(cores, device, move |core, device| core.fabric.open(&core, &device, links_max)).await
+}
+
+/// Does something with a device on every core; the first error there was.
+async fn on_all(
+    cores: &Cores,
+    device: &Device,
+    act: impl FnOnce(Rc<Core>, Device) -> Result<()> + Clone + Send + 'static,
+) -> Result<()> {
+    let on_core = |number| {
+        let (device, act) = (device.clone(), act.clone());
+        cores.run_on(number, move || async move {
+            let core = Core::current().ok_or_else(|| Error::new(ErrorCode::Internal, "this runs on a core"))?;
+            act(core, device)
+        })
+    };
+    for outcome in futures::future::join_all((0..cores.count()).map(on_core)).await {
+        outcome.and_then(|outcome| outcome)?;
+    }
+    Ok(())
 }
 
 /// How cores open their devices.

@@ -78,10 +78,13 @@ pub fn run(config: Config) -> Result<()> {
         workers: Arc::new(WorkerThreads::start(count)?),
         ..StoreOptions::new(config.metadata_folder())
     };
-    let opened =
-        block_on(cores.run_on(0, move || async move { Ok::<_, Error>(Store::open(&Core::device()?, options).await?) }));
-    let store = match opened.and_then(|result| result) {
-        Ok(store) => store,
+    let opening = async {
+        let devices = devices.open_on(&cores, &config.fabric, config.links_max as usize).await?;
+        let open_store = move || async move { Ok::<_, Error>(Store::open(&Core::device()?, options).await?) };
+        Ok::<_, Error>((devices, cores.run_on(0, open_store).await.and_then(|store| store)?))
+    };
+    let (devices, store) = match block_on(opening) {
+        Ok(opened) => opened,
         Err(error) => {
             cores.stop();
             return Err(error);
