@@ -190,27 +190,21 @@ fn at_address_towards(device: &DeviceAttributes, port: &FabricPort) -> Option<St
 /// RoCEv2's UDP port.
 fn named(name: &str, local: &[DeviceAttributes], cell: &[FabricPort]) -> Option<Choice> {
     let is_soft = name == "soft" || name.starts_with("soft:");
-    let by_preference = |like: bool| {
-        let ports = cell.iter().enumerate();
-        ports.filter(move |(_, port)| (port.provider() == CellProvider::Soft) == (is_soft == like))
-    };
-    for (index, port) in by_preference(true).chain(by_preference(false)) {
-        let alike = (port.provider() == CellProvider::Soft) == is_soft;
-        let device = match name {
-            "soft" => soft_towards(port),
-            _ if !(alike || takes_roce(port)) => None,
-            _ if is_soft || name.contains('@') => Some(name.to_string()),
-            // One that is not here is named in the error of opening it.
-            _ => match local.iter().find(|device| device.name == name) {
-                Some(device) => at_address_towards(device, port),
-                None => Some(name.to_string()),
-            },
+    let socket: Option<SocketAddr> = name.strip_prefix("soft:").and_then(|rest| rest.parse().ok());
+    let can_roce = !is_soft || name == "soft" || socket.is_some_and(|socket| socket.port() == ROCE_PORT);
+    let is_alike = |port: &FabricPort| (port.provider() == CellProvider::Soft) == is_soft;
+    let alike = cell.iter().enumerate().filter(|(_, port)| is_alike(port));
+    let others = cell.iter().enumerate().filter(|(_, port)| !is_alike(port) && can_roce && takes_roce(port));
+    alike.chain(others).find_map(|(index, port)| {
+        let here = local.iter().find(|device| device.name == name);
+        let device = match here {
+            _ if name == "soft" => soft_towards(port),
+            Some(device) if !is_soft => at_address_towards(device, port),
+            // A name that says more, or one that is not here, which the error of opening it tells.
+            _ => Some(name.to_string()),
         };
-        if let Some(device) = device {
-            return Some(Choice { port: index as u32, device });
-        }
-    }
-    None
+        Some(Choice { port: index as u32, device: device? })
+    })
 }
 
 #[cfg(test)]
@@ -263,6 +257,8 @@ mod tests {
         );
         let rxe = port("rxe0", CellProvider::Rxe, "127.0.0.1");
         assert_eq!(named("soft", &local, &[rxe.clone()]).unwrap().device, "soft:127.0.0.1:4791");
+        assert_eq!(named("soft:lo", &local, &[rxe.clone()]), None);
+        assert_eq!(named("soft:[::1]:4791", &local, &[rxe.clone()]).unwrap().device, "soft:[::1]:4791");
         // Alike comes first; over IPv6 a plain socket on any port will do for both kinds of soft devices.
         let found = named("soft", &local, &[rxe, on_port]).unwrap();
         assert_eq!(found, Choice { port: 1, device: "soft:::1".into() });
