@@ -37,6 +37,11 @@ pub fn is_rdma(way: &str) -> bool {
     !matches!(way, "tcp" | "tls")
 }
 
+/// The way over RDMA that tests of links go: the first one of [`transports`].
+pub fn rdma_transport() -> String {
+    transports().into_iter().find(|way| is_rdma(way)).unwrap_or_else(|| "soft".into())
+}
+
 /// Where cells run.
 #[derive(Clone, Debug)]
 pub struct Surroundings {

@@ -10,7 +10,7 @@ use arrow_array::RecordBatch;
 use futures::{StreamExt, TryStreamExt};
 use heliostat_client::{ConnectOptions, ScanRequest};
 use heliostat_reference::numbers::{load, whole_answer};
-use heliostat_reference::surroundings::is_rdma;
+use heliostat_reference::surroundings::{is_rdma, rdma_transport};
 use heliostat_reference::{Cell, command_of_this_build, signal};
 use hidb::ErrorCode;
 
@@ -27,9 +27,9 @@ async fn a_hundred_clients_that_are_killed_leave_nothing() -> Result<()> {
     for round in 0..5 {
         let mut clients: Vec<_> = (0..20)
             .map(|number| {
-                let transport = if number % 4 == 0 { "tcp" } else { "soft" };
+                let transport = if number % 4 == 0 { "tcp".into() } else { rdma_transport() };
                 Command::new(command_of_this_build("heliostat"))
-                    .args(["--connect", &cell.url, "--transport", transport, "scan", "t", "--format", "csv"])
+                    .args(["--connect", &cell.url, "--transport", &transport, "scan", "t", "--format", "csv"])
                     .stdout(Stdio::piped())
                     .stderr(Stdio::null())
                     .spawn()
@@ -46,7 +46,7 @@ async fn a_hundred_clients_that_are_killed_leave_nothing() -> Result<()> {
             client.wait()?;
         }
         cell.wait_for_no_sessions(Duration::from_secs(20));
-        whole_answer(&cell.connect("soft").await?, ROWS).await?;
+        whole_answer(&cell.connect(&rdma_transport()).await?, ROWS).await?;
         let resident = cell.resident_bytes();
         if round == 0 {
             after_first = resident;
@@ -59,7 +59,7 @@ async fn a_hundred_clients_that_are_killed_leave_nothing() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cell_that_is_killed_is_an_error_and_then_answers_again() -> Result<()> {
     let mut cell = Cell::start(2);
-    let client = cell.connect("soft").await?;
+    let client = cell.connect(&rdma_transport()).await?;
     load(&client, ROWS).await?;
     for _ in 0..3 {
         let mut stream = client.scan(ScanRequest::table("t").frames_ahead(2)).await?;
@@ -77,10 +77,10 @@ async fn a_cell_that_is_killed_is_an_error_and_then_answers_again() -> Result<()
 /// A client that stops in the middle of its answer, for this long at least, and goes on later.
 async fn stop_a_client(options: &[&str], stop: Duration) -> Result<()> {
     let cell = Cell::start_with(2, options);
-    let client = cell.connect("soft").await?;
+    let client = cell.connect(&rdma_transport()).await?;
     load(&client, MANY_ROWS).await?;
     let mut stopped = Command::new(command_of_this_build("heliostat"))
-        .args(["--connect", &cell.url, "--transport", "soft", "scan", "t", "--format", "csv"])
+        .args(["--connect", &cell.url, "--transport", &rdma_transport(), "scan", "t", "--format", "csv"])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()?;
@@ -156,7 +156,7 @@ async fn stop_a_cell(way: &str, options: &[&str], dead: Duration, stop: Duration
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cell_that_stops_is_an_error_in_bounded_time_and_then_answers_again() -> Result<()> {
-    for way in ["tcp", "tls", "soft"] {
+    for way in ["tcp", "tls", &rdma_transport()] {
         stop_a_cell(way, &QUICK, Duration::from_secs(1), Duration::from_secs(6)).await?;
     }
     Ok(())
@@ -165,7 +165,7 @@ async fn a_cell_that_stops_is_an_error_in_bounded_time_and_then_answers_again() 
 #[ignore = "a minute; the same with shorter timeouts runs always"]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cell_that_stops_for_half_a_minute_is_an_error_and_then_answers_again() -> Result<()> {
-    for way in ["tcp", "soft"] {
+    for way in ["tcp", &rdma_transport()] {
         stop_a_cell(way, &["--dead-peer-timeout", "10s"], Duration::from_secs(10), Duration::from_secs(30)).await?;
     }
     Ok(())
@@ -174,7 +174,7 @@ async fn a_cell_that_stops_for_half_a_minute_is_an_error_and_then_answers_again(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_operator_frees_the_slots_of_a_session() -> Result<()> {
     let cell = Cell::start(2);
-    let client = cell.connect("soft").await?;
+    let client = cell.connect(&rdma_transport()).await?;
     load(&client, ROWS).await?;
     whole_answer(&client, ROWS).await?;
     let mut stalled = client.scan(ScanRequest::table("t").frames_ahead(8)).await?;
