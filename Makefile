@@ -19,10 +19,11 @@ build: setup ## build the commands
 demo: build ## load TPC-H lineitem at scale 1 and ask four questions
 	@scripts/demo
 
-test: ## run all tests, each fuzz target for 10 seconds, and the checks in the soft-RoCE VM
+test: ## run all tests, TPC-H between two network namespaces as well, each fuzz target for 10 seconds, and the checks in the soft-RoCE VM
 	@scripts/setup test
 	cargo nextest run $(CARGO_FLAGS) --workspace
 	cargo test $(CARGO_FLAGS) --workspace --doc --quiet
+	scripts/in-namespaces cargo nextest run $(CARGO_FLAGS) --workspace -E 'binary(tpch)'
 	@scripts/fuzz 10
 	@VM_TIMEOUT=900 hw/vm/vm test hw/vm/suite
 

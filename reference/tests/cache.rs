@@ -11,8 +11,9 @@ use arrow_array::types::Int64Type;
 use arrow_array::{ArrayRef, Int64Array, RecordBatch};
 use futures::TryStreamExt;
 use heliostat_client::{Client, ConnectOptions, LoadMode, Notice, NoticeGap, ScanRequest, Transport};
+use heliostat_reference::Cell;
 use heliostat_reference::proxy::{Fate, Proxy};
-use heliostat_reference::{Cell, TRANSPORTS};
+use heliostat_reference::surroundings::transports;
 use hidb::frame::FrameKind;
 use hidb::{ErrorCode, Scalar, arrow_mapping::from_arrow_schema};
 use tokio::sync::broadcast::Receiver;
@@ -79,9 +80,9 @@ fn changed(notice: &Notice) -> bool {
 async fn a_repeated_question_is_answered_from_the_cache_over_every_transport() -> Result<()> {
     let cell = Cell::start(2);
     load_first(&cell, 200_000, 7).await?;
-    for transport in TRANSPORTS {
-        let client = cell.connect_with(transport, cached()).await?;
-        let plain = cell.connect(transport).await?;
+    for transport in transports() {
+        let client = cell.connect_with(&transport, cached()).await?;
+        let plain = cell.connect(&transport).await?;
         let statement = client.prepare(ScanRequest::table("t").filter("n = $1").select(["v", "n"])).await?;
         for round in 0..3 {
             assert_eq!(ask(&client, point(3)).await?, (vec![7], round > 0), "{transport}");

@@ -3,77 +3,21 @@
 
 use std::io::Read as _;
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use arrow_array::cast::AsArray;
-use arrow_array::types::Int64Type;
-use arrow_array::{ArrayRef, Int64Array, RecordBatch};
+use arrow_array::RecordBatch;
 use futures::{StreamExt, TryStreamExt};
-use heliostat_client::{Client, LoadMode, ScanRequest};
-use heliostat_reference::{Cell, command_of_this_build};
+use heliostat_client::{ConnectOptions, ScanRequest};
+use heliostat_reference::numbers::{load, whole_answer};
+use heliostat_reference::surroundings::{is_rdma, rdma_transport};
+use heliostat_reference::{Cell, command_of_this_build, signal};
 use hidb::ErrorCode;
-use hidb::arrow_mapping::from_arrow_schema;
 
 const ROWS: i64 = 2_000_000;
 /// Ten times what a ring holds, so that a client that does not read stands in the middle of its answer.
 const MANY_ROWS: i64 = 20_000_000;
 const QUICK: [&str; 4] = ["--heartbeat-interval", "200ms", "--dead-peer-timeout", "1s"];
-
-async fn load(client: &Client, rows: i64) -> Result<()> {
-    let batch = |number: i64| {
-        let values: ArrayRef = Arc::new(Int64Array::from_iter_values(number * 100_000..(number + 1) * 100_000));
-        RecordBatch::try_from_iter([("n", values)]).expect("one column")
-    };
-    let mut load = client.load("t", &from_arrow_schema(&batch(0).schema())?, LoadMode::Create).await?;
-    for number in 0..rows / 100_000 {
-        load.write(&batch(number)).await?;
-    }
-    load.commit().await?;
-    Ok(())
-}
-
-/// Whether these are all rows of the table, each once.
-fn is_whole(batches: &[RecordBatch], rows: i64) -> bool {
-    let mut seen = vec![false; rows as usize];
-    for batch in batches {
-        for value in batch.column(0).as_primitive::<Int64Type>().values() {
-            let first = !std::mem::replace(&mut seen[*value as usize], true);
-            assert!(first, "row {value} came twice");
-        }
-    }
-    seen.into_iter().all(|seen| seen)
-}
-
-async fn whole_answer(client: &Client, rows: i64) -> Result<()> {
-    let batches: Vec<RecordBatch> = client.scan(ScanRequest::table("t")).await?.try_collect().await?;
-    assert!(is_whole(&batches, rows), "rows are missing");
-    Ok(())
-}
-
-fn signal(name: &str, process: u32) {
-    let status = Command::new("kill").args([name, &process.to_string()]).status().expect("kill runs");
-    assert!(status.success());
-}
-
-/// Sessions that the cell knows.
-fn sessions(cell: &Cell) -> Vec<serde_json::Value> {
-    let output = Command::new(command_of_this_build("heliostat-cell"))
-        .args(["sessions", "--json"])
-        .args(cell.place())
-        .output()
-        .expect("heliostat-cell runs");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let lines = String::from_utf8(output.stdout).expect("text");
-    lines.lines().map(|line| serde_json::from_str(line).expect("one object per line")).collect()
-}
-
-fn resident_bytes(process: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("the cell runs");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its size");
-    line.trim().trim_end_matches("kB").trim().parse::<u64>().expect("a number") << 10
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hundred_clients_that_are_killed_leave_nothing() -> Result<()> {
@@ -83,9 +27,9 @@ async fn a_hundred_clients_that_are_killed_leave_nothing() -> Result<()> {
     for round in 0..5 {
         let mut clients: Vec<_> = (0..20)
             .map(|number| {
-                let transport = if number % 4 == 0 { "tcp" } else { "soft" };
+                let transport = if number % 4 == 0 { "tcp".into() } else { rdma_transport() };
                 Command::new(command_of_this_build("heliostat"))
-                    .args(["--connect", &cell.url, "--transport", transport, "scan", "t", "--format", "csv"])
+                    .args(["--connect", &cell.url, "--transport", &transport, "scan", "t", "--format", "csv"])
                     .stdout(Stdio::piped())
                     .stderr(Stdio::null())
                     .spawn()
@@ -94,20 +38,16 @@ async fn a_hundred_clients_that_are_killed_leave_nothing() -> Result<()> {
             .collect();
         // Their output is not read: they stand in the middle of their answers.
         let until = Instant::now() + Duration::from_secs(20);
-        while sessions(&cell).len() < 20 && Instant::now() < until {
+        while cell.sessions().len() < 20 && Instant::now() < until {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         for client in &mut clients {
             client.kill()?;
             client.wait()?;
         }
-        let until = Instant::now() + Duration::from_secs(20);
-        while !sessions(&cell).is_empty() {
-            assert!(Instant::now() < until, "sessions are left: {:?}", sessions(&cell));
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        whole_answer(&cell.connect("soft").await?, ROWS).await?;
-        let resident = resident_bytes(cell.process_id());
+        cell.wait_for_no_sessions(Duration::from_secs(20));
+        whole_answer(&cell.connect(&rdma_transport()).await?, ROWS).await?;
+        let resident = cell.resident_bytes();
         if round == 0 {
             after_first = resident;
         }
@@ -119,7 +59,7 @@ async fn a_hundred_clients_that_are_killed_leave_nothing() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cell_that_is_killed_is_an_error_and_then_answers_again() -> Result<()> {
     let mut cell = Cell::start(2);
-    let client = cell.connect("soft").await?;
+    let client = cell.connect(&rdma_transport()).await?;
     load(&client, ROWS).await?;
     for _ in 0..3 {
         let mut stream = client.scan(ScanRequest::table("t").frames_ahead(2)).await?;
@@ -134,13 +74,13 @@ async fn a_cell_that_is_killed_is_an_error_and_then_answers_again() -> Result<()
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_that_stops_holds_nobody_up() -> Result<()> {
-    let cell = Cell::start_with(2, &QUICK);
-    let client = cell.connect("soft").await?;
+/// A client that stops in the middle of its answer, for this long at least, and goes on later.
+async fn stop_a_client(options: &[&str], stop: Duration) -> Result<()> {
+    let cell = Cell::start_with(2, options);
+    let client = cell.connect(&rdma_transport()).await?;
     load(&client, MANY_ROWS).await?;
     let mut stopped = Command::new(command_of_this_build("heliostat"))
-        .args(["--connect", &cell.url, "--transport", "soft", "scan", "t", "--format", "csv"])
+        .args(["--connect", &cell.url, "--transport", &rdma_transport(), "scan", "t", "--format", "csv"])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()?;
@@ -148,31 +88,99 @@ async fn a_client_that_stops_holds_nobody_up() -> Result<()> {
     // would ask again after the loss of its session, as it should, and give the whole answer.
     let mut output = stopped.stdout.take().expect("piped");
     output.read_exact(&mut [0; 64])?;
-    signal("-STOP", stopped.id());
-    let until = Instant::now() + Duration::from_secs(30);
-    while sessions(&cell).len() > 1 {
-        assert!(Instant::now() < until, "the cell keeps a dead client: {:?}", sessions(&cell));
+    signal(stopped.id(), "STOP");
+    let began = Instant::now();
+    while cell.sessions().len() > 1 || began.elapsed() < stop {
+        assert!(
+            began.elapsed() < stop + Duration::from_secs(30),
+            "the cell keeps a dead client: {:?}",
+            cell.sessions()
+        );
         whole_answer(&client, MANY_ROWS).await?;
     }
-    signal("-CONT", stopped.id());
+    signal(stopped.id(), "CONT");
     // It has to say something, and not to give half an answer for a whole one.
     let reading = std::thread::spawn(move || std::io::copy(&mut output, &mut std::io::sink()));
-    let status = stopped.wait()?;
+    let ended = stopped.wait_with_output()?;
     reading.join().expect("it reads")?;
-    assert!(!status.success(), "half an answer passed for a whole one");
+    assert!(!ended.status.success(), "half an answer passed for a whole one");
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert!(said.contains("(Unavailable)"), "{said}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_stops_holds_nobody_up() -> Result<()> {
+    stop_a_client(&QUICK, Duration::from_secs(5)).await
+}
+
+#[ignore = "half a minute; the same with shorter timeouts runs always"]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_stops_for_half_a_minute_holds_nobody_up() -> Result<()> {
+    stop_a_client(&[], Duration::from_secs(30)).await
+}
+
+/// A cell that stops in the middle of an answer for this long, which is longer than `dead` and than clients try: they get
+/// errors until it goes on, each in bounded time, and answers then.
+async fn stop_a_cell(way: &str, options: &[&str], dead: Duration, stop: Duration) -> Result<()> {
+    let cell = Cell::start_with(2, options);
+    let patience = ConnectOptions { connect_timeout: dead, retry_for: dead, ..ConnectOptions::default() };
+    let client = cell.connect_with(way, patience).await?;
+    load(&client, ROWS).await?;
+    whole_answer(&client, ROWS).await?;
+    let mut stream = client.scan(ScanRequest::table("t").frames_ahead(2)).await?;
+    stream.next().await.expect("a batch")?;
+    cell.signal("STOP");
+    let began = Instant::now();
+    // The heartbeat after the one that is due finds it out.
+    let bound = dead * 3 + Duration::from_secs(3);
+    let rest: Result<Vec<RecordBatch>, _> = stream.try_collect().await;
+    let error = rest.expect_err("rows of a cell that stands still");
+    assert_eq!(error.code, ErrorCode::Unavailable, "{error}");
+    assert!(began.elapsed() < bound, "{way}: known after {:?}", began.elapsed());
+    while began.elapsed() < stop {
+        let asked = Instant::now();
+        let error = whole_answer(&client, ROWS).await.expect_err("an answer of a cell that stands still");
+        let error: hidb::Error = error.downcast()?;
+        assert_eq!(error.code, ErrorCode::Unavailable, "{error}");
+        assert!(asked.elapsed() < bound, "{way}: refused after {:?}", asked.elapsed());
+    }
+    cell.signal("CONT");
+    whole_answer(&client, ROWS).await?;
+    assert_eq!(client.rdma_statistics().await?.links > 0, is_rdma(way), "{way}");
+    // Of the sessions that nobody waits for any more none is left.
+    drop(client);
+    cell.wait_for_no_sessions(bound);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cell_that_stops_is_an_error_in_bounded_time_and_then_answers_again() -> Result<()> {
+    for way in ["tcp", "tls", &rdma_transport()] {
+        stop_a_cell(way, &QUICK, Duration::from_secs(1), Duration::from_secs(6)).await?;
+    }
+    Ok(())
+}
+
+#[ignore = "a minute; the same with shorter timeouts runs always"]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cell_that_stops_for_half_a_minute_is_an_error_and_then_answers_again() -> Result<()> {
+    for way in ["tcp", &rdma_transport()] {
+        stop_a_cell(way, &["--dead-peer-timeout", "10s"], Duration::from_secs(10), Duration::from_secs(30)).await?;
+    }
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_operator_frees_the_slots_of_a_session() -> Result<()> {
     let cell = Cell::start(2);
-    let client = cell.connect("soft").await?;
+    let client = cell.connect(&rdma_transport()).await?;
     load(&client, ROWS).await?;
     whole_answer(&client, ROWS).await?;
     let mut stalled = client.scan(ScanRequest::table("t").frames_ahead(8)).await?;
     stalled.next().await.expect("a batch")?;
     tokio::time::sleep(Duration::from_millis(100)).await;
-    let session = sessions(&cell)[0]["session"].as_u64().expect("a number");
+    let session = cell.sessions()[0]["session"].as_u64().expect("a number");
     let reset = Command::new(command_of_this_build("heliostat-cell"))
         .args(["session", "reset", &session.to_string()])
         .args(cell.place())
@@ -182,7 +190,7 @@ async fn an_operator_frees_the_slots_of_a_session() -> Result<()> {
     assert_eq!(rest.expect_err("its link is gone").code, ErrorCode::Unavailable);
     // The session goes on, with new links of the next generation.
     whole_answer(&client, ROWS).await?;
-    let report = sessions(&cell).remove(0);
+    let report = cell.sessions().remove(0);
     assert_eq!(report["session"].as_u64(), Some(session));
     let home = &report["links"][0];
     assert!(home["generation"].as_u64() > Some(1) && home["state"] == "open", "{report}");

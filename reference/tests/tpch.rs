@@ -1,4 +1,4 @@
-//! The TPC-H tables at scale 0.1, asked the same SQL as DataFusion asks the batches they were made from: on two cores
+//! The TPC-H tables at scale 0.1 (`HELIOSTAT_TPCH_SCALE`), asked the same SQL as DataFusion asks the batches they were made from: on two cores
 //! and on one, on the SIMD path and on the portable one, from the cache and from the device, before and after restarts.
 
 use std::sync::Arc;
@@ -8,18 +8,17 @@ use arrow_array::RecordBatch;
 use datafusion::datasource::MemTable;
 use datafusion::prelude::{SessionConfig, SessionContext};
 use futures::TryStreamExt;
-use heliostat_client::{Client, ConnectOptions, LoadMode, ScanRequest};
-use heliostat_reference::{Cell, Rows, TRANSPORTS};
+use heliostat_client::{Client, LoadMode, ScanRequest};
+use heliostat_reference::surroundings::{is_rdma, transports, variable};
+use heliostat_reference::{Cell, Rows};
 use hidb::arrow_mapping::from_arrow_schema;
 
-const SCALE: f64 = 0.1;
-
-fn tables() -> Vec<(&'static str, Vec<RecordBatch>)> {
+fn tables(scale: f64) -> Vec<(&'static str, Vec<RecordBatch>)> {
     use tpchgen::generators::*;
     use tpchgen_arrow::*;
     macro_rules! table {
         ($name:literal, $arrow:ident, $generator:ident) => {
-            ($name, $arrow::new($generator::new(SCALE, 1, 1)).with_batch_size(16_384).collect::<Vec<_>>())
+            ($name, $arrow::new($generator::new(scale, 1, 1)).with_batch_size(16_384).collect::<Vec<_>>())
         };
     }
     vec![
@@ -142,8 +141,8 @@ async fn every_tpch_table_loads_and_answers_as_datafusion_does() -> Result<()> {
         SessionConfig::new().with_target_partitions(2).set_bool("datafusion.sql_parser.parse_float_as_decimal", true),
     );
     let mut cell = Cell::start(2);
-    let client = Client::connect(&cell.url, ConnectOptions::default()).await?;
-    for (name, batches) in tables() {
+    let client = cell.connect("tcp").await?;
+    for (name, batches) in tables(variable("HELIOSTAT_TPCH_SCALE").unwrap_or(0.1)) {
         let arrow_schema = batches[0].schema();
         let mut load = client.load(name, &from_arrow_schema(&arrow_schema)?, LoadMode::Create).await?;
         for batch in &batches {
@@ -188,8 +187,9 @@ async fn every_tpch_table_loads_and_answers_as_datafusion_does() -> Result<()> {
         let read = device_bytes(&client, cold).await?;
         assert!((read > 0) == cold, "cold {cold}: {read} bytes were read from the device");
         let mut ways = Vec::new();
-        for way in TRANSPORTS {
-            ways.push((way, cell.connect(way).await?));
+        for way in transports() {
+            let client = cell.connect(&way).await?;
+            ways.push((way, client));
         }
         for ((sql, expected), (way, client)) in expected.iter().flat_map(|pair| ways.iter().map(move |way| (pair, way)))
         {
@@ -210,6 +210,10 @@ async fn every_tpch_table_loads_and_answers_as_datafusion_does() -> Result<()> {
             if let Some(difference) = difference {
                 wrong.push(format!("{sql}\n    {way}, cores {cores}, {environment:?}, cold {cold}: {difference}"));
             }
+        }
+        for (way, client) in &ways {
+            let links = client.rdma_statistics().await?.links;
+            assert_eq!(links > 0, is_rdma(way), "{way}: {links} links");
         }
     }
     assert!(wrong.is_empty(), "{} answers differ:\n{}", wrong.len(), wrong.join("\n"));

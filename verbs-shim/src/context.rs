@@ -1,6 +1,7 @@
 //! Opened devices and protection domains: where everything else is made.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::completion::CompletionQueue;
@@ -41,7 +42,9 @@ pub struct Context {
 }
 
 impl Context {
-    /// Opens a device by name: `mlx5_0`, `rxe0`; `soft`, `soft:eth0`, `soft:10.0.0.7`, `soft:::1`.
+    /// Opens a device by name: `mlx5_0`, `rxe0`; `soft`, `soft:eth0`, `soft:10.0.0.7`, `soft:::1`. A name can go on with
+    /// what the options would say: `rxe0@fd00::7` with the GID to use, `soft:10.0.0.7:4791` and `soft:[fd00::7]:4791` with
+    /// the UDP port.
     ///
     /// # Errors
     /// [`Error`], each with what to do.
@@ -52,6 +55,11 @@ impl Context {
     /// Name, provider, limits.
     pub fn attributes(&self) -> &DeviceAttributes {
         self.raw.attributes()
+    }
+
+    /// Where its packets arrive: the address of its GID, and the UDP port of RoCEv2, or of a soft device its own.
+    pub fn socket_address(&self) -> SocketAddr {
+        self.raw.socket_address()
     }
 
     /// A protection domain: memory regions and queue pairs of one domain work together.

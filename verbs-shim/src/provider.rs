@@ -2,11 +2,12 @@
 //! through pointers. The objects are those of the providers; what owns what while the hardware works is the business of
 //! the safe layer above.
 
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use crate::connect::{ConnectOptions, Endpoint, QueuePairOptions};
-use crate::device::{DeviceAttributes, OpenOptions};
+use crate::connect::{ConnectOptions, Endpoint, QueuePairOptions, ROCE_PORT};
+use crate::device::{DeviceAttributes, GidChoice, OpenOptions};
 use crate::soft::provider as soft;
 use crate::verbs::{
     Access, MemoryKey, PostError, QueuePairNumber, QueuePairState, ReceiveRequest, WorkCompletion, WorkRequest,
@@ -24,13 +25,28 @@ impl RawContext {
         if name == "soft" || name.starts_with("soft:") {
             return soft::Context::open(name, options).map(RawContext::Soft);
         }
-        ibv::Context::open(name, options).map(RawContext::Ibv)
+        let Some((device, address)) = name.split_once('@') else {
+            return ibv::Context::open(name, options).map(RawContext::Ibv);
+        };
+        let address: IpAddr = address.parse().map_err(|_| {
+            let reason = format!("{address:?} behind the @ is no IP address: write rxe0@10.0.0.7 or rxe0@fd00::7");
+            Error::NoAddress { device: name.into(), reason }
+        })?;
+        let options = OpenOptions { gid: GidChoice::Address(address), ..options.clone() };
+        ibv::Context::open(device, &options).map(RawContext::Ibv)
     }
 
     pub(crate) fn attributes(&self) -> &DeviceAttributes {
         match self {
             RawContext::Soft(context) => context.attributes(),
             RawContext::Ibv(context) => context.attributes(),
+        }
+    }
+
+    pub(crate) fn socket_address(&self) -> SocketAddr {
+        match self {
+            RawContext::Soft(context) => context.socket_address(),
+            RawContext::Ibv(context) => SocketAddr::new(context.ip(), ROCE_PORT),
         }
     }
 

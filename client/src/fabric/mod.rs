@@ -15,12 +15,13 @@ pub(crate) mod link;
 pub(crate) mod protection;
 
 use std::fmt;
-use std::net::{IpAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::str::FromStr;
 
 use hidb::proto::FabricPort;
 use hidb::proto::fabric_port::Provider as CellProvider;
 use hidb::{Error, ErrorCode, Result};
+use verbs_shim::connect::ROCE_PORT;
 use verbs_shim::{DeviceAttributes, Provider};
 
 /// How answers travel.
@@ -33,7 +34,7 @@ pub enum Transport {
     Tcp,
     /// RDMA, by hardware, else by the kernel's soft-RoCE, else by the user-space one; an error where there is none.
     Rdma,
-    /// RDMA by this device: `mlx5_0`, `rxe0`, `soft`, `soft:eth0`, `soft:10.0.0.7`.
+    /// RDMA by this device: `mlx5_0`, `rxe0`, `rxe0@fd00::7`, `soft`, `soft:eth0`, `soft:10.0.0.7`, `soft:10.0.0.7:4791`.
     Device(String),
 }
 
@@ -103,8 +104,8 @@ pub(crate) fn choose(wanted: &Transport, cell: &[FabricPort]) -> Result<(Option<
             Err(no_way("no RDMA device", cell))
         }
         Transport::Device(name) => {
-            let choice =
-                named(name, cell)?.ok_or_else(|| no_way(&format!("{name} suits none of the cell's devices"), cell))?;
+            let choice = named(name, &local()?, cell);
+            let choice = choice.ok_or_else(|| no_way(&format!("{name} suits none of the cell's devices"), cell))?;
             let why = format!("rdma: {} asked for", choice.device);
             Ok((Some(choice), why))
         }
@@ -124,23 +125,17 @@ fn no_way(what: &str, cell: &[FabricPort]) -> Error {
     unavailable(format!("no RDMA to this cell: {what}; the cell {offer}: use --transport tcp"))
 }
 
-fn address_of(port: &FabricPort) -> Option<IpAddr> {
-    port.address.parse().ok()
-}
-
 /// A device here for a port of this provider.
 fn pick(local: &[DeviceAttributes], cell: &[FabricPort], provider: CellProvider) -> Option<Choice> {
     let ports = cell.iter().enumerate().filter(|(_, port)| port.provider() == provider);
     for (index, port) in ports {
-        let peer = address_of(port)?;
         let device = match provider {
-            CellProvider::Soft => soft_towards(peer),
+            CellProvider::Soft => soft_towards(port),
             _ => local
                 .iter()
                 .filter(|device| device.active && device.provider == Provider::Ibv)
                 .filter(|device| device.is_hardware() == (provider == CellProvider::Hardware))
-                .find(|device| device.gids.iter().any(|gid| gid.to_ipv4_mapped().is_some() == peer.is_ipv4()))
-                .map(|device| device.name.clone()),
+                .find_map(|device| at_address_towards(device, port)),
         };
         if let Some(device) = device {
             return Some(Choice { port: index as u32, device });
@@ -149,27 +144,70 @@ fn pick(local: &[DeviceAttributes], cell: &[FabricPort], provider: CellProvider)
     None
 }
 
-/// The soft device of the address that this machine uses towards a peer.
-fn soft_towards(peer: IpAddr) -> Option<String> {
+/// The address that this machine uses towards a port.
+fn source_towards(port: &FabricPort) -> Option<IpAddr> {
+    let peer: IpAddr = port.address.parse().ok()?;
     let any: IpAddr = if peer.is_ipv4() { [0, 0, 0, 0].into() } else { [0u16; 8].into() };
     // Connecting a datagram socket sends nothing: it only looks up the way.
     let socket = UdpSocket::bind((any, 0)).ok()?;
     socket.connect((peer, 9)).ok()?;
-    Some(format!("soft:{}", socket.local_addr().ok()?.ip()))
+    Some(socket.local_addr().ok()?.ip())
 }
 
-/// A device by name. Soft ones talk to soft ones; the others to each other.
-fn named(name: &str, cell: &[FabricPort]) -> Result<Option<Choice>> {
-    let is_soft = name == "soft" || name.starts_with("soft:");
-    let suits = |port: &&FabricPort| (port.provider() == CellProvider::Soft) == is_soft;
-    let Some((port, peer)) = cell.iter().enumerate().find(|(_, port)| suits(port)) else { return Ok(None) };
-    let device = match (name, address_of(peer)) {
-        ("soft", Some(peer)) => {
-            soft_towards(peer).ok_or_else(|| unavailable(format!("no address of this machine leads to {peer}")))?
-        }
-        _ => name.to_string(),
+/// Whether hardware and rxe can talk to a port.
+fn takes_roce(port: &FabricPort) -> bool {
+    port.provider() != CellProvider::Soft || port.udp_port == u32::from(ROCE_PORT)
+}
+
+/// The soft device for a port: of the address that leads there, and on RoCEv2's UDP port where others are not understood.
+fn soft_towards(port: &FabricPort) -> Option<String> {
+    let address = source_towards(port)?;
+    // Over IPv4 a soft device on that port has a raw socket, which a peer must have, too.
+    let is_soft = port.provider() == CellProvider::Soft;
+    let needs_port = takes_roce(port) && (!is_soft || address.is_ipv4());
+    Some(match needs_port {
+        true => format!("soft:{}", SocketAddr::new(address, ROCE_PORT)),
+        false => format!("soft:{address}"),
+    })
+}
+
+/// A device of libibverbs, at the address that leads to a port, or else the first of the port's family: two GIDs of
+/// different families do not talk to each other.
+fn at_address_towards(device: &DeviceAttributes, port: &FabricPort) -> Option<String> {
+    let peer: IpAddr = port.address.parse().ok()?;
+    if device.transport != verbs_shim::Transport::RoceV2 {
+        return Some(device.name.clone());
+    }
+    let addresses = || {
+        let all = device.gids.iter().map(|gid| gid.to_ipv4_mapped().map_or(IpAddr::V6(*gid), IpAddr::V4));
+        all.filter(|address| address.is_ipv4() == peer.is_ipv4())
     };
-    Ok(Some(Choice { port: port as u32, device }))
+    let is_link_local = |address: &IpAddr| matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
+    let source = source_towards(port);
+    let best = addresses().find(|address| Some(*address) == source);
+    let best = best.or_else(|| addresses().find(|address| !is_link_local(address))).or_else(|| addresses().next());
+    best.map(|address| format!("{}@{address}", device.name))
+}
+
+/// A device by name. Soft devices talk to soft ones, and those of libibverbs to each other; to one another only on
+/// RoCEv2's UDP port.
+fn named(name: &str, local: &[DeviceAttributes], cell: &[FabricPort]) -> Option<Choice> {
+    let is_soft = name == "soft" || name.starts_with("soft:");
+    let socket: Option<SocketAddr> = name.strip_prefix("soft:").and_then(|rest| rest.parse().ok());
+    let can_roce = !is_soft || name == "soft" || socket.is_some_and(|socket| socket.port() == ROCE_PORT);
+    let is_alike = |port: &FabricPort| (port.provider() == CellProvider::Soft) == is_soft;
+    let alike = cell.iter().enumerate().filter(|(_, port)| is_alike(port));
+    let others = cell.iter().enumerate().filter(|(_, port)| !is_alike(port) && can_roce && takes_roce(port));
+    alike.chain(others).find_map(|(index, port)| {
+        let here = local.iter().find(|device| device.name == name);
+        let device = match here {
+            _ if name == "soft" => soft_towards(port),
+            Some(device) if !is_soft => at_address_towards(device, port),
+            // A name that says more, or one that is not here, which the error of opening it tells.
+            _ => Some(name.to_string()),
+        };
+        Some(Choice { port: index as u32, device: device? })
+    })
 }
 
 #[cfg(test)]
@@ -177,7 +215,56 @@ mod tests {
     use super::*;
 
     fn port(device: &str, provider: CellProvider, address: &str) -> FabricPort {
-        FabricPort { device: device.into(), provider: provider as i32, address: address.into() }
+        FabricPort { device: device.into(), provider: provider as i32, address: address.into(), udp_port: 0 }
+    }
+
+    /// A device of libibverbs with these addresses.
+    fn roce(name: &str, addresses: &[&str]) -> DeviceAttributes {
+        let gid = |address: &&str| match address.parse().unwrap() {
+            IpAddr::V4(address) => address.to_ipv6_mapped(),
+            IpAddr::V6(address) => address,
+        };
+        let soft = verbs_shim::Context::open("soft:127.0.0.1", &Default::default()).unwrap();
+        let gids = addresses.iter().map(gid).collect();
+        DeviceAttributes { name: name.into(), provider: Provider::Ibv, gids, ..soft.attributes().clone() }
+    }
+
+    #[test]
+    fn a_device_is_used_at_an_address_of_the_cells_family() {
+        let local = [roce("mlx5_0", &["fe80::1", "192.0.2.7", "2001:db8::7"])];
+        for (peer, device) in [
+            ("192.0.2.1", "mlx5_0@192.0.2.7"),
+            ("2001:db8::1", "mlx5_0@2001:db8::7"),
+            ("fe80::2", "mlx5_0@2001:db8::7"),
+        ] {
+            let cell = [port("mlx5_1", CellProvider::Hardware, peer)];
+            assert_eq!(named("mlx5_0", &local, &cell).unwrap().device, device, "{peer}");
+        }
+        let cell = [port("mlx5_1", CellProvider::Hardware, "192.0.2.1")];
+        assert_eq!(named("mlx5_0", &[roce("mlx5_0", &["fe80::1"])], &cell), None);
+        // What was said is done, and what is not there is for the error of opening it.
+        for name in ["mlx5_0@2001:db8::7", "mlx5_9"] {
+            assert_eq!(named(name, &local, &cell).unwrap().device, name);
+        }
+    }
+
+    #[test]
+    fn soft_devices_and_others_meet_on_the_port_of_roce_only() {
+        let soft = port("soft:::1", CellProvider::Soft, "::1");
+        let on_port = FabricPort { udp_port: 4791, ..soft.clone() };
+        let local = [roce("rxe0", &["::1"])];
+        assert_eq!(named("rxe0", &local, &[soft.clone()]), None);
+        assert_eq!(
+            named("rxe0", &local, &[soft.clone(), on_port.clone()]).unwrap(),
+            Choice { port: 1, device: "rxe0@::1".into() }
+        );
+        let rxe = port("rxe0", CellProvider::Rxe, "127.0.0.1");
+        assert_eq!(named("soft", &local, &[rxe.clone()]).unwrap().device, "soft:127.0.0.1:4791");
+        assert_eq!(named("soft:lo", &local, &[rxe.clone()]), None);
+        assert_eq!(named("soft:[::1]:4791", &local, &[rxe.clone()]).unwrap().device, "soft:[::1]:4791");
+        // Alike comes first; over IPv6 a plain socket on any port will do for both kinds of soft devices.
+        let found = named("soft", &local, &[rxe, on_port]).unwrap();
+        assert_eq!(found, Choice { port: 1, device: "soft:::1".into() });
     }
 
     #[test]

@@ -430,7 +430,7 @@ async fn run_core(
         nudge::answer(answered, take_jobs).await;
     }
     if let Some(core) = CORE.take() {
-        core.fabric.close();
+        core.fabric.close_all();
         // Its tasks see that.
         glommio::executor().yield_now().await;
     }

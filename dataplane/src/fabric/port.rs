@@ -60,30 +60,38 @@ pub struct Port {
     _context: Context,
 }
 
-/// Ports of this core, by index into the cell's devices.
+/// Ports of this core, by the names of their devices.
 #[derive(Default)]
-pub struct Ports(RefCell<HashMap<usize, Rc<Port>>>);
+pub struct Ports(RefCell<HashMap<String, Rc<Port>>>);
 
 impl Ports {
-    /// The port of a device; opened when it is asked for the first time.
+    /// Opens the port of a device. Registering the arena takes long where it is large, and the core does nothing else
+    /// meanwhile: this is for the start.
     ///
     /// # Errors
     /// `Io` when the device can't be opened, or its memory not be registered.
-    pub fn get(&self, core: &Rc<Core>, index: usize, device: &Device, links_max: usize) -> Result<Rc<Port>> {
-        if let Some(port) = self.0.borrow().get(&index) {
-            return Ok(port.clone());
-        }
+    pub fn open(&self, core: &Rc<Core>, device: &Device, links_max: usize) -> Result<()> {
         let port = Port::open(core, device, links_max).map_err(|error| failed(&device.name, &error))?;
-        self.0.borrow_mut().insert(index, port.clone());
-        Ok(port)
+        self.0.borrow_mut().insert(device.name.clone(), port);
+        Ok(())
+    }
+
+    /// The port of a device, if it is open.
+    pub fn get(&self, device: &str) -> Option<Rc<Port>> {
+        self.0.borrow().get(device).cloned()
+    }
+
+    /// Lets go of a device.
+    pub fn close(&self, device: &str) {
+        if let Some(port) = self.0.borrow_mut().remove(device) {
+            port.close();
+        }
     }
 
     /// Lets go of all devices; the core is stopping.
-    pub fn close(&self) {
+    pub fn close_all(&self) {
         for port in self.0.take().into_values() {
-            port.is_closing.set(true);
-            port.links.take();
-            port.closing.wake();
+            port.close();
         }
     }
 }
@@ -120,6 +128,12 @@ impl Port {
         });
         glommio::spawn_local(take_completions(port.clone(), core.ring.clone())).detach();
         Ok(port)
+    }
+
+    fn close(&self) {
+        self.is_closing.set(true);
+        self.links.take();
+        self.closing.wake();
     }
 
     /// The device.

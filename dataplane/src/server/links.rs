@@ -151,7 +151,7 @@ fn connect(
         let text = format!("fabric port {port}: the cell serves links on {} devices", cell.devices.all().len());
         Error::new(ErrorCode::Protocol, text)
     })?;
-    let port = core.fabric.get(&core, port, device, cell.config.links_max as usize)?;
+    let port = core.fabric.get(&device.name).ok_or_else(internal)?;
     let (link, endpoint) = Link::connect(&port, &core.arena, number, message, secret.as_ref())?;
     let server = CoreServer::of(cell, index);
     if let Some(old) = server.links.borrow_mut().insert(session_id, link.clone()) {

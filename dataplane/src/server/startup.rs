@@ -60,8 +60,8 @@ pub fn run(config: Config) -> Result<()> {
     {
         tracing::warn!(level, "HELIOSTAT_SIMD is none of portable, avx2, avx512: the best this CPU has is used");
     }
-    let devices = Devices::find(&config.fabric)?;
     let count = if config.cores == 0 { usable_cores() } else { config.cores };
+    let devices = Devices::find(&config.fabric, count)?;
     let cache_bytes = config.cache.bytes() / count as u64;
     let cores = Cores::start(
         count,
@@ -78,10 +78,13 @@ pub fn run(config: Config) -> Result<()> {
         workers: Arc::new(WorkerThreads::start(count)?),
         ..StoreOptions::new(config.metadata_folder())
     };
-    let opened =
-        block_on(cores.run_on(0, move || async move { Ok::<_, Error>(Store::open(&Core::device()?, options).await?) }));
-    let store = match opened.and_then(|result| result) {
-        Ok(store) => store,
+    let opening = async {
+        let devices = devices.open_on(&cores, &config.fabric, config.links_max as usize).await?;
+        let open_store = move || async move { Ok::<_, Error>(Store::open(&Core::device()?, options).await?) };
+        Ok::<_, Error>((devices, cores.run_on(0, open_store).await.and_then(|store| store)?))
+    };
+    let (devices, store) = match block_on(opening) {
+        Ok(opened) => opened,
         Err(error) => {
             cores.stop();
             return Err(error);

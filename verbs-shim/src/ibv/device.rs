@@ -269,6 +269,11 @@ impl Context {
         &self.attributes
     }
 
+    /// The address of its GID.
+    pub(crate) fn ip(&self) -> IpAddr {
+        shown(self.gid)
+    }
+
     /// Bytes of one message at most, by the port.
     #[cfg(test)]
     pub(crate) fn message_bytes_max(&self) -> u32 {

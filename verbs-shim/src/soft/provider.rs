@@ -81,12 +81,15 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    /// Opens `soft`, `soft:INTERFACE` or `soft:ADDRESS`.
+    /// Opens `soft`, `soft:INTERFACE`, `soft:ADDRESS` or `soft:ADDRESS:PORT`.
     pub(crate) fn open(name: &str, options: &OpenOptions) -> Result<Self, Error> {
         let wanted =
             name.strip_prefix("soft").and_then(|rest| rest.strip_prefix(':').or((rest.is_empty()).then_some("")));
         let all = interfaces::all();
-        let by_address: Option<IpAddr> = wanted.and_then(|wanted| wanted.parse().ok());
+        let by_socket: Option<SocketAddr> = wanted.and_then(|wanted| wanted.parse().ok());
+        let udp_port = by_socket.map_or(options.udp_port, |socket| socket.port());
+        let by_address: Option<IpAddr> =
+            by_socket.map(|socket| socket.ip()).or_else(|| wanted.and_then(|wanted| wanted.parse().ok()));
         let found = match (wanted, by_address) {
             (None, _) => None,
             (Some(""), _) => all.iter().find(|i| !i.is_loopback).or(all.first()),
@@ -119,10 +122,8 @@ impl Context {
             }
         };
         let socket = match address {
-            IpAddr::V4(address) if options.udp_port == ROCE_PORT && !options.plain_socket => {
-                Socket::raw(address, ROCE_PORT)?
-            }
-            address => Socket::plain(interface.socket_address(address, options.udp_port))?,
+            IpAddr::V4(address) if udp_port == ROCE_PORT && !options.plain_socket => Socket::raw(address, ROCE_PORT)?,
+            address => Socket::plain(interface.socket_address(address, udp_port))?,
         };
         let seed = random_u64().map_err(|error| Error::os(name, "getrandom", error))?;
         let config = EngineConfig { seed, ..EngineConfig::default() };
@@ -134,6 +135,10 @@ impl Context {
 
     pub(crate) fn attributes(&self) -> &DeviceAttributes {
         &self.attributes
+    }
+
+    pub(crate) fn socket_address(&self) -> SocketAddr {
+        self.driver.lock().socket().local()
     }
 
     pub(crate) fn create_domain(&self) -> Domain {

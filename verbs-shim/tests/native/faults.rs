@@ -267,6 +267,21 @@ fn devices_that_cannot_be_opened_say_what_to_do() {
     let udp_port = holder.local_addr().unwrap().port();
     let taken = open("soft:127.0.0.1", &OpenOptions { udp_port, ..OpenOptions::default() });
     assert!(taken.contains("the port is taken"), "{taken}");
+    let taken = open(&format!("soft:127.0.0.1:{udp_port}"), &OpenOptions::default());
+    assert!(taken.contains("the port is taken"), "{taken}");
+    let no_address = open("rxe0@nonsense", &OpenOptions::default());
+    assert!(no_address.contains("is no IP address"), "{no_address}");
+}
+
+#[test]
+fn a_name_can_say_the_port() {
+    let free = UdpSocket::bind("[::1]:0").unwrap().local_addr().unwrap();
+    for name in [format!("soft:[::1]:{}", free.port()), "soft:::1".into()] {
+        let context = Context::open(&name, &OpenOptions::default()).unwrap();
+        let socket = context.socket_address();
+        assert_eq!(socket.ip(), free.ip());
+        assert_eq!(socket == free, name.contains('['), "{name}: {socket}");
+    }
 }
 
 #[test]
