@@ -9,7 +9,7 @@ use hidb::session::frames::{Checksum, immediate, read_send, slot_head};
 use hidb::session::seal::{LinkSecret, Opener, Sealer, Way};
 use hidb::{ErrorCode, proto};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
-use verbs_shim::verbs::MemoryKey;
+use verbs_shim::verbs::{MemoryKey, WcOpcode};
 use verbs_shim::{
     Buffer, Completion, CompletionQueue, Context, Endpoint, ProtectionDomain, QueuePair, Receive, RemoteMemory,
     SendRequest,
@@ -25,6 +25,8 @@ const GENERATION: u32 = 2;
 const SLOTS: u32 = 4;
 const SLOT_BYTES: u32 = 64 << 10;
 const REQUEST: u64 = 7;
+/// Marks the request that writes over a slot.
+const OVERWRITE: u64 = 1;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 fn secret() -> LinkSecret {
@@ -78,19 +80,20 @@ impl Peer {
         peer
     }
 
-    /// What completes next on this side.
-    fn completion(&self) -> Completion<Buffer> {
-        let mut done = Vec::new();
-        while done.is_empty() {
+    /// Waits for a completion of this side. Unsignalled requests come with a later one, and do not matter.
+    fn completion(&self, is_wanted: impl Fn(&Completion<Buffer>) -> bool) -> Completion<Buffer> {
+        loop {
+            let mut done = Vec::new();
             assert!(self.queue.wait(&mut done, PATIENCE).unwrap() > 0, "nothing completes");
+            if let Some(wanted) = done.into_iter().find(&is_wanted) {
+                return wanted;
+            }
         }
-        assert_eq!(done.len(), 1);
-        done.remove(0)
     }
 
     /// The slots of the next SlotsFree, which is sealed.
     fn slots_given(&mut self) -> Vec<u32> {
-        let done = self.completion();
+        let done = self.completion(|done| done.opcode == WcOpcode::Recv);
         let bytes = &done.buffer.as_ref().expect("a receive buffer")[..done.length_bytes as usize];
         let frame = read_send(self.opener.open_send(bytes).unwrap(), Checksum::None).unwrap();
         assert_eq!(frame.kind, FrameKind::SlotsFree);
@@ -117,8 +120,8 @@ impl Peer {
     /// Writes over a slot, and says nothing; waits until it is done.
     fn overwrite(&self, slot: u32, bytes: &[u8]) {
         let to = self.ring.part(u64::from(slot * SLOT_BYTES), SLOT_BYTES.into()).unwrap();
-        self.pair.post_send(SendRequest::write(self.buffer(bytes), to)).unwrap();
-        self.completion();
+        self.pair.post_send(SendRequest::write(self.buffer(bytes), to).token(OVERWRITE)).unwrap();
+        self.completion(|done| done.token == OVERWRITE);
     }
 
     fn seal(&mut self, way: Way, content: &[u8]) -> Vec<u8> {

@@ -13,8 +13,8 @@
 //! - A slot is opened out of a copy: what comes out is what was checked, whatever is written into the slot meanwhile.
 //! - Tags are compared in constant time; keys are erased when they are dropped, and not printed.
 //!
-//! Cost: BLAKE3 with AVX-512 was measured at 4.3 GB/s on one core of a Xeon at 2.5 GHz, 240 us per MiB, once on each
-//! side.
+//! Cost: on one core of a Xeon at 2.5 GHz with AVX-512 a MiB was measured to take 200 us to seal (5.3 GB/s), and 325 us
+//! to copy out and open (3.2 GB/s).
 
 use std::fmt;
 
