@@ -253,15 +253,15 @@ mod tests {
         let soft = port("soft:::1", CellProvider::Soft, "::1");
         let on_port = FabricPort { udp_port: 4791, ..soft.clone() };
         let local = [roce("rxe0", &["::1"])];
-        assert_eq!(named("rxe0", &local, &[soft.clone()]), None);
+        assert_eq!(named("rxe0", &local, std::slice::from_ref(&soft)), None);
         assert_eq!(
             named("rxe0", &local, &[soft.clone(), on_port.clone()]).unwrap(),
             Choice { port: 1, device: "rxe0@::1".into() }
         );
         let rxe = port("rxe0", CellProvider::Rxe, "127.0.0.1");
-        assert_eq!(named("soft", &local, &[rxe.clone()]).unwrap().device, "soft:127.0.0.1:4791");
-        assert_eq!(named("soft:lo", &local, &[rxe.clone()]), None);
-        assert_eq!(named("soft:[::1]:4791", &local, &[rxe.clone()]).unwrap().device, "soft:[::1]:4791");
+        assert_eq!(named("soft", &local, std::slice::from_ref(&rxe)).unwrap().device, "soft:127.0.0.1:4791");
+        assert_eq!(named("soft:lo", &local, std::slice::from_ref(&rxe)), None);
+        assert_eq!(named("soft:[::1]:4791", &local, std::slice::from_ref(&rxe)).unwrap().device, "soft:[::1]:4791");
         // Alike comes first; over IPv6 a plain socket on any port will do for both kinds of soft devices.
         let found = named("soft", &local, &[rxe, on_port]).unwrap();
         assert_eq!(found, Choice { port: 1, device: "soft:::1".into() });
