@@ -7,7 +7,7 @@ pub(crate) fn percentiles(mut times: Vec<Duration>) -> serde_json::Value {
     times.sort_unstable();
     let at = |share: f64| match times.len() {
         0 => 0.0,
-        count => times[((count - 1) as f64 * share) as usize].as_secs_f64() * 1e6,
+        count => times[((count - 1) as f64 * share).round() as usize].as_nanos() as f64 / 1e3,
     };
     serde_json::json!({
         "count": times.len(),

@@ -102,8 +102,7 @@ impl CoreServer {
     fn tell(&self, notice: &proto::CacheInvalidationNotice, is_meant: impl Fn(&Session) -> bool) {
         let sessions: Vec<_> = self.sessions.borrow().values().filter_map(Weak::upgrade).collect();
         for session in sessions.into_iter().filter(|session| is_meant(session)) {
-            let notice = notice.clone();
-            glommio::spawn_local(async move { session.notify(notice).await }).detach();
+            session.notify(notice.clone());
         }
     }
 }

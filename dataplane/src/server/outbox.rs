@@ -3,8 +3,8 @@
 //! Owns [`Outbox`] (the senders' side) and [`write_frames`] (the task). Called by the session and its requests.
 //!
 //! Invariants
-//! - At most [`FRAMES_QUEUED_MAX`] frames wait; a sender waits for room in the order in which it came, so requests
-//!   of one session take turns frame by frame.
+//! - At most [`FRAMES_QUEUED_MAX`] frames wait; senders wait for room, and take turns frame by frame. Which of them goes
+//!   first is not said: what must stay in order has one sender.
 //! - A payload of more than [`COALESCE_BYTES_MAX`] is never copied: its head is written, then the payload itself.
 //! - Short frames that wait together are written together.
 

@@ -10,7 +10,7 @@
 //! - A peer that neither reads nor sends for `dead_peer_timeout` is disconnected.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
@@ -92,7 +92,9 @@ pub struct Session {
     reader_waits: Cell<bool>,
     notices: Cell<u64>,
     /// Notices that wait for room in the outbox.
-    notices_waiting: Cell<usize>,
+    notices_waiting: RefCell<VecDeque<proto::CacheInvalidationNotice>>,
+    /// Whether a task sends them.
+    is_notifying: Cell<bool>,
     /// Whether some found no room, and the client has not been told.
     notices_dropped: Cell<bool>,
     /// Answers that wait for room in the outbox without being those of a request: the reader waits for them.
@@ -170,7 +172,8 @@ pub async fn run(core: Rc<CoreServer>, moving: Moving, agreed: Agreed) {
         last_heard: Cell::new(Instant::now()),
         reader_waits: Cell::new(false),
         notices: Cell::new(0),
-        notices_waiting: Cell::new(0),
+        notices_waiting: RefCell::default(),
+        is_notifying: Cell::new(false),
         notices_dropped: Cell::new(false),
         housekeeping: Rc::new(Semaphore::new(HOUSEKEEPING_MAX)),
         core: core.clone(),
@@ -430,24 +433,43 @@ impl Session {
         self.last_heard.set(Instant::now());
     }
 
-    /// Sends a notice; they are numbered from 1. A client that does not read misses some, and is told so as soon as it
-    /// reads again: the last change before a quiet time must not be the one that it never hears of.
-    pub async fn notify(&self, notice: proto::CacheInvalidationNotice) {
-        let mut next = Some(notice);
-        while let Some(mut notice) = next.take() {
+    /// Sends a notice, after those before it; they are numbered from 1. A client that does not read misses some, and is
+    /// told so as soon as it reads again: the last change before a quiet time must not be the one that it never hears of.
+    pub fn notify(self: &Rc<Self>, notice: proto::CacheInvalidationNotice) {
+        if self.notices_waiting.borrow().len() >= NOTICES_WAITING_MAX {
+            // It has its number all the same: the client sees the gap.
             self.notices.set(self.notices.get() + 1);
-            if self.notices_waiting.get() >= NOTICES_WAITING_MAX {
-                self.notices_dropped.set(true);
-                return;
+            self.notices_dropped.set(true);
+            return;
+        }
+        self.queue_notice(notice);
+        if !self.is_notifying.replace(true) {
+            // One task for all: senders to the outbox overtake each other when it is full.
+            let session = self.clone();
+            glommio::spawn_local(async move { session.send_notices().await }).detach();
+        }
+    }
+
+    fn queue_notice(&self, mut notice: proto::CacheInvalidationNotice) {
+        self.notices.set(self.notices.get() + 1);
+        notice.sequence = self.notices.get();
+        self.notices_waiting.borrow_mut().push_back(notice);
+    }
+
+    async fn send_notices(&self) {
+        loop {
+            let next = self.notices_waiting.borrow_mut().pop_front();
+            let Some(notice) = next else { break };
+            if self.outbox.send(FrameKind::CacheInvalidationNotice, 0, &notice).await.is_err() {
+                // The connection is gone.
+                self.notices_waiting.take();
+                break;
             }
-            self.notices_waiting.set(self.notices_waiting.get() + 1);
-            notice.sequence = self.notices.get();
-            let sent = self.outbox.send(FrameKind::CacheInvalidationNotice, 0, &notice).await;
-            self.notices_waiting.set(self.notices_waiting.get() - 1);
-            if sent.is_ok() && self.notices_dropped.take() {
-                next = Some(forget_all());
+            if self.notices_dropped.take() {
+                self.queue_notice(forget_all());
             }
         }
+        self.is_notifying.set(false);
     }
 
     /// Runs work until it is done or the request is asked to stop (cancelled, deadline, end of the connection).
