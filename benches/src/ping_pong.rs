@@ -164,7 +164,7 @@ impl Rdma {
             pair.post_receive(Receive::new(domain.allocate(into)?)).map_err(verbs_shim::Error::from)?;
             spare.push(domain.allocate(out)?);
         }
-        let memory = domain.expose(into, Access::REMOTE_WRITE)?;
+        let memory = domain.expose(into, Access::ALL)?;
         let (arrived, target) = (VecDeque::new(), None);
         Ok(Rdma { pair, completions, wait, spare, arrived, memory, target, _domain: domain, _context: context })
     }
