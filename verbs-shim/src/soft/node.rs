@@ -61,6 +61,11 @@ pub(crate) struct Node {
     timer: Timer,
     /// How often somebody drove it.
     turns: u64,
+    /// Packets may have been left in the socket by the last look.
+    has_backlog: bool,
+    /// The progress thread sleeps on the socket, until this is written: it would not see what others take away from
+    /// under it.
+    thread_sleeps: Option<Arc<OwnedFd>>,
     /// The queue that was armed a moment ago, after a look at the socket: the poll that follows need not look again.
     looked_for: Option<CompletionQueueId>,
     ungranted_bytes: u64,
@@ -84,6 +89,8 @@ impl Node {
             watched: Vec::new(),
             timer,
             turns: 0,
+            has_backlog: false,
+            thread_sleeps: None,
             looked_for: None,
             ungranted_bytes,
             deferred: false,
@@ -156,7 +163,11 @@ impl Node {
     fn take_in(&mut self, now_ns: u64, again: Left) -> usize {
         self.turns += 1;
         self.looked_for = None;
+        if let Some(wake) = self.thread_sleeps.take() {
+            let _ = rustix::io::write(&*wake, &1u64.to_ne_bytes());
+        }
         let mut packets = 0;
+        self.has_backlog = true;
         for _ in 0..TURNS {
             let engine = &mut self.engine;
             let received = self.socket.receive(|header, packet| {
@@ -165,9 +176,13 @@ impl Node {
             });
             match received {
                 Ok(left) if left >= again => {}
-                Ok(_) => break,
+                Ok(_) => {
+                    self.has_backlog = false;
+                    break;
+                }
                 Err(_) => {
                     self.socket_errors += 1;
+                    self.has_backlog = false;
                     break;
                 }
             }
@@ -178,10 +193,11 @@ impl Node {
         packets
     }
 
-    /// Has the queue's descriptor become readable with its next completion, after a last look; false if one waits.
+    /// Has the queue's descriptor become readable with its next completion, after a last look; false if one waits, or
+    /// packets do: who is woken by edges would not hear of them again.
     pub(crate) fn arm(&mut self, queue: CompletionQueueId) -> bool {
         self.progress();
-        if self.engine.completions_waiting(queue) > 0 {
+        if self.has_backlog || self.engine.completions_waiting(queue) > 0 {
             return false;
         }
         self.engine.arm(queue);
@@ -253,7 +269,7 @@ impl Node {
 struct Inner {
     node: Mutex<Node>,
     ending: AtomicBool,
-    wake: OwnedFd,
+    wake: Arc<OwnedFd>,
 }
 
 /// A node, and its progress thread: ends it when dropped.
@@ -280,7 +296,7 @@ impl Driver {
         let inner = Arc::new(Inner {
             node: Mutex::new(Node::new(socket, config, Instant::now(), timer)),
             ending: AtomicBool::new(false),
-            wake: eventfd().map_err(fail("eventfd"))?,
+            wake: Arc::new(eventfd().map_err(fail("eventfd"))?),
         });
         let thread = if threaded {
             let inner = inner.clone();
@@ -327,7 +343,7 @@ impl Inner {
     }
 
     fn wake(&self) {
-        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+        let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
     }
 
     fn run(&self) {
@@ -347,8 +363,10 @@ impl Inner {
             let is_driven = {
                 let mut node = self.lock();
                 let is_driven = node.turns != seen;
+                node.thread_sleeps = None;
                 if !is_driven {
                     node.progress();
+                    node.thread_sleeps = Some(self.wake.clone());
                 }
                 seen = node.turns;
                 is_driven

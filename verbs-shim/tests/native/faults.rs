@@ -95,6 +95,24 @@ fn a_peer_that_computes_for_long_keeps_its_connections() {
     assert_eq!(memory.load(0), writes - 1);
 }
 
+/// Who takes a message and then computes leaves its acknowledgement to the progress thread, which may have gone to sleep
+/// when nothing was going on.
+#[test]
+fn a_message_that_was_taken_is_acknowledged_without_another_call() {
+    let (mut active, mut computing) = (Side::new(Progress::Polled), Side::new(Progress::Thread));
+    // Nothing is sent twice: only the acknowledgement ends the wait.
+    let (here, there) = connected(&active, &computing, &ConnectOptions { timeout: 0, ..hasty() });
+    for round in 0..20 {
+        there.post_receive(Receive::new(computing.buffer(0, 8))).unwrap();
+        std::thread::sleep(Duration::from_millis(25));
+        here.post_send(SendRequest::send(active.buffer(7, 8))).unwrap();
+        while computing.completions.poll(&mut computing.done).unwrap() == 0 {}
+        let start = Instant::now();
+        assert_eq!(active.next().status, WcStatus::Success);
+        assert!(start.elapsed() < Duration::from_secs(1), "round {round}: {:?}", start.elapsed());
+    }
+}
+
 #[test]
 fn a_peer_that_is_gone_ends_everything_outstanding() {
     let (mut here, there) = (Side::new(Progress::Thread), Side::new(Progress::Polled));
