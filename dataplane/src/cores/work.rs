@@ -7,9 +7,9 @@
 //! - A core works on the shards `s` with `s % cores == core`; the ordinals of row groups do not depend on that.
 //! - Every row group of the snapshot is in one share, or counted as pruned.
 //!
-//! Cost: the home core looks at the zone maps of up to [`PRUNED_AT_HOME_MAX`] row groups, 0.1 to 0.2 us each, so that a
-//! point read asks only the core that has its row group: asking another one costs two wake-ups, 20 to 50 us. Of a larger
-//! table each core looks at its own part.
+//! Cost: the home core looks at the zone maps of up to [`PRUNED_AT_HOME_MAX`] row groups, 0.1 to 0.2 us each for a
+//! comparison (more for long IN lists), so that a point read asks only the core that has its row group: asking another one
+//! costs two wake-ups, 20 to 50 us. Of a larger table each core looks at its own part.
 
 use std::sync::Arc;
 
@@ -20,8 +20,9 @@ use crate::store::{SegmentHandle, TableSnapshot};
 
 /// The most row groups whose zone maps the home core looks at for all.
 const PRUNED_AT_HOME_MAX: usize = 1024;
-/// Row groups of a question that is answered at once.
+/// Row groups of a question that is answered at once, and bytes of their chunks.
 const SHORT_ROW_GROUPS_MAX: usize = 2;
+const SHORT_BYTES_MAX: usize = 8 << 20;
 
 /// A row group that a core works on.
 #[derive(Clone)]
@@ -34,12 +35,20 @@ pub(super) struct GroupWork {
     pub may_match: bool,
 }
 
+impl GroupWork {
+    /// Bytes that these columns' chunks take on the volume.
+    fn stored_bytes(&self, columns: &[usize]) -> usize {
+        let chunks = &self.segment.footer.row_groups[self.row_group].columns;
+        columns.iter().filter_map(|column| chunks.get(*column)).map(|chunk| chunk.padded_length()).sum()
+    }
+}
+
 /// What there is to do for a request.
 pub struct Work(Plan);
 
 enum Plan {
     /// Row groups that may match, by core.
-    Listed { shares: Vec<Vec<GroupWork>>, pruned: ScanStats },
+    Listed { shares: Vec<Vec<GroupWork>>, pruned: ScanStats, is_short: bool },
     /// Each core finds its row groups itself.
     OnEach { cores: usize },
 }
@@ -65,13 +74,16 @@ impl Work {
             },
         )
         .await;
-        Work(Plan::Listed { shares, pruned })
+        let groups = shares.iter().flatten();
+        let is_short = groups.clone().count() <= SHORT_ROW_GROUPS_MAX
+            && groups.map(|group| group.stored_bytes(compiled.columns())).sum::<usize>() <= SHORT_BYTES_MAX;
+        Work(Plan::Listed { shares, pruned, is_short })
     }
 
     /// Whether so little is to be read that the answer comes at once.
     pub fn is_short(&self) -> bool {
         match &self.0 {
-            Plan::Listed { shares, .. } => shares.iter().map(Vec::len).sum::<usize>() <= SHORT_ROW_GROUPS_MAX,
+            Plan::Listed { is_short, .. } => *is_short,
             Plan::OnEach { .. } => false,
         }
     }
@@ -80,7 +92,7 @@ impl Work {
     pub(super) fn into_shares(self, home: usize) -> (Vec<(usize, Option<Vec<GroupWork>>)>, ScanStats) {
         match self.0 {
             Plan::OnEach { cores } => ((0..cores).map(|core| (core, None)).collect(), ScanStats::default()),
-            Plan::Listed { shares, pruned } => {
+            Plan::Listed { shares, pruned, .. } => {
                 let shares = shares.into_iter().enumerate().filter(|(_, share)| !share.is_empty());
                 let mut shares: Vec<_> = shares.map(|(core, share)| (core, Some(share))).collect();
                 if shares.is_empty() {
@@ -122,8 +134,8 @@ async fn walk(
                 let may_match = segment_may_match && compiled.row_group_may_match(meta);
                 let ordinal = ordinal + row_group as u64;
                 visit(shard, GroupWork { ordinal, segment: segment.clone(), row_group, may_match });
+                turn.yield_if_due().await;
             }
-            turn.yield_if_due().await;
         }
         ordinal += groups.len() as u64;
     }

@@ -138,6 +138,7 @@ pub async fn write_frames(stream: SharedStream, outgoings: Outgoings, progress: 
         write_all(&stream, &last_payload, &progress).await?;
         progress.waiting.set(false);
         bytes.clear();
+        bytes.shrink_to(2 * COALESCE_BYTES_MAX);
         if closes {
             return Ok(());
         }
