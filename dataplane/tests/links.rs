@@ -340,7 +340,8 @@ fn sessions(folder: &std::path::Path) -> Vec<String> {
 fn frames_that_do_not_travel_on_links_end_the_session() {
     let folder = tempfile::tempdir().unwrap();
     let cell = TestCell::start(folder.path(), &FABRIC);
-    let frames: [(FrameKind, fn(&Liar)); 6] = [
+    type Sends = fn(&Liar);
+    let frames: [(FrameKind, Sends); 6] = [
         (FrameKind::Hello, |liar| liar.send(FrameKind::Hello, &proto::Hello::default())),
         (FrameKind::Authenticate, |liar| liar.send(FrameKind::Authenticate, &proto::Authenticate::default())),
         (FrameKind::LoadBegin, |liar| liar.send(FrameKind::LoadBegin, &proto::LoadBegin::default())),

@@ -183,7 +183,7 @@ mod tests {
                     }
                 };
                 for (table, stamp, current) in &mut asked {
-                    *current &= !changed.is_some_and(|changed| changed.is_none_or(|changed| changed == *table));
+                    *current &= changed.is_none_or(|changed| changed.is_some_and(|changed| changed != *table));
                     prop_assert_eq!(epochs.is_current(&table.to_string(), *stamp), *current);
                 }
             }

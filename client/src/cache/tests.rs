@@ -89,7 +89,8 @@ fn an_answer_is_found_by_the_same_question_only_and_until_its_table_changes() {
 #[test]
 fn every_way_of_losing_touch_drops_everything_and_what_is_under_way() {
     let table = || "a".to_string();
-    let losses: [(&str, fn(&Cache)); 6] = [
+    type Loses = fn(&Cache);
+    let losses: [(&str, Loses); 6] = [
         ("gap", |cache| cache.observe(&Notice::EverythingChanged(NoticeGap::Missed(1)))),
         ("lost", |cache| cache.observe(&Notice::EverythingChanged(NoticeGap::ConnectionLost))),
         ("session", |cache| {

@@ -43,6 +43,9 @@ impl GroupWork {
     }
 }
 
+/// A core and its row groups; `None`: it finds them itself.
+pub(super) type Share = (usize, Option<Vec<GroupWork>>);
+
 /// What there is to do for a request.
 pub struct Work(Plan);
 
@@ -89,7 +92,7 @@ impl Work {
     }
 
     /// The cores that have something to do, with their row groups if these are known; at least `home`.
-    pub(super) fn into_shares(self, home: usize) -> (Vec<(usize, Option<Vec<GroupWork>>)>, ScanStats) {
+    pub(super) fn into_shares(self, home: usize) -> (Vec<Share>, ScanStats) {
         match self.0 {
             Plan::OnEach { cores } => ((0..cores).map(|core| (core, None)).collect(), ScanStats::default()),
             Plan::Listed { shares, pruned, .. } => {
