@@ -123,10 +123,7 @@ impl Emitter {
         }
         let rows = self.rows_next.max(count.saturating_mul(2));
         self.rows_next = rows.saturating_mul(GROWTH);
-        match rows < self.layout.rows_capacity() {
-            true => ImageWriter::new_in(&self.layout.for_rows(rows), self.memory.as_deref()),
-            false => ImageWriter::new_in(&self.layout, self.memory.as_deref()),
-        }
+        ImageWriter::new_in(&self.layout.for_rows(rows), self.memory.as_deref())
     }
 
     /// Lays the next image out by the texts of this one.

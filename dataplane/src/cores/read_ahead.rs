@@ -14,7 +14,6 @@
 use std::{cell::Cell, collections::VecDeque, future::Future, pin::Pin};
 
 use futures_lite::future::poll_once;
-use heliostat_segment::ChunkMeta;
 use hidb::Result;
 
 use super::work::GroupWork;
@@ -33,10 +32,6 @@ thread_local! {
 }
 
 impl GroupWork {
-    fn chunk(&self, column: usize) -> Result<&ChunkMeta> {
-        Ok(self.segment.chunk(self.row_group, column)?)
-    }
-
     fn addresses(&self, columns: &[usize]) -> Result<Vec<ChunkAddress>> {
         let address = |column: &usize| {
             let chunk = self.chunk(*column)?;
@@ -240,7 +235,7 @@ impl<D: Device> ReadAhead<D> {
         while self.ahead.len() < ROW_GROUPS_AHEAD_MAX && self.bytes_ahead <= budget {
             let Some(group) = work.get(self.next) else { break };
             if group.may_match && !expected.is_empty() {
-                if !self.ahead.is_empty() && self.bytes_ahead + padded_bytes(group, &expected)? > budget {
+                if !self.ahead.is_empty() && self.bytes_ahead + group.padded_bytes(&expected)? > budget {
                     break;
                 }
                 self.ahead.push_back(Ahead { index: self.next, fetches: Vec::new(), bytes: 0 });
@@ -254,7 +249,7 @@ impl<D: Device> ReadAhead<D> {
     /// Starts one more fetch of a row group that is ahead.
     async fn add(&mut self, work: &[GroupWork], at: usize, columns: Vec<usize>) -> Result<()> {
         let group = &work[self.ahead[at].index];
-        let bytes = padded_bytes(group, &columns)?;
+        let bytes = group.padded_bytes(&columns)?;
         let fetch = self.start(group, &columns).await?;
         self.bytes_ahead += bytes;
         self.ahead[at].bytes += bytes;
@@ -280,9 +275,4 @@ impl<D> Drop for ReadAhead<D> {
     fn drop(&mut self) {
         ACTIVE_SCANS.set(ACTIVE_SCANS.get() - 1);
     }
-}
-
-/// Bytes of these columns on the volume.
-fn padded_bytes(group: &GroupWork, columns: &[usize]) -> Result<u64> {
-    columns.iter().map(|column| Ok(group.chunk(*column)?.padded_length() as u64)).sum()
 }

@@ -117,8 +117,8 @@ impl Drop for CancelUnlessFinished {
 /// How long an image may wait to be taken before its scan lets go of what it has read ahead.
 const STALL: Duration = Duration::from_secs(1);
 
-/// Scans on all cores that have work and hands every image to `sink` as it comes. Runs on the home core; dropping the future stops
-/// all cores.
+/// Scans on all cores that have work and hands every image to `sink` as it comes. Runs on the home core; dropping the
+/// future stops all cores.
 ///
 /// # Errors
 /// The engine's; `Io` and `Corruption` from the device; `Cancelled`, `DeadlineExceeded`; those of `sink`.

@@ -14,6 +14,8 @@
 use std::sync::Arc;
 
 use heliostat_engine::{CompiledScan, ScanStats};
+use heliostat_segment::ChunkMeta;
+use hidb::Result;
 
 use super::Turn;
 use crate::store::{SegmentHandle, TableSnapshot};
@@ -22,7 +24,7 @@ use crate::store::{SegmentHandle, TableSnapshot};
 const PRUNED_AT_HOME_MAX: usize = 1024;
 /// Row groups of a question that is answered at once, and bytes of their chunks.
 const SHORT_ROW_GROUPS_MAX: usize = 2;
-const SHORT_BYTES_MAX: usize = 8 << 20;
+const SHORT_BYTES_MAX: u64 = 8 << 20;
 
 /// A row group that a core works on.
 #[derive(Clone)]
@@ -36,10 +38,13 @@ pub(super) struct GroupWork {
 }
 
 impl GroupWork {
-    /// Bytes that these columns' chunks take on the volume.
-    fn stored_bytes(&self, columns: &[usize]) -> usize {
-        let chunks = &self.segment.footer.row_groups[self.row_group].columns;
-        columns.iter().filter_map(|column| chunks.get(*column)).map(|chunk| chunk.padded_length()).sum()
+    pub fn chunk(&self, column: usize) -> Result<&ChunkMeta> {
+        Ok(self.segment.chunk(self.row_group, column)?)
+    }
+
+    /// Bytes of these columns on the volume.
+    pub fn padded_bytes(&self, columns: &[usize]) -> Result<u64> {
+        columns.iter().map(|column| Ok(self.chunk(*column)?.padded_length() as u64)).sum()
     }
 }
 
@@ -58,10 +63,13 @@ enum Plan {
 
 impl Work {
     /// Shares a table's row groups out.
-    pub async fn plan(table: &TableSnapshot, compiled: &CompiledScan, cores: usize) -> Work {
+    ///
+    /// # Errors
+    /// Those of a segment without a column that the plan reads.
+    pub async fn plan(table: &TableSnapshot, compiled: &CompiledScan, cores: usize) -> Result<Work> {
         let row_groups: usize = table.segments.iter().map(|segment| segment.footer.row_groups.len()).sum();
         if row_groups > PRUNED_AT_HOME_MAX {
-            return Work(Plan::OnEach { cores });
+            return Ok(Work(Plan::OnEach { cores }));
         }
         let mut shares = vec![Vec::new(); cores];
         let mut pruned = ScanStats::default();
@@ -77,10 +85,12 @@ impl Work {
             },
         )
         .await;
-        let groups = shares.iter().flatten();
-        let is_short = groups.clone().count() <= SHORT_ROW_GROUPS_MAX
-            && groups.map(|group| group.stored_bytes(compiled.columns())).sum::<usize>() <= SHORT_BYTES_MAX;
-        Work(Plan::Listed { shares, pruned, is_short })
+        let mut is_short = shares.iter().map(Vec::len).sum::<usize>() <= SHORT_ROW_GROUPS_MAX;
+        if is_short {
+            let bytes = shares.iter().flatten().map(|group| group.padded_bytes(compiled.columns()));
+            is_short = bytes.sum::<Result<u64>>()? <= SHORT_BYTES_MAX;
+        }
+        Ok(Work(Plan::Listed { shares, pruned, is_short }))
     }
 
     /// Whether so little is to be read that the answer comes at once.

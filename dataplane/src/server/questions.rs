@@ -249,7 +249,7 @@ async fn run(
     let schema = schema_message(compiled.result_schema(), agreed.decimal64);
     let stored_bytes = table.column_bytes(compiled.columns());
     let (home, request_id) = (core.index, results.request.id);
-    let work = Work::plan(table, &compiled, core.cell.cores.count()).await;
+    let work = Work::plan(table, &compiled, core.cell.cores.count()).await?;
     // A short answer goes by the home core, in one piece.
     let is_short = work.is_short();
     let direct = (results.way.is_link() && !is_short).then(|| {

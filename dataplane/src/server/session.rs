@@ -436,12 +436,6 @@ impl Session {
     /// Sends a notice, after those before it; they are numbered from 1. A client that does not read misses some, and is
     /// told so as soon as it reads again: the last change before a quiet time must not be the one that it never hears of.
     pub fn notify(self: &Rc<Self>, notice: proto::CacheInvalidationNotice) {
-        if self.notices_waiting.borrow().len() >= NOTICES_WAITING_MAX {
-            // It has its number all the same: the client sees the gap.
-            self.notices.set(self.notices.get() + 1);
-            self.notices_dropped.set(true);
-            return;
-        }
         self.queue_notice(notice);
         if !self.is_notifying.replace(true) {
             // One task for all: senders to the outbox overtake each other when it is full.
@@ -450,10 +444,15 @@ impl Session {
         }
     }
 
+    /// Numbers it; it is dropped where too many wait, and the client sees the gap.
     fn queue_notice(&self, mut notice: proto::CacheInvalidationNotice) {
         self.notices.set(self.notices.get() + 1);
         notice.sequence = self.notices.get();
-        self.notices_waiting.borrow_mut().push_back(notice);
+        let mut waiting = self.notices_waiting.borrow_mut();
+        match waiting.len() < NOTICES_WAITING_MAX {
+            true => waiting.push_back(notice),
+            false => self.notices_dropped.set(true),
+        }
     }
 
     async fn send_notices(&self) {
