@@ -4,7 +4,7 @@ mod cell;
 
 use std::time::Duration;
 
-use arrow_array::RecordBatch;
+use arrow_array::{Decimal64Array, Int64Array, RecordBatch};
 use cell::{TestCell, Wire, assert_first_rows, everything};
 use futures::StreamExt;
 use heliostat_client::{Checksum, Client, ConnectOptions, ScanRequest, Transport};
@@ -84,6 +84,30 @@ fn a_client_that_keeps_every_batch_does_not_stall() {
         }
         let statistics = client.rdma_statistics().await.unwrap();
         assert!(statistics.copied_out > 0 && statistics.in_place > 0, "{statistics:?}");
+    });
+}
+
+#[test]
+fn thirty_million_rows_are_kept_through_sixteen_slots() {
+    const ROWS: usize = 30_000_000;
+    let folder = tempfile::tempdir().unwrap();
+    let cell = TestCell::start(folder.path(), &FABRIC);
+    Wire::connect(cell.address).load("t", 300, ROWS / 300);
+    runtime().block_on(async {
+        let client = connect(&cell, ConnectOptions { ring_slots: 16, ..soft() }).await;
+        let batches = collect(&client, ScanRequest::table("t").select(["id", "price"])).await.unwrap();
+        let mut seen = vec![false; ROWS];
+        for batch in &batches {
+            let ids = batch.column(0).as_any().downcast_ref::<Int64Array>().unwrap();
+            let prices = batch.column(1).as_any().downcast_ref::<Decimal64Array>().unwrap();
+            for (id, price) in ids.values().iter().zip(prices.values()) {
+                assert!(!std::mem::replace(&mut seen[*id as usize], true), "row {id} came twice");
+                assert_eq!(*price, id * 31 % 100_000, "price of row {id}");
+            }
+        }
+        assert!(seen.iter().all(|seen| *seen), "of {ROWS} rows some are missing");
+        let statistics = client.rdma_statistics().await.unwrap();
+        assert!(statistics.copied_out > 100, "{statistics:?}");
     });
 }
 
