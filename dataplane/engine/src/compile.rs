@@ -5,8 +5,9 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use heliostat_segment::{RowGroupMeta, ZoneMap};
-use hidb::image::ImageLayout;
+use hidb::image::{ImageLayout, schema_message};
 use hidb::plan::{Output, Phase, ScanPlan};
 use hidb::{DataType, Error, ErrorCode, Result, Schema};
 
@@ -61,6 +62,7 @@ pub struct CompiledScan {
     pub(crate) limit: Option<u64>,
     columns: Vec<usize>,
     result_schema: Schema,
+    schema_message: Bytes,
     layout: ImageLayout,
 }
 
@@ -100,6 +102,7 @@ impl CompiledScan {
         let result_schema = plan.result_schema();
         let layout = ImageLayout::new(&result_schema, options.decimal64, options.image_bytes_max)?;
         Ok(Arc::new(CompiledScan {
+            schema_message: schema_message(&result_schema, options.decimal64).into(),
             layout,
             schema: schema.clone(),
             options,
@@ -129,6 +132,11 @@ impl CompiledScan {
     /// The schema of the answer.
     pub fn result_schema(&self) -> &Schema {
         &self.result_schema
+    }
+
+    /// That schema as an Arrow IPC message, which every answer begins with.
+    pub fn schema_message(&self) -> &Bytes {
+        &self.schema_message
     }
 
     /// The options it was compiled with.

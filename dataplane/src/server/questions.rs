@@ -246,7 +246,7 @@ async fn run(
 ) -> Result<()> {
     let core = &results.session.core;
     let agreed = &results.session.agreed;
-    let schema = schema_message(compiled.result_schema(), agreed.decimal64);
+    let schema = compiled.schema_message().clone();
     let stored_bytes = table.column_bytes(compiled.columns());
     let (home, request_id) = (core.index, results.request.id);
     let work = Work::plan(table, &compiled, core.cell.cores.count()).await?;
@@ -267,7 +267,7 @@ async fn run(
         direct,
     };
     let first = proto::FilteredResultSet { table_generation: table.generation, ..Default::default() };
-    results.first = Some((first, schema.into()));
+    results.first = Some((first, schema));
     if !is_short {
         results.send_schema().await?;
     }
