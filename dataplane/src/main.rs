@@ -10,6 +10,10 @@ use heliostat_dataplane::server::{control, startup};
 use heliostat_dataplane::tls_tool::{self, TlsCommand};
 use heliostat_dataplane::user_tool::{self, UserCommand};
 
+/// Allocations of a request are many, small, and freed on the core that made them.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// The storage cell of Heliostat: keeps tables on a volume and answers pushed-down queries over HIDB.
 #[derive(Parser)]
 #[command(name = "heliostat-cell", version, args_conflicts_with_subcommands = true, args_override_self = true)]
