@@ -10,7 +10,7 @@
 //! - No queue is unbounded: a core takes at most [`JOBS_MAX`] jobs in waiting, then senders wait.
 //!
 //! glommio's tasks are cooperative: work that takes long calls [`Turn::yield_if_due`] at least every 100 us. The
-//! executor looks at its rings at least every 500 us (the preempt timer).
+//! executor looks at its rings at least every 250 us (the preempt timer).
 //!
 //! glommio 0.9 can fall asleep with tasks that are ready; the watch thread of [`nudge`] wakes it.
 
@@ -53,7 +53,7 @@ pub const JOBS_MAX: usize = 4096;
 /// Work after which a task lets others run.
 pub const TURN_US_MAX: u64 = 100;
 /// How often an executor that has work looks at its rings.
-const PREEMPT_US: u64 = 500;
+const PREEMPT_US: u64 = 250;
 /// How long an executor may take to run its first task before another is started in its place.
 const START_PATIENCE: Duration = Duration::from_millis(250);
 /// Locked memory of glommio's own buffers, per executor.
