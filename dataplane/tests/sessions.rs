@@ -1,5 +1,4 @@
-//! Sessions against a real cell: idle and silent clients, back-pressure, cancel, deadlines, prepared statements,
-//! draining, errors that name what is there, and the command line.
+//! Sessions against a real cell: idle and silent clients, back-pressure, cancel, deadlines, draining, errors that name what is there, and the command line.
 
 mod cell;
 
@@ -8,8 +7,7 @@ use std::time::{Duration, Instant};
 
 use cell::{PATIENCE, TestCell, Wire, assert_clean, assert_first_rows, batch, everything, schema, tool};
 use hidb::frame::{FrameKind, encode_frame};
-use hidb::plan::sql::{ScanText, parse_scan};
-use hidb::plan::substrait::to_substrait;
+use hidb::plan::sql::ScanText;
 use hidb::{DataType, ErrorCode, Field, Schema, convert, proto};
 
 fn code(error: &proto::Error) -> ErrorCode {
@@ -175,48 +173,6 @@ fn requests_over_the_limit_are_refused_and_ids_in_use_end_the_connection() {
     let frames: Vec<_> = std::iter::from_fn(|| other.receive()).collect();
     let error: proto::Error = frames.last().unwrap().message().unwrap();
     assert_eq!(code(&error), ErrorCode::Protocol);
-}
-
-#[test]
-fn prepared_statements_take_parameters_and_are_bounded() {
-    let folder = tempfile::tempdir().unwrap();
-    let cell = TestCell::start(folder.path(), &["--statements-max", "2"]);
-    let mut wire = Wire::connect(cell.address);
-    wire.load("t", 4, 1_000);
-    let text = ScanText { filter: Some("id = ?".into()), select: vec!["id".into(), "note".into()], ..everything("t") };
-    let plan = match parse_scan(&text, &schema()) {
-        Ok(plan) => plan,
-        Err(error) => panic!("{error}"),
-    };
-    let prepare = proto::Prepare {
-        table: "t".into(),
-        schema_hash: schema().hash(),
-        substrait_plan: to_substrait(&plan, &schema()).into(),
-    };
-    let prepared: proto::Prepared = wire.ask(FrameKind::Prepare, &prepare).unwrap();
-    assert_eq!(prepared.parameters.len(), 1);
-    let execute = |statement_id, value| proto::Execute {
-        statement_id,
-        parameters: vec![proto::Value { value: Some(proto::value::Value::Integer(value)) }],
-        ..Default::default()
-    };
-    for wanted in [0i64, 17, 3_999] {
-        let id = wire.id();
-        wire.send(FrameKind::Execute, id, &execute(prepared.statement_id, wanted), &[]);
-        let rows = wire.rows(id).unwrap();
-        assert_eq!(rows.iter().map(|batch| batch.num_rows()).sum::<usize>(), 1);
-    }
-    let id = wire.id();
-    let none = proto::Execute { statement_id: prepared.statement_id, ..Default::default() };
-    wire.send(FrameKind::Execute, id, &none, &[]);
-    assert_eq!(code(&wire.rows(id).unwrap_err()), ErrorCode::InvalidParameter);
-    // Two more push the first one out.
-    for _ in 0..2 {
-        wire.ask::<proto::Prepared>(FrameKind::Prepare, &prepare).unwrap();
-    }
-    let id = wire.id();
-    wire.send(FrameKind::Execute, id, &execute(prepared.statement_id, 1), &[]);
-    assert_eq!(code(&wire.rows(id).unwrap_err()), ErrorCode::UnknownStatement);
 }
 
 #[test]

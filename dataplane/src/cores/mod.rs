@@ -14,6 +14,7 @@
 //!
 //! glommio 0.9 can fall asleep with tasks that are ready; the watch thread of [`nudge`] wakes it.
 
+mod hot_groups;
 mod nudge;
 mod read_ahead;
 pub mod scan;
@@ -40,7 +41,7 @@ use futures::{FutureExt, channel::oneshot};
 use glommio::{CpuSet, ExecutorJoinHandle, Latency, LocalExecutorBuilder, Placement, Shares, TaskQueueHandle};
 use hidb::{Error, ErrorCode, Result};
 
-use self::start::Start;
+use self::{hot_groups::HotGroups, start::Start};
 use crate::{
     arena::Arena,
     cache::BlockCache,
@@ -54,6 +55,8 @@ pub const JOBS_MAX: usize = 4096;
 pub const TURN_US_MAX: u64 = 100;
 /// How often an executor that has work looks at its rings.
 const PREEMPT_US: u64 = 250;
+/// Bytes of cache for each byte of other cores' row groups that a core may answer for.
+const CACHE_PER_HOT: u64 = 8;
 /// How long an executor may take to run its first task before another is started in its place.
 const START_PATIENCE: Duration = Duration::from_millis(250);
 /// Locked memory of glommio's own buffers, per executor.
@@ -134,6 +137,8 @@ pub struct Core {
     pub device: Option<UringDevice>,
     /// Its cached chunks.
     pub cache: Option<BlockCache<UringDevice>>,
+    /// The row groups of other cores that it answers for.
+    hot_groups: RefCell<HotGroups>,
     /// The task queue of encoding and merging: a tenth of the shares of requests.
     pub background: TaskQueueHandle,
     /// All cores.
@@ -446,7 +451,8 @@ fn open_core(id: usize, count: usize, config: &CoresConfig, cores: Cores) -> Res
     let device = config.volume.as_ref().map(|path| UringDevice::open(path, &ring)).transpose()?;
     let cache_bytes = config.cache_bytes.min(arena.bytes() / 4 * 3);
     let cache = device.clone().map(|device| BlockCache::new(device, cache_bytes));
-    Ok(Core { id, count, arena, ring, device, cache, background, cores, fabric: Ports::default() })
+    let hot_groups = RefCell::new(HotGroups::new(cache_bytes as u64 / CACHE_PER_HOT));
+    Ok(Core { id, count, arena, ring, device, cache, hot_groups, background, cores, fabric: Ports::default() })
 }
 
 /// The CPUs this process may run on.

@@ -125,10 +125,13 @@ const STALL: Duration = Duration::from_secs(1);
 pub async fn scan_table(
     cores: &Cores,
     request: ScanRequest,
-    work: Work,
+    mut work: Work,
     mut sink: impl AsyncFnMut(ResultImage) -> Result<()>,
 ) -> Result<ScanStatistics> {
     let mut guard = CancelUnlessFinished(Some(request.shared.clone()));
+    if let (false, Some(home)) = (request.bypass_cache, Core::current()) {
+        work.keep_if_hot(&home, &request.compiled)?;
+    }
     let (images, arriving) = flume::bounded(cores.count() * IMAGES_PER_CORE);
     let (shares, pruned) = work.into_shares(request.home);
     let is_alone = shares.len() == 1;

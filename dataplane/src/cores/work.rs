@@ -4,12 +4,13 @@
 //! [`super::scan`].
 //!
 //! Invariants:
-//! - A core works on the shards `s` with `s % cores == core`; the ordinals of row groups do not depend on that.
+//! - A core works on the shards `s` with `s % cores == core`, except that a short question about row groups that are
+//!   hot on its home core ([`super::hot_groups`]) stays there; the ordinals of row groups do not depend on that.
 //! - Every row group of the snapshot is in one share, or counted as pruned.
 //!
 //! Cost: the home core looks at the zone maps of up to [`PRUNED_AT_HOME_MAX`] row groups, 0.1 to 0.2 us each for a
 //! comparison (more for long IN lists), so that a point read asks only the core that has its row group: asking another one
-//! costs two wake-ups, 20 to 50 us. Of a larger table each core looks at its own part.
+//! costs two wake-ups. Of a larger table each core looks at its own part.
 
 use std::sync::Arc;
 
@@ -17,7 +18,7 @@ use heliostat_engine::{CompiledScan, ScanStats};
 use heliostat_segment::ChunkMeta;
 use hidb::Result;
 
-use super::Turn;
+use super::{Core, Turn};
 use crate::store::{SegmentHandle, TableSnapshot};
 
 /// The most row groups whose zone maps the home core looks at for all.
@@ -101,6 +102,26 @@ impl Work {
         }
     }
 
+    /// Keeps a short question on `home`, the core that asks, when all row groups of other cores that it reads are hot there.
+    ///
+    /// # Errors
+    /// As [`Work::plan`].
+    pub(super) fn keep_if_hot(&mut self, home: &Core, compiled: &CompiledScan) -> Result<()> {
+        let Plan::Listed { shares, is_short: true, .. } = &mut self.0 else { return Ok(()) };
+        let mut hot_groups = home.hot_groups.borrow_mut();
+        let mut all_are_hot = true;
+        for group in elsewhere(shares, home.id).flat_map(|share| share.iter()) {
+            let bytes = group.padded_bytes(compiled.columns())?;
+            all_are_hot &= hot_groups.ask((group.segment.id, group.row_group), bytes);
+        }
+        if all_are_hot {
+            let kept: Vec<_> = elsewhere(shares, home.id).flat_map(std::mem::take).collect();
+            shares[home.id].extend(kept);
+            shares[home.id].sort_unstable_by_key(|group| group.ordinal);
+        }
+        Ok(())
+    }
+
     /// The cores that have something to do, with their row groups if these are known; at least `home`.
     pub(super) fn into_shares(self, home: usize) -> (Vec<Share>, ScanStats) {
         match self.0 {
@@ -115,6 +136,11 @@ impl Work {
             }
         }
     }
+}
+
+/// The shares of the other cores.
+fn elsewhere(shares: &mut [Vec<GroupWork>], home: usize) -> impl Iterator<Item = &mut Vec<GroupWork>> {
+    shares.iter_mut().enumerate().filter(move |(core, _)| *core != home).map(|(_, share)| share)
 }
 
 /// The row groups of one core's shards, in the order of the snapshot.

@@ -384,6 +384,13 @@ pub fn everything(table: &str) -> ScanText {
 }
 
 /// How many rows there are; fails when they are not exactly the first ones of the tests' table, each once.
+/// The ids of its rows.
+pub fn ids(batch: &RecordBatch) -> Vec<i64> {
+    let column = batch.column_by_name("id").unwrap();
+    column.as_any().downcast_ref::<Int64Array>().unwrap().values().to_vec()
+}
+
+/// Compares every cell of the table's first rows, in any order.
 pub fn assert_first_rows(batches: &[RecordBatch], rows: usize) {
     let mut seen = vec![false; rows];
     for batch in batches {
