@@ -1,6 +1,6 @@
 //! Arrow Flight (the `arrow-flight` crate, gRPC over plain TCP) serving and fetching record batches from memory.
 //!
-//! What `benches/transports` compares Heliostat's bulk results with. `serve` loads an Arrow IPC stream, prints its address
+//! What `benches/transports` compares Heliostat's bulk results with. `serve` loads an Arrow IPC file, prints its address
 //! and serves it to every DoGet; `fetch` gets it once for each line of standard input and answers with a JSON line.
 
 use std::fs::File;
@@ -31,7 +31,7 @@ const MESSAGE_BYTES_MAX: usize = 64 << 20;
 /// Arrow Flight from memory to memory.
 #[derive(Parser)]
 enum Command {
-    /// Serve the batches of an Arrow IPC stream on a free port of 127.0.0.1.
+    /// Serve the batches of an Arrow IPC file on a free port of 127.0.0.1.
     Serve {
         /// The file.
         file: PathBuf,
@@ -110,7 +110,7 @@ async fn main() -> Result<()> {
     match Command::parse() {
         Command::Serve { file } => {
             let reader = File::open(&file).with_context(|| file.display().to_string())?;
-            let reader = arrow_ipc::reader::StreamReader::try_new_buffered(reader, None)?;
+            let reader = arrow_ipc::reader::FileReader::try_new_buffered(reader, None)?;
             let batches: Vec<RecordBatch> = reader.collect::<Result<_, _>>()?;
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
             println!("listening on {}", listener.local_addr()?);
