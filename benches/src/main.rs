@@ -1,7 +1,8 @@
 //! `heliostat-bench`: measures a Heliostat system.
 //!
-//! Owns the benchmark command line. Today it has the commands `ask`, `point` and `ping-pong`, which the scripts
-//! `benches/against-duckdb` and `benches/transports` drive; the fio-style jobs come with their issue. Called by people and scripts only.
+//! Owns the benchmark command line. The commands `ask`, `point` and `ping-pong` are driven by the scripts
+//! `benches/against-duckdb` and `benches/transports`; everything else is fio's command line (`heliostat-fio`) with the
+//! engines of [`ENGINES`]. Called by people and scripts only.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -10,11 +11,15 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use futures::future::try_join_all;
 use heliostat_client::{Checksum, Client, ConnectOptions, Credentials, Integrity, ScanRequest, Transport};
+use heliostat_fio::engine::{Engines, null::Null, uring::IoUring};
 
 mod ask;
 mod latency;
 mod ping_pong;
 mod point;
+
+/// What `--ioengine=` may name.
+const ENGINES: Engines<'static> = &[&IoUring, &Null];
 
 /// Measure a Heliostat system.
 #[derive(Parser)]
@@ -104,8 +109,16 @@ impl Way {
     }
 }
 
+fn main() -> ExitCode {
+    let first = std::env::args().nth(1);
+    match first.is_some_and(|word| word == "help" || Command::has_subcommand(&word)) {
+        true => command(),
+        false => heliostat_fio::main_with(ENGINES),
+    }
+}
+
 #[tokio::main]
-async fn main() -> ExitCode {
+async fn command() -> ExitCode {
     match run(Arguments::parse().command).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
