@@ -20,7 +20,7 @@ use hidb::aligned::AlignedBytes;
 use hidb::frame::{Frame, FrameKind, encode_frame};
 use hidb::session::frames::{is_of_request, read_send, read_slot, slot_of};
 use hidb::session::seal::{Integrity, Opener, Sealer, TAG_BYTES, Way};
-use hidb::session::{Action, ClientLink, Ended, SEND_BYTES_MAX, State};
+use hidb::session::{ACK_TIMEOUT, Action, ClientLink, Ended, SEND_BYTES_MAX, State};
 use hidb::{Error, ErrorCode, Result, proto};
 use verbs_shim::verbs::{Access, QueuePairNumber};
 use verbs_shim::{
@@ -201,7 +201,7 @@ impl Link {
         {
             let pair = lock(&self.queue_pair);
             let pair = pair.as_ref().ok_or_else(gone)?;
-            pair.connect(&peer, &ConnectOptions::default())
+            pair.connect(&peer, &ConnectOptions { timeout: ACK_TIMEOUT, ..ConnectOptions::default() })
                 .map_err(|error| Error::new(ErrorCode::Unavailable, format!("RDMA to the cell: {error}")))?;
         }
         let slots = lock(&self.machine).open();

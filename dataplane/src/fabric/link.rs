@@ -24,7 +24,9 @@ use glommio::sync::Semaphore;
 use hidb::frame::{Frame, FrameKind, HEADER_BYTES, encode_head};
 use hidb::session::frames::{Checksum, immediate, read_send, slot_head};
 use hidb::session::seal::{Content, Integrity, LinkSecret, Opener, Sealer, TAG_BYTES, Tag, Way};
-use hidb::session::{Action, CellLink, Ended, SEND_BYTES_MAX, SLOT_BYTES_MAX, SLOT_BYTES_MIN, SLOTS_MAX, State};
+use hidb::session::{
+    ACK_TIMEOUT, Action, CellLink, Ended, SEND_BYTES_MAX, SLOT_BYTES_MAX, SLOT_BYTES_MIN, SLOTS_MAX, State,
+};
 use hidb::{Error, ErrorCode, Result, proto};
 use prost::Message;
 use verbs_shim::connect::ENDPOINT_BYTES;
@@ -150,7 +152,7 @@ impl Link {
         let device = |error: verbs_shim::Error| failed(port.name(), &error);
         let (domain, queue) = (&port.domain, &port.completions);
         let pair = domain.create_queue_pair_sharing(queue, queue, &port.receives, &options).map_err(device)?;
-        pair.connect(&peer, &ConnectOptions::default()).map_err(device)?;
+        pair.connect(&peer, &ConnectOptions { timeout: ACK_TIMEOUT, ..ConnectOptions::default() }).map_err(device)?;
         let (own, queue_pair_number) = (pair.endpoint(), pair.number());
         let link = Rc::new(Link {
             number,

@@ -31,5 +31,9 @@ pub const SLOTS_MAX: u32 = 4096;
 pub const SLOT_BYTES_MIN: u32 = 64 << 10;
 /// The largest slot: a frame.
 pub const SLOT_BYTES_MAX: u32 = crate::frame::FRAME_BYTES_MAX as u32;
+/// Local ACK timeout of both ends' queue pairs: 4.096 us * 2^16, 268 ms. With seven retries a link is given up after two
+/// seconds: long enough for a thousand links on a busy machine, where answers to half a second of patience came too late;
+/// a peer that is gone is noticed by the heartbeats of the session.
+pub const ACK_TIMEOUT: u8 = 16;
 /// Bytes of a SEND on a link, in either direction. Frames up to this length go inline.
 pub const SEND_BYTES_MAX: usize = 8 << 10;
