@@ -220,7 +220,9 @@ mod tests {
         let path = folder.path().join("out.svg");
         draw(&path, &[report(), report()]).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
-        for part in ["Latency percentiles", "Throughput over time", "A: a&lt;b read (clat)", "B: a&lt;b read (clat)", "99%"] {
+        for part in
+            ["Latency percentiles", "Throughput over time", "A: a&lt;b read (clat)", "B: a&lt;b read (clat)", "99%"]
+        {
             assert!(text.contains(part), "{part}");
         }
         assert!(draw(&path, &[json!({})]).unwrap_err().contains("nothing to draw"));
