@@ -2,24 +2,22 @@
 //!
 //! Owns the benchmark command line. The commands `ask`, `point` and `ping-pong` are driven by the scripts
 //! `benches/against-duckdb` and `benches/transports`; everything else is fio's command line (`heliostat-fio`) with the
-//! engines of [`ENGINES`]. Called by people and scripts only.
+//! engines of [`engines::ENGINES`]. Called by people and scripts only.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use futures::future::try_join_all;
 use heliostat_client::{Checksum, Client, ConnectOptions, Credentials, Integrity, ScanRequest, Transport};
-use heliostat_fio::engine::{Engines, null::Null, uring::IoUring};
 
 mod ask;
+mod engines;
 mod latency;
 mod ping_pong;
 mod point;
-
-/// What `--ioengine=` may name.
-const ENGINES: Engines<'static> = &[&IoUring, &Null];
+mod profile;
 
 /// Measure a Heliostat system.
 #[derive(Parser)]
@@ -70,6 +68,16 @@ enum Command {
         #[arg(long, default_value_t = 20_000)]
         count: u32,
     },
+    /// The other end of `--ioengine=verbs` jobs on other machines: serves them one after another and beside each other until
+    /// it is ended. Who can reach the port can use the device: for networks of your own.
+    ServeVerbs {
+        /// The RDMA device, as `verbs-check devices` names it.
+        #[arg(long, default_value = "soft:127.0.0.1")]
+        device: String,
+        /// Where jobs come by.
+        #[arg(long, default_value_t = std::net::SocketAddr::from(([127, 0, 0, 1], engines::verbs::PORT)))]
+        listen: std::net::SocketAddr,
+    },
 }
 
 /// Whom to ask, and how answers travel.
@@ -110,16 +118,20 @@ impl Way {
 }
 
 fn main() -> ExitCode {
-    let first = std::env::args().nth(1);
-    match first.is_some_and(|word| word == "help" || Command::has_subcommand(&word)) {
+    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    if profile::is_wanted(&arguments) {
+        return said(profile::run());
+    }
+    let first = arguments.first().and_then(|word| word.to_str());
+    match first.is_some_and(|word| word == "help" || Command::has_subcommand(word)) {
         true => command(),
-        false => heliostat_fio::main_with(ENGINES),
+        false => heliostat_fio::main_with(engines::ENGINES),
     }
 }
 
-#[tokio::main]
-async fn command() -> ExitCode {
-    match run(Arguments::parse().command).await {
+/// How it ended; an error is said.
+fn said(outcome: Result<()>) -> ExitCode {
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("heliostat-bench: {error:#}");
@@ -128,12 +140,22 @@ async fn command() -> ExitCode {
     }
 }
 
+#[tokio::main]
+async fn command() -> ExitCode {
+    said(run(Arguments::parse().command).await)
+}
+
 async fn run(command: Command) -> Result<()> {
     match command {
         Command::Ask { way } => ask::ask(&way.connect().await?).await,
         Command::Point { way, table, predicate, count, clients } => {
             let clients = try_join_all((0..clients.max(1)).map(|_| way.connect()).collect::<Vec<_>>()).await?;
             point::point(clients, ScanRequest::table(table).filter(predicate), count).await
+        }
+        Command::ServeVerbs { device, listen } => {
+            let listener = std::net::TcpListener::bind(listen).with_context(|| format!("listening on {listen}"))?;
+            println!("ready {}", listener.local_addr()?);
+            Ok(engines::verbs::serve(&listener, &device)?)
         }
         Command::PingPong { transport, wait, sizes, count } => ping_pong::ping_pong(&transport, wait, sizes, count),
     }

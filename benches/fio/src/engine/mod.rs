@@ -7,7 +7,7 @@
 //! Rules for an engine
 //! - Memory of ops belongs to the engine (verbs and glommio need it registered or aligned their way). It has one buffer
 //!   per slot, `depth` slots, each of `buffer_bytes`. A slot is in flight from `submit` until its completion is taken;
-//!   in between the loop does not touch its buffer.
+//!   in between the loop does not touch its buffer. An engine that makes what it writes itself has empty buffers.
 //! - `submit` may take fewer ops than offered (a ring is full); the loop offers the rest again after completions.
 //! - `complete` returns when `min` ops have completed or the timeout is over, whichever is first, and never gives more
 //!   than `max`. `min` is 0 for a look. It must not wait longer than the timeout even if the system under test is dead.

@@ -1,0 +1,142 @@
+//! `ioengine=hidb-point`: each op executes a statement that was prepared once; the numbers in its predicate change.
+
+use std::time::Duration;
+
+use heliostat_client::{ScanRequest, ScanText, Statement};
+use heliostat_fio::engine::{
+    Completion, Engine, EngineContext, EngineError, EngineFacts, EngineKind, EngineOption, Op,
+};
+use hidb::Scalar;
+
+use super::answer::Expected;
+use super::scan::{COLUMNS, EXPECT, WHERE, place, predicate, split};
+use super::template::{Template, Values};
+use super::{QUESTIONS, client_options, connect, parsed, table, wrong};
+use crate::engines::tasks::Tasks;
+
+/// The point read engine.
+pub struct HidbPoint;
+
+impl EngineKind for HidbPoint {
+    fn name(&self) -> &'static str {
+        "hidb-point"
+    }
+
+    fn help(&self) -> &'static str {
+        "Point reads from a cell by a prepared statement"
+    }
+
+    fn facts(&self) -> EngineFacts {
+        QUESTIONS
+    }
+
+    fn options(&self) -> &'static [EngineOption] {
+        client_options![WHERE, COLUMNS, EXPECT]
+    }
+
+    fn open(&self, context: &EngineContext) -> Result<Box<dyn Engine>, EngineError> {
+        let missing = || wrong(context, "where= is missing: which rows does a point read read?");
+        let predicate = predicate(context)?.ok_or_else(missing)?;
+        let text = ScanText {
+            table: table(context)?.to_string(),
+            select: context.option("columns").map(split).unwrap_or_default(),
+            filter: Some(predicate.with_parameters()),
+            ..ScanText::default()
+        };
+        let tasks = Tasks::new()?;
+        let client = connect(context, &tasks)?;
+        let statement = tasks.run(client.prepare(ScanRequest::text(text)))?;
+        let parameters = statement.parameters().iter();
+        let scales = parameters.map(|parameter| Scale::of(*parameter)).collect::<Option<Vec<_>>>();
+        let scales = scales.ok_or_else(|| wrong(context, "a variable stands where no number can stand"))?;
+        let expected = parsed(context, "answer_digest")?.unwrap_or_default();
+        Ok(Box::new(PointEngine { tasks, statement, predicate, scales, values: Values::new(context.seed), expected }))
+    }
+}
+
+/// How a whole number becomes a parameter: times a power of ten for decimals, as days for dates.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Scale {
+    Narrow(i64),
+    Wide(i128),
+    Float,
+}
+
+impl Scale {
+    /// `None`: the type has no numbers.
+    fn of(data_type: hidb::DataType) -> Option<Scale> {
+        use hidb::DataType::*;
+        match data_type {
+            Int16 | Int32 | Int64 | Date => Some(Scale::Narrow(1)),
+            Decimal { precision: ..=18, scale } => Some(Scale::Narrow(10i64.pow(scale.into()))),
+            Decimal { scale, .. } => Some(Scale::Wide(10i128.pow(scale.into()))),
+            Float32 | Float64 => Some(Scale::Float),
+            _ => None,
+        }
+    }
+
+    fn scalar(self, value: i64) -> Scalar {
+        match self {
+            Scale::Narrow(factor) => Scalar::I64(value.saturating_mul(factor)),
+            Scale::Wide(factor) => Scalar::I128(i128::from(value).saturating_mul(factor)),
+            Scale::Float => Scalar::F64(value as f64),
+        }
+    }
+}
+
+struct PointEngine {
+    tasks: Tasks,
+    statement: Statement,
+    predicate: Template,
+    scales: Vec<Scale>,
+    values: Values,
+    expected: Expected,
+}
+
+impl Engine for PointEngine {
+    fn submit(&mut self, ops: &[Op]) -> Result<usize, EngineError> {
+        for op in ops {
+            let values = self.predicate.values(&mut self.values, place(op));
+            let parameters: Vec<Scalar> = values.zip(&self.scales).map(|(value, scale)| scale.scalar(value)).collect();
+            let (statement, expected) = (self.statement.clone(), self.expected.clone());
+            self.tasks.start(op.slot, async move { expected.take(statement.execute(&parameters).await?).await });
+        }
+        Ok(ops.len())
+    }
+
+    fn complete(
+        &mut self,
+        min: usize,
+        max: usize,
+        timeout: Duration,
+        completions: &mut Vec<Completion>,
+    ) -> Result<(), EngineError> {
+        self.tasks.complete(min, max, timeout, completions);
+        Ok(())
+    }
+
+    fn buffer(&mut self, _slot: u32) -> &mut [u8] {
+        &mut []
+    }
+
+    fn error_text(&self, outcome: i64) -> String {
+        self.tasks.error_text(outcome)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hidb::DataType;
+
+    use super::*;
+
+    #[test]
+    fn numbers_become_parameters_of_the_column_they_are_compared_with() {
+        let scalar = |data_type, value| Scale::of(data_type).map(|scale| scale.scalar(value));
+        assert_eq!(scalar(DataType::Int64, -7), Some(Scalar::I64(-7)));
+        assert_eq!(scalar(DataType::Decimal { precision: 12, scale: 2 }, 7), Some(Scalar::I64(700)));
+        assert_eq!(scalar(DataType::Decimal { precision: 30, scale: 3 }, 7), Some(Scalar::I128(7000)));
+        assert_eq!(scalar(DataType::Float32, 7), Some(Scalar::F64(7.0)));
+        assert_eq!(scalar(DataType::Text, 7), None);
+    }
+}

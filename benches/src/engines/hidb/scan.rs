@@ -1,0 +1,172 @@
+//! `ioengine=hidb-scan`: each op is a question, and ends when the last batch of its answer has come.
+//!
+//! Bytes are those of the answer; an op's place in the job's `size` only matters to `$key` in the predicate.
+
+use std::time::Duration;
+
+use heliostat_client::{Client, ScanRequest, ScanText};
+use heliostat_fio::engine::{
+    Completion, Engine, EngineContext, EngineError, EngineFacts, EngineKind, EngineOption, Op,
+};
+
+use super::answer::Expected;
+use super::template::{Template, Values};
+use super::{QUESTIONS, client_options, connect, parsed, table, wrong};
+use crate::engines::tasks::Tasks;
+
+/// The scan engine.
+pub struct HidbScan;
+
+/// What both engines that ask questions take.
+pub(super) const WHERE: EngineOption = EngineOption {
+    name: "where",
+    takes: "PREDICATE",
+    default: "",
+    help: "Which rows; $rand(from,to) and $key(from,to) in it are numbers that change from op to op",
+};
+pub(super) const COLUMNS: EngineOption =
+    EngineOption { name: "columns", takes: "LIST", default: "", help: "Columns or expressions, all when left out" };
+pub(super) const EXPECT: EngineOption = EngineOption {
+    name: "answer_digest",
+    takes: "DIGEST|first",
+    default: "",
+    help: "Every answer must have it (first: that of the first one, which is printed)",
+};
+
+impl EngineKind for HidbScan {
+    fn name(&self) -> &'static str {
+        "hidb-scan"
+    }
+
+    fn help(&self) -> &'static str {
+        "Questions to a cell: predicates, columns, aggregates"
+    }
+
+    fn facts(&self) -> EngineFacts {
+        QUESTIONS
+    }
+
+    fn options(&self) -> &'static [EngineOption] {
+        client_options![
+            WHERE,
+            COLUMNS,
+            EXPECT,
+            EngineOption { name: "aggregates", takes: "LIST", default: "", help: "Such as sum(l_quantity),count(*)" },
+            EngineOption { name: "group_by", takes: "LIST", default: "", help: "Groups of the aggregates" },
+            EngineOption { name: "order_by", takes: "LIST", default: "", help: "Such as l_orderkey desc" },
+            EngineOption { name: "limit", takes: "ROWS", default: "", help: "Rows of the answer" },
+            EngineOption {
+                name: "bypass_cache",
+                takes: "0|1",
+                default: "0",
+                help: "The cell reads everything from its drive",
+            },
+        ]
+    }
+
+    fn open(&self, context: &EngineContext) -> Result<Box<dyn Engine>, EngineError> {
+        let list = |name| context.option(name).map(split).unwrap_or_default();
+        let text = ScanText {
+            table: table(context)?.to_string(),
+            select: list("columns"),
+            aggregates: list("aggregates"),
+            group_by: list("group_by"),
+            order_by: list("order_by"),
+            limit: parsed(context, "limit")?,
+            ..ScanText::default()
+        };
+        let predicate = predicate(context)?;
+        let tasks = Tasks::new()?;
+        let client = connect(context, &tasks)?;
+        let values = Values::new(context.seed);
+        let bypass_cache = context.is_on("bypass_cache");
+        let expected = parsed(context, "answer_digest")?.unwrap_or_default();
+        Ok(Box::new(ScanEngine { tasks, client, text, predicate, values, bypass_cache, expected }))
+    }
+}
+
+/// The predicate of a job.
+pub(super) fn predicate(context: &EngineContext) -> Result<Option<Template>, EngineError> {
+    context.option("where").map(Template::parse).transpose().map_err(|error| wrong(context, error))
+}
+
+/// A list of SQL expressions: commas within brackets or quotes are not between items.
+pub(super) fn split(list: &str) -> Vec<String> {
+    let (mut items, mut depth, mut quote) = (vec![String::new()], 0u32, None);
+    for letter in list.chars() {
+        match (letter, quote) {
+            (_, Some(end)) if letter == end => quote = None,
+            (_, Some(_)) => {}
+            ('\'' | '"', None) => quote = Some(letter),
+            ('(', None) => depth += 1,
+            (')', None) => depth = depth.saturating_sub(1),
+            (',', None) if depth == 0 => {
+                items.push(String::new());
+                continue;
+            }
+            _ => {}
+        }
+        if let Some(item) = items.last_mut() {
+            item.push(letter);
+        }
+    }
+    items.into_iter().map(|item| item.trim().to_string()).filter(|item| !item.is_empty()).collect()
+}
+
+/// The op's place in the job's distribution, counted in blocks.
+pub(super) fn place(op: &Op) -> u64 {
+    op.offset / u64::from(op.length.max(1))
+}
+
+struct ScanEngine {
+    tasks: Tasks,
+    client: Client,
+    text: ScanText,
+    predicate: Option<Template>,
+    values: Values,
+    bypass_cache: bool,
+    expected: Expected,
+}
+
+impl Engine for ScanEngine {
+    fn submit(&mut self, ops: &[Op]) -> Result<usize, EngineError> {
+        for op in ops {
+            let mut text = self.text.clone();
+            text.filter = self.predicate.as_ref().map(|template| template.fill(&mut self.values, place(op)));
+            let request = ScanRequest::text(text).bypass_cache(self.bypass_cache);
+            let (client, expected) = (self.client.clone(), self.expected.clone());
+            self.tasks.start(op.slot, async move { expected.take(client.scan(request).await?).await });
+        }
+        Ok(ops.len())
+    }
+
+    fn complete(
+        &mut self,
+        min: usize,
+        max: usize,
+        timeout: Duration,
+        completions: &mut Vec<Completion>,
+    ) -> Result<(), EngineError> {
+        self.tasks.complete(min, max, timeout, completions);
+        Ok(())
+    }
+
+    fn buffer(&mut self, _slot: u32) -> &mut [u8] {
+        &mut []
+    }
+
+    fn error_text(&self, outcome: i64) -> String {
+        self.tasks.error_text(outcome)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_are_cut_between_expressions_only() {
+        assert_eq!(split("a, b+1 , sum(c, d),'x,y' , \"q,(\""), ["a", "b+1", "sum(c, d)", "'x,y'", "\"q,(\""]);
+        assert!(split(" , ").is_empty());
+    }
+}
