@@ -276,8 +276,10 @@ fn thinktime_and_ramps_and_percentages_are_taken_into_account() {
     );
     assert_eq!(report["jobs"][0]["read"]["total_ios"], 20);
     assert!(began.elapsed() >= Duration::from_millis(90), "{:?}", began.elapsed());
-    let (_, report) =
-        run(folder.path(), "--name=a --ioengine=null --size=1g --rw=read --ramp_time=300ms --runtime=500ms --time_based");
+    let (_, report) = run(
+        folder.path(),
+        "--name=a --ioengine=null --size=1g --rw=read --ramp_time=300ms --runtime=500ms --time_based",
+    );
     let runtime = report["jobs"][0]["read"]["runtime"].as_u64().unwrap();
     assert!((490..560).contains(&runtime), "{runtime}");
 }
