@@ -90,6 +90,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     bytes.extend([9; 70]);
     write("link", "slot", &bytes)?;
 
+    for name in ["drive-random-read", "drive-mixed-open-loop", "file-verify"] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../benches/jobs").join(name).with_extension("fio");
+        write("job_file", name, &fs::read(path)?)?;
+    }
+    let every = "[a]\nioengine=io_uring\nbssplit=4k/10:64k/50,8k/40:1m/\nrandom_distribution=zoned:60/10:40/90\nsize=(4*1g)\n\
+         rate=1m,500k\noffset=20%\npercentile_list=50:99.9\ncpus_allowed=0,2-3\nruntime=1.5m\n";
+    write("job_file", "values", every.as_bytes())?;
+
     for rows in [0, 5] {
         let mut image = ImageWriter::new(&ImageLayout::new(&schema, true, 4096)?);
         for row in 0..rows {

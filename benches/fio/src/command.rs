@@ -305,10 +305,14 @@ fn parse(arguments: Vec<OsString>, engines: Engines<'_>) -> Result<Invocation, C
             Some((name, value)) => (name, Some(value.to_string())),
             None => (option, None),
         };
-        // fio takes `--bs 4k` as well as `--bs=4k`; switches take a value only behind `=`.
+        // fio takes `--bs 4k` as well as `--bs=4k`; of switches only `--direct 1` and `--direct 0`.
         let is_switch = table::find(name).is_some_and(|option| option.is_switch()) || help::is_switch(name);
         let given = given.or_else(|| {
-            let next = arguments.next_if(|next| !is_switch && !next.to_string_lossy().starts_with("--"))?;
+            let is_value = |next: &OsString| match next.to_string_lossy() {
+                next if is_switch => next == "0" || next == "1",
+                next => !next.starts_with("--"),
+            };
+            let next = arguments.next_if(is_value)?;
             Some(next.to_string_lossy().into_owned())
         });
         if name == "name" {

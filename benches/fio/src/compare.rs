@@ -162,7 +162,8 @@ impl Ratio {
         Ratio { ratio: log.exp(), interval }
     }
 
-    fn verdict(&self, higher_is_better: bool) -> String {
+    /// `several`: the interval is of runs, not of samples within one.
+    fn verdict(&self, higher_is_better: bool, several: bool) -> String {
         let Some((low, high)) = self.interval else { return "one run a side: no verdict".into() };
         if low <= 1.0 && high >= 1.0 {
             return "no difference".into();
@@ -170,7 +171,8 @@ impl Ratio {
         let percent = (self.ratio - 1.0).abs() * 100.0;
         let better = (self.ratio > 1.0) == higher_is_better;
         let direction = if self.ratio > 1.0 { "higher" } else { "lower" };
-        format!("B is {percent:.1}% {direction} ({})", if better { "better" } else { "worse" })
+        let when = if several { "is" } else { "was, in these runs," };
+        format!("B {when} {percent:.1}% {direction} ({})", if better { "better" } else { "worse" })
     }
 }
 
@@ -262,7 +264,7 @@ pub(crate) fn report(a: &Side, b: &Side) -> String {
                     shown(metric, estimate_b.log.exp()),
                     ratio.ratio,
                     interval,
-                    ratio.verdict(metric.higher_is_better)
+                    ratio.verdict(metric.higher_is_better, several)
                 );
             }
         }
@@ -340,7 +342,7 @@ mod tests {
         for _ in 0..2000 {
             let mut runs = || -> Vec<f64> { (0..5).map(|_| 100.0 * (1.0 + 0.03 * normal())).collect() };
             let (a, b) = (Estimate::of_runs(&runs()).unwrap(), Estimate::of_runs(&runs()).unwrap());
-            alarms += usize::from(Ratio::of(&a, &b).verdict(true) != "no difference");
+            alarms += usize::from(Ratio::of(&a, &b).verdict(true, true) != "no difference");
         }
         assert!((40..=120).contains(&alarms), "{alarms} of 2000, 100 are expected");
     }

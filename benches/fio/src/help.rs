@@ -98,6 +98,9 @@ pub(crate) fn of_options(name: &str, engines: Engines<'_>) -> Result<String, Str
         });
         return Ok(out);
     }
+    if name == "markdown" {
+        return Ok(markdown());
+    }
     if let Some(option) = table::find(name) {
         let rows = [
             (option.name, option.help),
@@ -123,6 +126,18 @@ pub(crate) fn of_options(name: &str, engines: Engines<'_>) -> Result<String, Str
         Some(because) => Err(format!("fio's option `{name}` is not supported: {because}")),
         None => Err(format!("--cmdhelp: unknown option `{name}`")),
     }
+}
+
+/// The table of options in `docs/benchmarking.md`.
+fn markdown() -> String {
+    let mut out = String::from("| option | takes | default | |\n| --- | --- | --- | --- |\n");
+    for option in OPTIONS {
+        let names: Vec<String> =
+            std::iter::once(&option.name).chain(option.aliases).map(|name| format!("`{name}`")).collect();
+        let takes = option.takes.replace('|', "\\|");
+        let _ = writeln!(out, "| {} | {takes} | {} | {} |", names.join(", "), option.default, option.help);
+    }
+    out
 }
 
 /// `--enghelp`, `--enghelp=ENGINE`.
@@ -169,6 +184,12 @@ mod tests {
         let text = help(&[&IoUring, &Null]);
         assert!(OPTIONS.iter().all(|option| text.contains(&format!("--{}=", option.name))));
         assert!(text.contains("Engines: io_uring, null"));
+    }
+
+    #[test]
+    fn the_documentation_has_the_table_of_options() {
+        let text = include_str!("../../../docs/benchmarking.md");
+        assert!(text.contains(&markdown()), "put the output of --cmdhelp=markdown into docs/benchmarking.md");
     }
 
     #[test]

@@ -10,8 +10,6 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 use serde_json::Value;
 
-use crate::report::quantity;
-
 const COLOURS: [RGBColor; 7] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
@@ -162,31 +160,34 @@ fn draw_percentiles(area: &Area<'_>, lines: &[Line]) -> Result<(), Box<dyn std::
 fn draw_throughput(area: &Area<'_>, lines: &[Line]) -> Result<(), Box<dyn std::error::Error>> {
     let points = || lines.iter().flat_map(|line| &line.throughput);
     let end = points().map(|point| point.0).fold(0.1, f64::max);
-    let high = points().map(|point| point.1).fold(1.0, f64::max) * 1.1;
+    let most = points().map(|point| point.1).fold(1.0, f64::max);
+    // In units of which there are a few, so that the marks are round numbers.
+    let units = [(1.0, "B/s"), (1024.0, "KiB/s"), (1_048_576.0, "MiB/s"), (1_073_741_824.0, "GiB/s")];
+    let (unit_bytes, unit) = units.into_iter().rev().find(|(bytes, _)| most >= *bytes).unwrap_or(units[0]);
     let mut chart = ChartBuilder::on(area)
         .caption("Throughput over time", ("sans-serif", 20).into_font().color(&INK))
         .margin(12)
         .margin_right(28)
         .x_label_area_size(44)
         .y_label_area_size(76)
-        .build_cartesian_2d(0.0..end, 0.0..high)?;
+        .build_cartesian_2d(0.0..end, 0.0..most * 1.1 / unit_bytes)?;
     chart
         .configure_mesh()
         .disable_x_mesh()
         .x_desc("seconds")
-        .y_desc("bandwidth")
+        .y_desc(format!("bandwidth ({unit})"))
         .axis_desc_style(("sans-serif", 14).into_font().color(&INK))
         .label_style(("sans-serif", 13).into_font().color(&INK))
         .axis_style(INK)
         .bold_line_style(GRID)
         .light_line_style(TRANSPARENT)
         .y_labels(6)
-        .y_label_formatter(&|bytes| quantity(*bytes as u64, 4, true, "B/s"))
         .draw()?;
     for (line, colour) in lines.iter().zip(COLOURS.iter().cycle()) {
-        chart.draw_series(LineSeries::new(line.throughput.iter().copied(), colour.stroke_width(2)))?;
+        let points = line.throughput.iter().map(|(seconds, bytes)| (*seconds, bytes / unit_bytes));
+        chart.draw_series(LineSeries::new(points.clone(), colour.stroke_width(2)))?;
         if line.throughput.len() <= 60 {
-            chart.draw_series(line.throughput.iter().map(|point| Circle::new(*point, 3, colour.filled())))?;
+            chart.draw_series(points.map(|point| Circle::new(point, 3, colour.filled())))?;
         }
     }
     Ok(())

@@ -202,7 +202,8 @@ pub(crate) fn cpus(text: &str) -> Result<Vec<usize>> {
     let mut cpus = Vec::new();
     for part in text.split([',', ':']) {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
-        let number = |text: &str| text.trim().parse::<usize>().ok().filter(|cpu| *cpu < 4096);
+        let number =
+            |text: &str| text.trim().parse::<usize>().ok().filter(|cpu| *cpu < rustix::thread::CpuSet::MAX_CPU);
         match (number(first), number(last)) {
             (Some(first), Some(last)) if first <= last => cpus.extend(first..=last),
             _ => return expected(text, "a list of CPUs such as 0,2-3"),

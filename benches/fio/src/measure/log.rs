@@ -57,8 +57,8 @@ impl Log {
 
     fn close(&mut self, direction: usize) {
         let window = self.windows[direction];
-        if window.count > 0 {
-            let value = if self.highest { window.max } else { window.sum / window.count };
+        if let Some(mean) = window.sum.checked_div(window.count) {
+            let value = if self.highest { window.max } else { mean };
             let direction = direction as u8;
             self.rows.push(Row { ms: window.end_ms, value, direction, block_bytes: 0, offset: 0 });
         }
