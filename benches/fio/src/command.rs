@@ -170,12 +170,10 @@ fn measure<'e>(invocation: &Invocation, set: &JobSet<'e>) -> Result<(Vec<CloneRe
     if invocation.formats.contains(&Format::Normal) {
         output(invocation, &normal::opening(set))?;
     }
-    let drawn = match invocation.eta {
-        Eta::Always => true,
-        Eta::Never => false,
-        Eta::Auto => is_watched(),
-    };
-    let mut onlooker = Onlooker { line: Line::new(drawn, invocation.eta_newline), invocation, set, failed: None };
+    let drawn = invocation.eta != Eta::Never && is_watched();
+    // Where nothing can be drawn in place, lines below each other show the same.
+    let lines = invocation.eta_newline.or((invocation.eta == Eta::Always && !drawn).then_some(Duration::from_secs(1)));
+    let mut onlooker = Onlooker { line: Line::new(drawn, lines), invocation, set, failed: None };
     let control = Control::listening()?;
     let results = run(&tasks, invocation.status_interval, &control, &mut onlooker)?;
     onlooker.line.clear();

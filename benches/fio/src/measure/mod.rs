@@ -278,6 +278,23 @@ mod tests {
         assert_eq!(latency.bins().map(|bin| bin.1).sum::<u64>(), 50_000);
     }
 
+    /// Not part of every run: it is a measurement. `cargo test --release -- --ignored --nocapture recording`
+    #[test]
+    #[ignore = "a measurement"]
+    fn recording_costs_less_than_20_ns() {
+        let mut rng = crate::pattern::Rng::new(1);
+        let values: Vec<u64> = (0..4096).map(|_| 50_000 + rng.below(400_000)).collect();
+        let mut latency = Latency::default();
+        let rounds = 5000;
+        let began = std::time::Instant::now();
+        for _ in 0..rounds {
+            values.iter().for_each(|value| latency.record(std::hint::black_box(*value)));
+        }
+        let ns = began.elapsed().as_nanos() as f64 / (rounds * values.len()) as f64;
+        println!("{ns:.1} ns per recorded latency");
+        assert!(ns < 20.0, "{ns}");
+    }
+
     #[test]
     fn steps_are_those_of_fio() {
         let mut depth = Steps::default();

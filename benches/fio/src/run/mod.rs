@@ -18,6 +18,7 @@ use thiserror::Error;
 mod clock;
 mod content;
 mod pace;
+mod read_back;
 mod verifier;
 mod worker;
 
