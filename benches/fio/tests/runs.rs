@@ -311,6 +311,7 @@ fn wrong_usage_is_one_line_and_exit_code_2() {
         ("--compare one.json", "needs two reports"),
         ("--name=a --size=1m --rw=write --readonly", "--readonly was given"),
         ("--name=a --size=1m --bs=2m --ioengine=null", "do not fit"),
+        ("--name=a --size=900t --bsrange=512-4k --rw=randread --ioengine=null", "give norandommap"),
         ("-x", "unknown option `-x`"),
         ("", "no job"),
     ] {
