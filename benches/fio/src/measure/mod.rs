@@ -149,7 +149,8 @@ impl Steps {
     /// Shares in percent.
     pub(crate) fn percent(&self) -> [f64; 7] {
         let whole: u64 = self.0.iter().sum();
-        self.0.map(|count| if whole == 0 { 0.0 } else { count as f64 * 100.0 / whole as f64 })
+        // What occurred is at least 0.1, as in fio: 0.0 is for what did not.
+        self.0.map(|count| if count == 0 { 0.0 } else { (count as f64 * 100.0 / whole as f64).max(0.1) })
     }
 }
 
