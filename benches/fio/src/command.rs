@@ -19,7 +19,7 @@ use crate::files::{FileError, Permissions, is_watched};
 use crate::job::value::time_us;
 use crate::job::{JobError, JobSet, JobSetBuilder, Place, Section, Setting, Surroundings, include_from_files, table};
 use crate::report::{json, live::Line, normal, terse};
-use crate::run::{CloneResult, Control, Progress, RunError, RunOptions, Watcher, run};
+use crate::run::{CloneResult, Control, Progress, RunError, Watcher, prepare, run};
 use crate::{compare, help, sweep};
 
 /// What the command was asked for and could not do.
@@ -165,22 +165,17 @@ fn measure<'e>(invocation: &Invocation, set: &JobSet<'e>) -> Result<(Vec<CloneRe
     {
         return Err(CommandError::Refused(format!("job `{}` writes, and --readonly was given", job.name)));
     }
+    let tasks = prepare(set, &Permissions { destructive: invocation.destructive.clone() })?;
     set.jobs.iter().flat_map(|job| &job.notes).for_each(|note| eprintln!("note: {note}"));
     if invocation.formats.contains(&Format::Normal) {
         output(invocation, &normal::opening(set))?;
     }
-    let drawn = match invocation.eta {
-        Eta::Always => true,
-        Eta::Never => false,
-        Eta::Auto => is_watched(),
-    };
-    let mut onlooker = Onlooker { line: Line::new(drawn, invocation.eta_newline), invocation, set, failed: None };
-    let options = RunOptions {
-        permissions: Permissions { destructive: invocation.destructive.clone() },
-        status_interval: invocation.status_interval,
-    };
+    let drawn = invocation.eta != Eta::Never && is_watched();
+    // Where nothing can be drawn in place, lines below each other show the same.
+    let lines = invocation.eta_newline.or((invocation.eta == Eta::Always && !drawn).then_some(Duration::from_secs(1)));
+    let mut onlooker = Onlooker { line: Line::new(drawn, lines), invocation, set, failed: None };
     let control = Control::listening()?;
-    let results = run(set, &options, &control, &mut onlooker)?;
+    let results = run(&tasks, invocation.status_interval, &control, &mut onlooker)?;
     onlooker.line.clear();
     if let Some(error) = onlooker.failed {
         return Err(error);

@@ -15,8 +15,11 @@ use thiserror::Error;
 
 use crate::engine::{EngineContext, EngineFile};
 use crate::guard;
-use crate::job::{Fallocate, Job, SyncWrites, value::Extent};
+use crate::job::{BlockSizes, Fallocate, Job, SyncWrites, value::Extent};
 use crate::pattern::{Region, Rng};
+
+/// Bits of a random map for blocks of several sizes: 2 GiB of memory per clone.
+const MAPPED_BLOCKS_MAX: u64 = 1 << 34;
 
 /// Why the files of a job can't be used.
 #[derive(Debug, Error)]
@@ -162,6 +165,11 @@ fn region(job: &Job<'_>, clone: u32, whole: u64, wanted: u64) -> Result<Region, 
         (Some(Extent::Bytes(size)), Some(file)) => size.min(file.saturating_sub(start)),
         _ => whole.saturating_sub(start),
     };
+    let one_size = sizes().all(|sizes| matches!(sizes, BlockSizes::Fixed(_)));
+    if options.direction.random && !options.no_random_map && !one_size && bytes / least > MAPPED_BLOCKS_MAX {
+        let what = format!("the random map would have {} bits; give norandommap or larger blocks", bytes / least);
+        return Err(FileError::Usage { job: job.name.clone(), what });
+    }
     if bytes < largest {
         let what = format!("blocks of {largest} bytes do not fit into the {bytes} bytes from offset {start} on");
         return Err(FileError::Usage { job: job.name.clone(), what });

@@ -160,15 +160,21 @@ pub(crate) fn of_engines(name: Option<&str>, engines: Engines<'_>) -> Result<Str
     Ok(out)
 }
 
+/// A value as a POSIX shell takes it for one word.
+fn quoted(value: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:,%=+@".contains(c);
+    if value.chars().all(plain) { value.to_string() } else { format!("'{}'", value.replace('\'', "'\\''")) }
+}
+
 /// The jobs as a command line, each with what it said itself behind what is global.
 pub(crate) fn as_command_line(set: &JobSet<'_>) -> String {
     let words = |given: &[(String, String)]| -> String {
         let others = given.iter().filter(|(name, _)| name != "name");
-        others.map(|(name, value)| format!(" --{name}={value}")).collect()
+        others.map(|(name, value)| format!(" --{name}={}", quoted(value))).collect()
     };
     let mut out = format!("{}{}", program(), words(&set.global));
     for job in &set.jobs {
-        let _ = write!(out, " --name={}{}", job.name, words(&job.options.given));
+        let _ = write!(out, " --name={}{}", quoted(&job.name), words(&job.options.given));
     }
     out.push('\n');
     out
@@ -190,6 +196,15 @@ mod tests {
     fn the_documentation_has_the_table_of_options() {
         let text = include_str!("../../../docs/benchmarking.md");
         assert!(text.contains(&markdown()), "put the output of --cmdhelp=markdown into docs/benchmarking.md");
+    }
+
+    #[test]
+    fn a_command_line_survives_the_shell() {
+        assert_eq!(quoted("4k-16k"), "4k-16k");
+        assert_eq!(quoted("it's (4*1k)"), "'it'\\''s (4*1k)'");
+        let set = crate::job::parse_job_file("[a b]\nioengine=null\nsize=1m\ndescription=two words\n", &[&Null]);
+        let line = as_command_line(&set.unwrap_or_else(|error| panic!("{error}")));
+        assert!(line.ends_with(" --name='a b' --ioengine=null --size=1m --description='two words'\n"), "{line}");
     }
 
     #[test]

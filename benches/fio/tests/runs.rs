@@ -47,6 +47,20 @@ fn files_are_laid_out_and_every_block_is_read_once() {
     assert_eq!(bins.values().filter_map(Value::as_u64).sum::<u64>(), 1024);
 }
 
+/// fio's own tool for histograms, where it is installed.
+#[test]
+fn fios_tool_for_histograms_reads_our_json_plus() {
+    let folder = tempfile::tempdir().unwrap();
+    run(folder.path(), "--name=a --ioengine=null --size=4m --bs=4k --rw=randread");
+    let tool =
+        std::process::Command::new("fio_jsonplus_clat2csv").args(["out.json", "out.csv"]).current_dir(&folder).output();
+    let Ok(output) = tool else { return };
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = fs::read_to_string(folder.path().join("out_job0.csv")).unwrap();
+    let last: Vec<&str> = text.lines().last().unwrap().split(", ").collect();
+    assert_eq!((last[5], last[6]), ("1024", "1.0"), "all completions are in the last cumulative count");
+}
+
 #[test]
 fn clones_of_a_group_are_reported_together_and_walls_hold() {
     let folder = tempfile::tempdir().unwrap();
@@ -297,6 +311,7 @@ fn wrong_usage_is_one_line_and_exit_code_2() {
         ("--compare one.json", "needs two reports"),
         ("--name=a --size=1m --rw=write --readonly", "--readonly was given"),
         ("--name=a --size=1m --bs=2m --ioengine=null", "do not fit"),
+        ("--name=a --size=900t --bsrange=512-4k --rw=randread --ioengine=null", "give norandommap"),
         ("-x", "unknown option `-x`"),
         ("", "no job"),
     ] {

@@ -62,11 +62,16 @@ impl<'e> Job<'e> {
 
     pub(crate) fn check(
         name: &str,
-        options: JobOptions,
+        mut options: JobOptions,
         engines: Engines<'e>,
         (group, wave): (usize, usize),
     ) -> Result<Job<'e>, JobError> {
         let name = options.name.clone().unwrap_or_else(|| name.to_string());
+        for log in [&mut options.latency_log, &mut options.bandwidth_log, &mut options.iops_log].into_iter().flatten() {
+            if log.is_empty() {
+                log.clone_from(&name);
+            }
+        }
         let wrong = |what: String| Err(JobError::Contradiction { job: name.clone(), what });
         let served = SERVED_BY_IO_URING.iter().find(|(alias, _)| *alias == options.engine);
         let wanted = served.map_or(options.engine.as_str(), |_| "io_uring");
@@ -91,7 +96,10 @@ impl<'e> Job<'e> {
             depth = 1;
         }
         let default = BlockSizes::Fixed(4096);
-        let blocks = options.blocks.clone().map(|sizes| sizes.unwrap_or(default.clone()));
+        let blocks = options.blocks.clone().map(|sizes| match sizes {
+            Some(BlockSizes::Range { min, max }) if min == max => BlockSizes::Fixed(min),
+            sizes => sizes.unwrap_or(default.clone()),
+        });
         let used = [options.direction.read, options.direction.write];
         let used_sizes = || blocks.iter().zip(used).filter(|(_, used)| *used).map(|(sizes, _)| sizes);
 

@@ -34,7 +34,6 @@ pub(crate) const NOT_SUPPORTED: &[(&str, &str)] = &[
     ("softrandommap", "the random map needs little memory and is always there; norandommap switches it off"),
     ("ignore_error", "continue_on_error says which directions survive errors"),
     ("serialize_overlap", "with the random map (the default) ops never overlap"),
-    ("io_submit_mode", "each job submits from its own thread; a rated job counts latency from the intended start"),
     ("fill_device", "give a size"),
     ("fill_fs", "give a size"),
     ("file_append", "offset says where I/O starts"),

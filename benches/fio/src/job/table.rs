@@ -138,6 +138,7 @@ pub const OPTIONS: &[OptionSpec] = options! {
         "iodepth_batch_complete_min" | "iodepth_batch_complete", INT, "1", "Completions waited for at once", |o, v| { o.batch_complete_min = integer(v)?; Ok(()) };
         "iodepth_batch_complete_max", INT, "min", "Completions taken at once", |o, v| { o.batch_complete_max = Some(integer(v)?); Ok(()) };
         "iodepth_low", INT, "iodepth", "Depth to fall to before it is filled again", |o, v| { o.depth_low = Some(integer(v)?); Ok(()) };
+        "io_submit_mode", "inline", "inline", "A job submits from its own thread", |_, v| submit_mode(v);
         "direct", SWITCH, "0", "O_DIRECT: no page cache", |o, v| { o.direct = boolean(v)?; Ok(()) };
         "buffered", SWITCH, "1", "Through the page cache: the opposite of direct", |o, v| { o.direct = !boolean(v)?; Ok(()) };
         "sync", "none|sync|dsync", "none", "O_SYNC or O_DSYNC for writes", |o, v| { o.sync = one_of(v, SYNC)?; Ok(()) };
@@ -163,9 +164,9 @@ pub const OPTIONS: &[OptionSpec] = options! {
         "percentile_list", "float:float...", "1:5:10:...:99.99", "Which percentiles", |o, v| { o.percentiles = percentiles(v)?; Ok(()) };
         "significant_figures", INT, "4", "Figures of numbers with a unit", |o, v| { o.significant_figures = at_least(v, 1, 10)? as usize; Ok(()) };
         "bwavgtime" | "iopsavgtime", "msec", "500", "Length of the samples of bandwidth and IOPS", |o, v| { o.sample_ms = at_least(v, 1, 1 << 40)?; Ok(()) };
-        "write_lat_log", TEXT, "", "Log of latencies: NAME_lat.1.log, NAME_clat.1.log, NAME_slat.1.log", |o, v| text(&mut o.latency_log, v);
-        "write_bw_log", TEXT, "", "Log of bandwidth: NAME_bw.1.log", |o, v| text(&mut o.bandwidth_log, v);
-        "write_iops_log", TEXT, "", "Log of IOPS: NAME_iops.1.log", |o, v| text(&mut o.iops_log, v);
+        "write_lat_log", TEXT, "", "Log of latencies: NAME_lat.1.log, NAME_clat.1.log, NAME_slat.1.log; no NAME is the job's", |o, v| { o.latency_log = Some(v.into()); Ok(()) };
+        "write_bw_log", TEXT, "", "Log of bandwidth: NAME_bw.1.log", |o, v| { o.bandwidth_log = Some(v.into()); Ok(()) };
+        "write_iops_log", TEXT, "", "Log of IOPS: NAME_iops.1.log", |o, v| { o.iops_log = Some(v.into()); Ok(()) };
         "log_avg_msec", "msec", "0", "Log averages over this time; 0 logs each op", |o, v| { o.log_average_ms = integer(v)?; Ok(()) };
         "log_max_value", SWITCH, "0", "Log the highest instead of the average", |o, v| { o.log_max = boolean(v)?; Ok(()) };
         "log_offset", SWITCH, "0", "Log the offset of each op", |o, v| { o.log_offset = boolean(v)?; Ok(()) };
@@ -276,6 +277,16 @@ fn verify(text: &str) -> Result<Option<Checksum>> {
             Err(ValueError::NotServed(format!("verify={text} is not supported; use crc32c or xxhash")))
         }
         _ => expected(text, "one of crc32c, xxhash, 0"),
+    }
+}
+
+fn submit_mode(text: &str) -> Result<()> {
+    match text {
+        "inline" => Ok(()),
+        "offload" => Err(ValueError::NotServed(
+            "offload is not supported; a rated job counts latency from the intended start without it".into(),
+        )),
+        _ => expected(text, "inline"),
     }
 }
 

@@ -46,6 +46,32 @@ fn several_globals_mixes_and_walls() {
 }
 
 #[test]
+fn shapes_of_jobs_that_people_share() {
+    // Four threads on files of their own, one direction after the other, depth of one.
+    let set = jobs(
+        "; threads\n[global]\ndirect=1\nsize=512m\nbsrange=4k-4k\ntimeout=60\nnumjobs=4\t; clones\n[w]\nrw=write\n[rw]\nstonewall\n\
+         rw=randwrite\n[r]\nstonewall\nrw=read\n",
+    );
+    assert_eq!(set.jobs.iter().map(|job| job.wave).collect::<Vec<_>>(), [0, 1, 2]);
+    assert!(set.jobs.iter().all(|job| job.blocks[0] == BlockSizes::Fixed(4096) && job.options.clones == 4));
+    // Several depths at once, unbuffered by its other name.
+    let set = jobs(
+        "[global]\nioengine=libaio\nbuffered=0\nrw=randread\nbs=128k\nsize=512m\ndirectory=/data\n[a]\niodepth=4\n[b]\niodepth=32\n",
+    );
+    assert!(set.jobs.iter().all(|job| job.options.direct));
+    assert_eq!(set.jobs.iter().map(|job| job.depth).collect::<Vec<_>>(), [4, 32]);
+    // Verification, and a fill with a log and a description.
+    jobs("[v]\nrw=randwrite\nbs=4k\ndirect=1\nioengine=libaio\niodepth=16\nverify=crc32c\nsize=1g\n");
+    let set = jobs(
+        "[global]\nioengine=libaio\ndirect=1\ngroup_reporting\nfilename=/dev/x\n[fill]\ndescription=The fill\nrw=write\n\
+         iodepth=16\nbs=1M\n[steady]\nstonewall\nrw=randwrite\nbs=4K\nnumjobs=4\nwrite_bw_log=log\nwrite_lat_log\n",
+    );
+    assert_eq!(set.jobs[1].options.bandwidth_log.as_deref(), Some("log"));
+    assert_eq!(set.jobs[1].options.latency_log.as_deref(), Some("steady"), "a log without a name has the job's");
+    jobs("[job]\nioengine=null\nrw=randread\nnorandommap\nsize=1280m\nbs=4k\nrandom_distribution=zipf:0.5\n");
+}
+
+#[test]
 fn a_synchronous_engine_keeps_one_op_in_flight_and_says_so() {
     let set = jobs("[a]\niodepth=8\nsize=1m");
     assert_eq!(set.jobs[0].depth, 1);

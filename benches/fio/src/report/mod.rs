@@ -129,7 +129,9 @@ impl Entry<'_, '_> {
             }
         }
         let percent = 100.0 / f64::max(whole, 1.0);
-        ns.iter_mut().chain(&mut us).chain(&mut ms).for_each(|count| *count *= percent);
+        let shares = ns.iter_mut().chain(&mut us).chain(&mut ms).filter(|count| **count > 0.0);
+        // What occurred is at least 0.01, as in fio.
+        shares.for_each(|count| *count = (*count * percent).max(0.01));
         (ns, us, ms)
     }
 

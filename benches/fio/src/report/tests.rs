@@ -9,7 +9,7 @@ use crate::engine::null::Null;
 use crate::files::Permissions;
 use crate::job::parse_job_file;
 use crate::measure::{CLAT, DirectionStats, LAT, SLAT};
-use crate::run::{Control, Progress, RunOptions, Watcher, run};
+use crate::run::{Control, Progress, Watcher, prepare, run};
 
 struct Nobody;
 
@@ -21,8 +21,8 @@ impl Watcher for Nobody {
 /// Results of real runs of the null engine.
 pub(crate) fn results(text: &str) -> Vec<CloneResult<'static>> {
     let set = parse_job_file(text, &[&Null]).unwrap_or_else(|error| panic!("{error}"));
-    let options = RunOptions { permissions: Permissions { destructive: Vec::new() }, status_interval: None };
-    run(&set, &options, &Control::default(), &mut Nobody).unwrap()
+    let tasks = prepare(&set, &Permissions { destructive: Vec::new() }).unwrap();
+    run(&tasks, None, &Control::default(), &mut Nobody).unwrap()
 }
 
 /// The job that fio's reports in `tests/fio-3.33` are of.

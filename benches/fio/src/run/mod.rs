@@ -18,6 +18,7 @@ use thiserror::Error;
 mod clock;
 mod content;
 mod pace;
+mod read_back;
 mod verifier;
 mod worker;
 
@@ -164,13 +165,8 @@ pub(crate) trait Watcher {
     fn status(&mut self, results: &[CloneResult<'_>]);
 }
 
-/// How to run.
-pub(crate) struct RunOptions {
-    pub permissions: Permissions,
-    pub status_interval: Option<Duration>,
-}
-
-struct CloneTask<'e> {
+/// A clone whose files are ready.
+pub(crate) struct CloneTask<'e> {
     job: Job<'e>,
     clone: u32,
     number: usize,
@@ -178,24 +174,29 @@ struct CloneTask<'e> {
     seed: u64,
 }
 
-/// Runs all jobs and gives back one result per clone, in order.
-pub(crate) fn run<'e>(
-    set: &JobSet<'e>,
-    options: &RunOptions,
-    control: &Control,
-    watcher: &mut dyn Watcher,
-) -> Result<Vec<CloneResult<'e>>, RunError> {
+/// Makes the clones of all jobs: guards and lays out their files.
+pub(crate) fn prepare<'e>(set: &JobSet<'e>, permissions: &Permissions) -> Result<Vec<CloneTask<'e>>, RunError> {
     let mut tasks = Vec::new();
     for job in &set.jobs {
         let base = job.options.seed.unwrap_or(if job.options.repeatable { 0x6865_6c69_6f73_7461 } else { entropy() });
         for clone in 0..job.options.clones {
-            let plan = files::prepare(job, clone, &options.permissions)?;
+            let plan = files::prepare(job, clone, permissions)?;
             let number = tasks.len() + 1;
             // Neighbouring seeds are fine: the generators hash them.
             let seed = base.wrapping_add((number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
             tasks.push(CloneTask { job: job.clone(), clone, number, plan, seed });
         }
     }
+    Ok(tasks)
+}
+
+/// Runs all clones and gives back one result for each, in order. A status is shown every `status_interval`.
+pub(crate) fn run<'e>(
+    tasks: &[CloneTask<'e>],
+    status_interval: Option<Duration>,
+    control: &Control,
+    watcher: &mut dyn Watcher,
+) -> Result<Vec<CloneResult<'e>>, RunError> {
     let mut results = Vec::new();
     let last_wave = tasks.last().map_or(0, |task| task.job.wave);
     for wave in 0..=last_wave {
@@ -205,7 +206,7 @@ pub(crate) fn run<'e>(
             continue;
         }
         control.stop.store(false, Ordering::Relaxed);
-        let finished = run_wave(&of_wave, &results, options, control, watcher);
+        let finished = run_wave(&of_wave, &results, status_interval, control, watcher);
         for (task, Finished { stats, logs }) in of_wave.into_iter().zip(finished) {
             if let Some(logs) = logs {
                 logs.write(&task.job.options, task.number).map_err(|(path, cause)| RunError::Log { path, cause })?;
@@ -227,7 +228,7 @@ fn entropy() -> u64 {
 fn run_wave<'e>(
     tasks: &[&CloneTask<'e>],
     before: &[CloneResult<'e>],
-    options: &RunOptions,
+    status_interval: Option<Duration>,
     control: &Control,
     watcher: &mut dyn Watcher,
 ) -> Vec<Finished> {
@@ -241,7 +242,7 @@ fn run_wave<'e>(
             threads.push(Some(scope.spawn(move || run_clone(task, control, shared, start))));
         }
         let began = Instant::now();
-        let mut next_status = options.status_interval.map(|interval| began + interval);
+        let mut next_status = status_interval.map(|interval| began + interval);
         while threads.iter().any(Option::is_some) {
             thread::sleep(Duration::from_millis(if began.elapsed().as_millis() < 500 { 5 } else { 50 }));
             if control.was_interrupted() {
@@ -261,7 +262,7 @@ fn run_wave<'e>(
                 }
             }
             watcher.progress(&progress(tasks, &shared, began));
-            if let (Some(at), Some(interval)) = (next_status, options.status_interval)
+            if let (Some(at), Some(interval)) = (next_status, status_interval)
                 && Instant::now() >= at
             {
                 next_status = Some(at + interval);

@@ -26,14 +26,14 @@ use crate::measure::{CLAT, CpuUsage, DirectionStats, FirstError, JobStats, LAT, 
 use crate::pattern::{OpStream, Planned};
 
 /// Longest wait for a completion.
-const WAIT: Duration = Duration::from_millis(250);
+pub(super) const WAIT: Duration = Duration::from_millis(250);
 /// How long ops in flight are waited for when the job is over.
 const DRAIN_NS: u64 = 30_000_000_000;
 
 /// An op on its way.
 #[derive(Clone, Copy)]
-struct Flight {
-    op: Op,
+pub(super) struct Flight {
+    pub(super) op: Op,
     /// In the schedule; without one, when it was made.
     intended_ns: u64,
     made_ns: u64,
@@ -47,19 +47,19 @@ pub(crate) struct Finished {
 }
 
 pub(crate) struct Worker<'a> {
-    job: &'a Job<'a>,
-    control: &'a Control,
+    pub(super) job: &'a Job<'a>,
+    pub(super) control: &'a Control,
     shared: &'a Shared,
-    engine: Box<dyn Engine>,
+    pub(super) engine: Box<dyn Engine>,
     stream: OpStream,
     pacer: Option<Pacer>,
     content: Content,
-    verifier: Option<Verifier>,
-    slots: Vec<Flight>,
-    free: Vec<u32>,
-    batch: Vec<Op>,
-    completions: Vec<Completion>,
-    in_flight: usize,
+    pub(super) verifier: Option<Verifier>,
+    pub(super) slots: Vec<Flight>,
+    pub(super) free: Vec<u32>,
+    pub(super) batch: Vec<Op>,
+    pub(super) completions: Vec<Completion>,
+    pub(super) in_flight: usize,
     /// Planned but not yet due, with its intended start.
     pending: Option<(Planned, u64)>,
     /// Ops that order writes and are issued alone.
@@ -502,7 +502,7 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    fn fail(&mut self, error: EngineError) {
+    pub(super) fn fail(&mut self, error: EngineError) {
         self.failed = true;
         let code = match &error {
             EngineError::System { cause, .. } | EngineError::Open { cause, .. } => {
@@ -565,59 +565,5 @@ impl<'a> Worker<'a> {
         copy.clone_runtime_ns = copy.runtime_ns;
         copy.cpu = CpuUsage::of_this_thread().since(&self.cpu_before);
         self.shared.publish(copy);
-    }
-
-    /// Reads every block that was written, and checks that it is the last that was written there.
-    fn read_back(&mut self) {
-        let Some(mut verifier) = self.verifier.take() else { return };
-        self.free = (0..self.slots.len() as u32).rev().collect();
-        let written = verifier.written(self.job.blocks[1].max() as u32);
-        let mut next = written.iter();
-        let mut broken = None;
-        while !self.control.was_interrupted() {
-            while let Some(slot) = self.free.pop() {
-                let Some(planned) = next.next() else {
-                    self.free.push(slot);
-                    break;
-                };
-                let op =
-                    Op { kind: OpKind::Read, slot, file: planned.file, length: planned.length, offset: planned.offset };
-                self.slots[slot as usize].op = op;
-                self.batch.push(op);
-            }
-            if self.batch.is_empty() && self.in_flight == 0 {
-                break;
-            }
-            self.completions.clear();
-            let stepped = self.engine.submit(&self.batch).and_then(|taken| {
-                self.in_flight += taken;
-                self.batch.drain(..taken);
-                self.engine.complete(self.in_flight.min(1), self.slots.len(), WAIT, &mut self.completions)
-            });
-            if let Err(error) = stepped {
-                broken = Some(error);
-                break;
-            }
-            for Completion { slot, outcome } in self.completions.drain(..) {
-                self.in_flight -= 1;
-                self.free.push(slot);
-                let op = self.slots[slot as usize].op;
-                let whole = if outcome < 0 {
-                    let reason = self.engine.error_text(outcome);
-                    verifier.found.count(Some(format!("block at offset {}: cannot be read back: {reason}", op.offset)));
-                    false
-                } else {
-                    let bytes = (outcome as usize).min(op.length as usize);
-                    verifier.check(&self.engine.buffer(slot)[..bytes], op.file, op.offset, op.length)
-                };
-                if !whole && self.job.options.verify_fatal {
-                    next = [].iter();
-                }
-            }
-        }
-        self.verifier = Some(verifier);
-        if let Some(error) = broken {
-            self.fail(error);
-        }
     }
 }
