@@ -190,6 +190,11 @@ pub trait EngineKind: Sync {
     fn options(&self) -> &'static [EngineOption] {
         &[]
     }
+    /// Says in one sentence what is wrong with the options of a job, before anything runs: those of the engine, as
+    /// written. That switches (`takes: "0|1"`) are 0 or 1 has been checked.
+    fn check(&self, _options: &[(String, String)]) -> Result<(), String> {
+        Ok(())
+    }
     /// Opens one for a clone of a job, on the thread that will use it.
     fn open(&self, context: &EngineContext) -> Result<Box<dyn Engine>, EngineError>;
 }

@@ -12,6 +12,7 @@
 
 use super::error::JobError;
 use super::options::{BlockSizes, Distribution, JobOptions};
+use super::value;
 use crate::engine::{EngineKind, Engines};
 use crate::verify;
 
@@ -84,6 +85,14 @@ impl<'e> Job<'e> {
             options.of_engine.iter().find(|(option, _)| !engine.options().iter().any(|known| known.name == option))
         {
             return Err(JobError::NotOfEngine { job: name, name: option.clone(), engine: wanted.to_string() });
+        }
+        let is_switch = |name: &str| engine.options().iter().any(|known| known.name == name && known.takes == "0|1");
+        let odd = options.of_engine.iter().find(|(name, value)| is_switch(name) && value::boolean(value).is_err());
+        if let Some((option, value)) = odd {
+            return wrong(format!("{option}: `{value}` is not 0 or 1"));
+        }
+        if let Err(what) = engine.check(&options.of_engine) {
+            return wrong(what);
         }
         let facts = engine.facts();
         let mut notes = Vec::new();

@@ -105,6 +105,7 @@ fn contradictions_are_one_clear_line() {
         ("verify=crc32c\nrw=randrw", "a mix is not supported"),
         ("verify=crc32c\nrw=write\nbsrange=4k-8k", "blocks of one size"),
         ("verify=crc32c\nrw=write\nioengine=null", "an engine that stores"),
+        ("fixedbufs=maybe", "fixedbufs: `maybe` is not 0 or 1"),
         ("bs=0", "at least 1"),
         ("iodepth=0", "from 1 to"),
         ("runtime=", "`` is not time"),
