@@ -108,7 +108,7 @@ async fn point_reads_follow_the_jobs_distribution_and_loads_can_be_given_up() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cell_that_dies_is_errors_in_the_report() {
-    let mut cell = Cell::start(2);
+    let cell = Cell::start(2);
     loaded(&cell).await;
     let connect = format!("--connect={}", cell.url);
     let words =

@@ -15,11 +15,11 @@ use heliostat_fio::engine::{Engines, null::Null, uring::IoUring};
 pub const ENGINES: Engines<'static> = &[
     &IoUring,
     &glommio::Glommio,
-    &unbuilt::NvmeCommand,
+    &unbuilt::NVME_CMD,
     &verbs::Verbs,
     &hidb::scan::HidbScan,
     &hidb::point::HidbPoint,
     &hidb::load::HidbLoad,
-    &unbuilt::HidbSearch,
+    &unbuilt::HIDB_SEARCH,
     &Null,
 ];

@@ -2,47 +2,45 @@
 
 use heliostat_fio::engine::{Engine, EngineContext, EngineError, EngineFacts, EngineKind};
 
-/// `nvme_cmd`: NVMe passthrough, which comes with the scan engine's device path.
-pub struct NvmeCommand;
+/// An engine that is not built yet.
+pub struct Unbuilt {
+    name: &'static str,
+    help: &'static str,
+    why: &'static str,
+}
 
-impl EngineKind for NvmeCommand {
+/// NVMe passthrough, which comes with the scan engine's device path.
+pub const NVME_CMD: Unbuilt = Unbuilt {
+    name: "nvme_cmd",
+    help: "NVMe passthrough (not built yet: comes with the scan engine)",
+    why: "nvme_cmd is not built yet: it comes with the scan engine's NVMe passthrough; use io_uring or glommio",
+};
+
+/// Nearest neighbours, which come with vector search.
+pub const HIDB_SEARCH: Unbuilt = Unbuilt {
+    name: "hidb-search",
+    help: "Nearest neighbours from a cell (not built yet: comes with vector search)",
+    why: "hidb-search is not built yet: it comes with vector search in the cell",
+};
+
+impl EngineKind for Unbuilt {
     fn name(&self) -> &'static str {
-        "nvme_cmd"
+        self.name
     }
 
     fn help(&self) -> &'static str {
-        "NVMe passthrough (not built yet: comes with the scan engine)"
+        self.help
     }
 
     fn facts(&self) -> EngineFacts {
         EngineFacts { uses_files: false, stores: false, writes: false, one_at_a_time: false, survives_errors: false }
     }
 
-    fn open(&self, context: &EngineContext) -> Result<Box<dyn Engine>, EngineError> {
-        let text =
-            "nvme_cmd is not built yet: it comes with the scan engine's NVMe passthrough; use io_uring or glommio";
-        Err(EngineError::Other(format!("job {}: {text}", context.job)))
-    }
-}
-
-/// `hidb-search`: nearest neighbours, which come with vector search.
-pub struct HidbSearch;
-
-impl EngineKind for HidbSearch {
-    fn name(&self) -> &'static str {
-        "hidb-search"
+    fn check(&self, _options: &[(String, String)]) -> Result<(), String> {
+        Err(self.why.into())
     }
 
-    fn help(&self) -> &'static str {
-        "Nearest neighbours from a cell (not built yet: comes with vector search)"
-    }
-
-    fn facts(&self) -> EngineFacts {
-        EngineFacts { uses_files: false, stores: false, writes: false, one_at_a_time: false, survives_errors: true }
-    }
-
-    fn open(&self, context: &EngineContext) -> Result<Box<dyn Engine>, EngineError> {
-        let text = "hidb-search is not built yet: it comes with vector search in the cell";
-        Err(EngineError::Other(format!("job {}: {text}", context.job)))
+    fn open(&self, _context: &EngineContext) -> Result<Box<dyn Engine>, EngineError> {
+        Err(EngineError::Other(self.why.into()))
     }
 }

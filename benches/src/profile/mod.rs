@@ -91,19 +91,19 @@ struct Profile {
     arguments: Arguments,
     scratch: tempfile::TempDir,
     sections: Vec<(&'static str, Vec<Line>)>,
-    left_out: Vec<String>,
+    notes: Vec<String>,
 }
 
 /// Runs the profile that the command line of this process asks for.
 pub fn run() -> Result<()> {
     let arguments = Arguments::parse();
     let output = arguments.output.clone();
-    let mut profile = Profile { arguments, scratch: tempfile::tempdir()?, sections: Vec::new(), left_out: Vec::new() };
+    let mut profile = Profile { arguments, scratch: tempfile::tempdir()?, sections: Vec::new(), notes: Vec::new() };
     profile.measuring();
     profile.drive();
     profile.fabric();
     profile.cell()?;
-    profile.left_out.push("search: nearest neighbours are not built yet".into());
+    profile.notes.push("search: nearest neighbours are not built yet".into());
     let report = profile.report();
     match output {
         Some(path) => std::fs::write(&path, report).with_context(|| format!("writing {}", path.display())),
@@ -132,7 +132,7 @@ impl Profile {
 
     fn drive(&mut self) {
         let Some(path) = self.arguments.filename.clone() else {
-            return self.left_out.push("drive: no --filename".into());
+            return self.notes.push("drive: no --filename".into());
         };
         let made = !path.exists();
         let place = format!("--filename={}", path.display());
@@ -185,7 +185,7 @@ impl Profile {
 
     fn cell(&mut self) -> Result<()> {
         let Some(connect) = self.arguments.connect.clone() else {
-            self.left_out.push("cell: no --connect".into());
+            self.notes.push("cell: no --connect".into());
             return Ok(());
         };
         let runtime = tokio::runtime::Runtime::new()?;
@@ -198,7 +198,7 @@ impl Profile {
         let started = Instant::now();
         let rows = runtime.block_on(load(&client, &self.arguments.table, scale))?;
         let rows_per_second = rows as f64 / started.elapsed().as_secs_f64();
-        self.left_out.push(format!(
+        self.notes.push(format!(
             "the table had {rows} rows, loaded at {rows_per_second:.0} rows/s (generating them included)"
         ));
         self.questions(&connect, (1_500_000.0 * scale * 4.0) as u64);
@@ -291,7 +291,7 @@ impl Profile {
             text.push_str("```\n");
         }
         text.push_str("\n## Notes\n\n");
-        for note in &self.left_out {
+        for note in &self.notes {
             let _ = writeln!(text, "- {note}");
         }
         text

@@ -19,7 +19,7 @@ use heliostat_fio::engine::{
 };
 use hidb::{Error, ErrorCode};
 
-use super::{client_options, connect, parsed, table, wrong};
+use super::{Options, client_options, connect, of_job};
 use crate::engines::tasks::Tasks;
 
 /// Bytes of batches that are kept to be sent again and again.
@@ -56,45 +56,60 @@ impl EngineKind for HidbLoad {
         ]
     }
 
+    fn check(&self, options: &[(String, String)]) -> Result<(), String> {
+        let options = Options(options);
+        options.connection()?;
+        options.table()?;
+        mode(options)?;
+        options.parsed::<f64>("scale")?;
+        match (options.parsed::<TpchTable>("tpch")?, options.get("source")) {
+            (Some(_), None) | (None, Some(_)) => Ok(()),
+            _ => Err("hidb-load takes its rows from tpch= or from source=: give one of them".into()),
+        }
+    }
+
     fn open(&self, context: &EngineContext) -> Result<Box<dyn Engine>, EngineError> {
         if context.reads {
-            return Err(wrong(context, "hidb-load only writes: say rw=write"));
+            return Err(of_job(context)("hidb-load only writes: say rw=write"));
         }
-        let mode = match context.option("mode").unwrap_or("create") {
-            "create" => LoadMode::Create,
-            "append" => LoadMode::Append,
-            "replace" => LoadMode::Replace,
-            other => return Err(wrong(context, format_args!("mode={other}: create, append or replace"))),
+        let options = Options(&context.options);
+        let mode = mode(options).map_err(of_job(context))?;
+        let table = options.table().map_err(of_job(context))?;
+        let input = match options.parsed::<TpchTable>("tpch").map_err(of_job(context))? {
+            Some(table) => {
+                let scale = options.parsed("scale").map_err(of_job(context))?.unwrap_or(0.1);
+                Input::tpch(table, scale, InputOptions::default())
+            }
+            None => {
+                let file = options.get("source").map(PathBuf::from);
+                Input::open(&file.into_iter().collect::<Vec<_>>(), InputOptions::default())
+            }
         };
-        let input = input(context)?;
+        let input = input.map_err(of_job(context))?;
         let schema = input.schema().clone();
         let batches = rows(context, input)?;
         let tasks = Tasks::new()?;
         let client = connect(context, &tasks)?;
-        let writer = tasks.run(client.load(table(context)?, &schema, mode))?;
+        let writer = tasks.run(client.load(table, &schema, mode))?;
         let writer = Rc::new(RefCell::new(Some(writer)));
         Ok(Box::new(LoadEngine { tasks, writer, batches, next: 0, commits: context.is_on("commit") }))
     }
 }
 
-fn input(context: &EngineContext) -> Result<Input, EngineError> {
-    let opened = match (context.option("tpch"), context.option("source")) {
-        (Some(name), None) => {
-            let table: TpchTable =
-                name.parse().map_err(|error| wrong(context, format_args!("tpch={name}: {error}")))?;
-            Input::tpch(table, parsed(context, "scale")?.unwrap_or(0.1), InputOptions::default())
-        }
-        (None, Some(file)) => Input::open(&[PathBuf::from(file)], InputOptions::default()),
-        _ => return Err(wrong(context, "hidb-load takes its rows from tpch= or from source=: give one of them")),
-    };
-    opened.map_err(|error| wrong(context, error))
+fn mode(options: Options<'_>) -> Result<LoadMode, String> {
+    match options.get("mode").unwrap_or("create") {
+        "create" => Ok(LoadMode::Create),
+        "append" => Ok(LoadMode::Append),
+        "replace" => Ok(LoadMode::Replace),
+        other => Err(format!("mode={other}: create, append or replace")),
+    }
 }
 
 /// The first batches of the input.
 fn rows(context: &EngineContext, input: Input) -> Result<Vec<RecordBatch>, EngineError> {
     let (mut batches, mut bytes) = (Vec::new(), 0);
-    for batch in input.batches().map_err(|error| wrong(context, error))? {
-        let batch = batch.map_err(|error| wrong(context, error))?.rows;
+    for batch in input.batches().map_err(of_job(context))? {
+        let batch = batch.map_err(of_job(context))?.rows;
         bytes += batch.get_array_memory_size();
         batches.push(batch);
         if bytes >= ROWS_BYTES_MAX {
@@ -102,7 +117,7 @@ fn rows(context: &EngineContext, input: Input) -> Result<Vec<RecordBatch>, Engin
         }
     }
     match batches.is_empty() {
-        true => Err(wrong(context, "the input has no rows")),
+        true => Err(of_job(context)("the input has no rows")),
         false => Ok(batches),
     }
 }

@@ -12,7 +12,9 @@ pub mod point;
 pub mod scan;
 mod template;
 
+use std::fmt::Display;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use heliostat_client::{Client, ConnectOptions, Credentials};
@@ -62,50 +64,60 @@ use client_options;
 const QUESTIONS: EngineFacts =
     EngineFacts { uses_files: false, stores: false, writes: false, one_at_a_time: false, survives_errors: true };
 
-fn wrong(context: &EngineContext, what: impl std::fmt::Display) -> EngineError {
-    EngineError::Other(format!("job {}: {what}", context.job))
+/// The options of a job that is about a table.
+#[derive(Clone, Copy)]
+struct Options<'o>(&'o [(String, String)]);
+
+impl<'o> Options<'o> {
+    fn get(self, name: &str) -> Option<&'o str> {
+        self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
+    /// An option's value, where it is given.
+    fn parsed<T: FromStr<Err: Display>>(self, name: &str) -> Result<Option<T>, String> {
+        let Some(text) = self.get(name) else { return Ok(None) };
+        text.parse().map(Some).map_err(|error| format!("{name}={text}: {error}"))
+    }
+
+    /// The table that it is about.
+    fn table(self) -> Result<&'o str, String> {
+        self.get("table").ok_or_else(|| "table= is missing: which table is it about?".into())
+    }
+
+    /// What the connection is made with, but for credentials and address, which need files.
+    fn connection(self) -> Result<ConnectOptions, String> {
+        let defaults = ConnectOptions::default();
+        let timeout = Duration::from_millis(self.parsed("timeout")?.unwrap_or(30_000));
+        Ok(ConnectOptions {
+            transport: self.parsed("transport")?.unwrap_or(defaults.transport),
+            checksum: self.parsed("rdma_checksum")?.unwrap_or(defaults.checksum),
+            integrity: self.parsed("rdma_integrity")?.unwrap_or(defaults.integrity),
+            ring_slots: self.parsed("ring_slots")?.unwrap_or(defaults.ring_slots),
+            timeout: Some(timeout),
+            connect_timeout: timeout.min(defaults.connect_timeout),
+            retry_for: Duration::ZERO,
+            name: concat!("heliostat-bench ", env!("CARGO_PKG_VERSION")).into(),
+            ..ConnectOptions::default()
+        })
+    }
 }
 
-/// An option's value, where it is not its default.
-fn parsed<T: std::str::FromStr<Err: std::fmt::Display>>(
-    context: &EngineContext,
-    name: &str,
-) -> Result<Option<T>, EngineError> {
-    let Some(text) = context.option(name) else { return Ok(None) };
-    text.parse().map(Some).map_err(|error| wrong(context, format_args!("{name}={text}: {error}")))
-}
-
-/// The table that a job is about.
-fn table(context: &EngineContext) -> Result<&str, EngineError> {
-    context.option("table").ok_or_else(|| wrong(context, "table= is missing: which table is it about?"))
+/// For `map_err`: an error with the job's name.
+fn of_job<E: Display>(context: &EngineContext) -> impl Fn(E) -> EngineError {
+    move |what| EngineError::Other(format!("job {}: {what}", context.job))
 }
 
 /// Connects, and makes sure that the cell answers before the clock of the job starts.
 fn connect(context: &EngineContext, tasks: &Tasks) -> Result<Client, EngineError> {
-    let defaults = ConnectOptions::default();
-    let file = context.option("credentials").map(PathBuf::from);
-    let credentials = Credentials::find(file.as_deref()).map_err(|error| wrong(context, error))?;
-    let address = match (context.option("connect"), std::env::var("HELIOSTAT_CONNECT"), &credentials) {
-        (Some(address), ..) => address.to_string(),
-        (None, Ok(address), _) => address,
-        (None, Err(_), Some(profile)) if profile.address().is_some() => {
-            profile.address().map(ToString::to_string).unwrap_or_default()
-        }
-        _ => return Err(wrong(context, "connect= is missing, and no profile says where the cell is")),
-    };
-    let timeout = Duration::from_millis(parsed(context, "timeout")?.unwrap_or(30_000));
-    let options = ConnectOptions {
-        credentials,
-        transport: parsed(context, "transport")?.unwrap_or(defaults.transport),
-        checksum: parsed(context, "rdma_checksum")?.unwrap_or(defaults.checksum),
-        integrity: parsed(context, "rdma_integrity")?.unwrap_or(defaults.integrity),
-        ring_slots: parsed(context, "ring_slots")?.unwrap_or(defaults.ring_slots),
-        timeout: Some(timeout),
-        connect_timeout: timeout.min(defaults.connect_timeout),
-        retry_for: Duration::ZERO,
-        name: concat!("heliostat-bench ", env!("CARGO_PKG_VERSION")).into(),
-        ..ConnectOptions::default()
-    };
+    let options = Options(&context.options);
+    let file = options.get("credentials").map(PathBuf::from);
+    let credentials = Credentials::find(file.as_deref()).map_err(of_job(context))?;
+    let known = credentials.as_ref().and_then(|profile| profile.address()).map(ToString::to_string);
+    let address =
+        options.get("connect").map(String::from).or_else(|| std::env::var("HELIOSTAT_CONNECT").ok()).or(known);
+    let missing = "connect= is missing, and no profile says where the cell is";
+    let address = address.ok_or(missing).map_err(of_job(context))?;
+    let options = ConnectOptions { credentials, ..options.connection().map_err(of_job(context))? };
     tasks.run(async {
         let client = Client::connect(&address, options).await?;
         client.hello().await?;

@@ -6,12 +6,12 @@ use heliostat_client::{ScanRequest, ScanText, Statement};
 use heliostat_fio::engine::{
     Completion, Engine, EngineContext, EngineError, EngineFacts, EngineKind, EngineOption, Op,
 };
-use hidb::Scalar;
+use hidb::{DataType, Scalar};
 
 use super::answer::Expected;
 use super::scan::{COLUMNS, EXPECT, WHERE, place, predicate, split};
 use super::template::{Template, Values};
-use super::{QUESTIONS, client_options, connect, parsed, table, wrong};
+use super::{Options, QUESTIONS, client_options, connect, of_job};
 use crate::engines::tasks::Tasks;
 
 /// The point read engine.
@@ -34,24 +34,39 @@ impl EngineKind for HidbPoint {
         client_options![WHERE, COLUMNS, EXPECT]
     }
 
+    fn check(&self, options: &[(String, String)]) -> Result<(), String> {
+        let options = Options(options);
+        options.connection()?;
+        options.parsed::<Expected>("answer_digest")?;
+        options.table()?;
+        wanted(options).map(drop)
+    }
+
     fn open(&self, context: &EngineContext) -> Result<Box<dyn Engine>, EngineError> {
-        let missing = || wrong(context, "where= is missing: which rows does a point read read?");
-        let predicate = predicate(context)?.ok_or_else(missing)?;
+        let options = Options(&context.options);
+        let predicate = wanted(options).map_err(of_job(context))?;
         let text = ScanText {
-            table: table(context)?.to_string(),
-            select: context.option("columns").map(split).unwrap_or_default(),
+            table: options.table().map_err(of_job(context))?.to_string(),
+            select: options.get("columns").map(split).unwrap_or_default(),
             filter: Some(predicate.with_parameters()),
             ..ScanText::default()
         };
+        let expected = options.parsed("answer_digest").map_err(of_job(context))?.unwrap_or_default();
         let tasks = Tasks::new()?;
         let client = connect(context, &tasks)?;
         let statement = tasks.run(client.prepare(ScanRequest::text(text)))?;
-        let parameters = statement.parameters().iter();
-        let scales = parameters.map(|parameter| Scale::of(*parameter)).collect::<Option<Vec<_>>>();
-        let scales = scales.ok_or_else(|| wrong(context, "a variable stands where no number can stand"))?;
-        let expected = parsed(context, "answer_digest")?.unwrap_or_default();
+        let scale = |parameter: &DataType| {
+            let wrong = || format!("a variable stands where a {parameter} must stand: they are whole numbers");
+            Scale::of(*parameter).ok_or_else(wrong)
+        };
+        let scales = statement.parameters().iter().map(scale).collect::<Result<_, _>>().map_err(of_job(context))?;
         Ok(Box::new(PointEngine { tasks, statement, predicate, scales, values: Values::new(context.seed), expected }))
     }
+}
+
+/// The predicate of a job, which must have one.
+fn wanted(options: Options<'_>) -> Result<Template, String> {
+    predicate(options)?.ok_or_else(|| "where= is missing: which rows does a point read read?".into())
 }
 
 /// How a whole number becomes a parameter: times a power of ten for decimals, as days for dates.
@@ -64,8 +79,8 @@ enum Scale {
 
 impl Scale {
     /// `None`: the type has no numbers.
-    fn of(data_type: hidb::DataType) -> Option<Scale> {
-        use hidb::DataType::*;
+    fn of(data_type: DataType) -> Option<Scale> {
+        use DataType::*;
         match data_type {
             Int16 | Int32 | Int64 | Date => Some(Scale::Narrow(1)),
             Decimal { precision: ..=18, scale } => Some(Scale::Narrow(10i64.pow(scale.into()))),
@@ -126,8 +141,6 @@ impl Engine for PointEngine {
 
 #[cfg(test)]
 mod tests {
-    use hidb::DataType;
-
     use super::*;
 
     #[test]

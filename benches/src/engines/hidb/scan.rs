@@ -11,7 +11,7 @@ use heliostat_fio::engine::{
 
 use super::answer::Expected;
 use super::template::{Template, Values};
-use super::{QUESTIONS, client_options, connect, parsed, table, wrong};
+use super::{Options, QUESTIONS, client_options, connect, of_job};
 use crate::engines::tasks::Tasks;
 
 /// The scan engine.
@@ -64,30 +64,43 @@ impl EngineKind for HidbScan {
         ]
     }
 
+    fn check(&self, options: &[(String, String)]) -> Result<(), String> {
+        let options = Options(options);
+        options.connection()?;
+        options.parsed::<Expected>("answer_digest")?;
+        predicate(options)?;
+        question(options).map(drop)
+    }
+
     fn open(&self, context: &EngineContext) -> Result<Box<dyn Engine>, EngineError> {
-        let list = |name| context.option(name).map(split).unwrap_or_default();
-        let text = ScanText {
-            table: table(context)?.to_string(),
-            select: list("columns"),
-            aggregates: list("aggregates"),
-            group_by: list("group_by"),
-            order_by: list("order_by"),
-            limit: parsed(context, "limit")?,
-            ..ScanText::default()
-        };
-        let predicate = predicate(context)?;
+        let options = Options(&context.options);
+        let text = question(options).map_err(of_job(context))?;
+        let predicate = predicate(options).map_err(of_job(context))?;
+        let expected = options.parsed("answer_digest").map_err(of_job(context))?.unwrap_or_default();
         let tasks = Tasks::new()?;
         let client = connect(context, &tasks)?;
-        let values = Values::new(context.seed);
-        let bypass_cache = context.is_on("bypass_cache");
-        let expected = parsed(context, "answer_digest")?.unwrap_or_default();
+        let (values, bypass_cache) = (Values::new(context.seed), context.is_on("bypass_cache"));
         Ok(Box::new(ScanEngine { tasks, client, text, predicate, values, bypass_cache, expected }))
     }
 }
 
+/// The question of a job, without its predicate.
+fn question(options: Options<'_>) -> Result<ScanText, String> {
+    let list = |name| options.get(name).map(split).unwrap_or_default();
+    Ok(ScanText {
+        table: options.table()?.to_string(),
+        select: list("columns"),
+        aggregates: list("aggregates"),
+        group_by: list("group_by"),
+        order_by: list("order_by"),
+        limit: options.parsed("limit")?,
+        ..ScanText::default()
+    })
+}
+
 /// The predicate of a job.
-pub(super) fn predicate(context: &EngineContext) -> Result<Option<Template>, EngineError> {
-    context.option("where").map(Template::parse).transpose().map_err(|error| wrong(context, error))
+pub(super) fn predicate(options: Options<'_>) -> Result<Option<Template>, String> {
+    options.get("where").map(Template::parse).transpose()
 }
 
 /// A list of SQL expressions: commas within brackets or quotes are not between items.

@@ -77,6 +77,11 @@ impl EngineKind for Verbs {
         ]
     }
 
+    fn check(&self, options: &[(String, String)]) -> Result<(), String> {
+        let verb = options.iter().find(|(name, _)| name == "verb");
+        verb.map_or(Ok(()), |(_, text)| text.parse::<Verb>().map(drop).map_err(|error| format!("verb={text}: {error}")))
+    }
+
     fn open(&self, context: &EngineContext) -> Result<Box<dyn Engine>, EngineError> {
         let wrong = |what: &dyn std::fmt::Display| EngineError::Other(format!("job {}: {what}", context.job));
         let verb = match context.option("verb") {
