@@ -103,13 +103,14 @@ struct Invocation {
     plot: Option<PathBuf>,
     sweep: Option<sweep::Sweep>,
     compare: Option<(String, String)>,
+    help: bool,
     print: Option<String>,
 }
 
-/// Runs this process's command line and says how it ended.
-pub fn main_with(engines: Engines<'_>) -> ExitCode {
+/// Runs this process's command line and says how it ended. `beside` ends `--help`: what else the program does.
+pub fn main_with(engines: Engines<'_>, beside: &str) -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
-    match run_with(arguments, engines) {
+    match run_beside(arguments, engines, beside) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
         Err(error) => {
@@ -128,7 +129,14 @@ pub(crate) fn program() -> String {
 
 /// Runs a command line without the program's name; whether all jobs went well.
 pub fn run_with(arguments: Vec<OsString>, engines: Engines<'_>) -> Result<bool, CommandError> {
-    let invocation = parse(arguments, engines)?;
+    run_beside(arguments, engines, "")
+}
+
+fn run_beside(arguments: Vec<OsString>, engines: Engines<'_>, beside: &str) -> Result<bool, CommandError> {
+    let mut invocation = parse(arguments, engines)?;
+    if invocation.help {
+        invocation.print = Some(help::help(engines, beside));
+    }
     if let Some(text) = &invocation.print {
         return output(&invocation, text).map(|()| true);
     }
@@ -354,7 +362,7 @@ fn of_command(
         _ => Err(CommandError::Usage(format!("--{name}: `{text}` is not a time above 0"))),
     };
     match name {
-        "help" => invocation.print = Some(help::help(engines)),
+        "help" => invocation.help = true,
         "version" => invocation.print = Some(format!("{}\n", crate::report::VERSION)),
         "cmdhelp" => {
             invocation.print = Some(help::of_options(value.unwrap_or("all"), engines).map_err(CommandError::Usage)?)
