@@ -379,3 +379,16 @@ fn a_file_that_cannot_be_written_is_refused_before_the_run() {
     }
     assert!(began.elapsed() < Duration::from_secs(10));
 }
+
+#[test]
+fn buffers_in_huge_pages_read_the_same_and_are_of_io_uring_only() {
+    let folder = tempfile::tempdir().unwrap();
+    let job = "--directory=DIR --name=a --rw=write --bs=1m --size=8m --iodepth=4 --ioengine=io_uring --verify=crc32c";
+    if fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").is_ok_and(|text| !text.contains("[never]")) {
+        let (fine, report) = run(folder.path(), &format!("{job} --mem=mmaphuge"));
+        assert!(fine);
+        assert_eq!(report["jobs"][0]["write"]["total_ios"], 8);
+    }
+    assert!(refusal("--name=a --size=1m --ioengine=io_uring --mem=shm").0.contains("none of malloc, mmap, mmaphuge"));
+    assert!(refusal("--name=a --size=1m --ioengine=null --mem=mmap").0.contains("not one of ioengine=null"));
+}
