@@ -4,13 +4,15 @@
 //! `benches/against-duckdb` and `benches/transports`; everything else is fio's command line (`heliostat-fio`) with the
 //! engines of [`engines::ENGINES`]. Called by people and scripts only.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use futures::future::try_join_all;
 use heliostat_client::{Checksum, Client, ConnectOptions, Credentials, Integrity, ScanRequest, Transport};
+use heliostat_fio::manual;
 
 mod ask;
 mod engines;
@@ -29,14 +31,17 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Answer JSON lines: reads {"sql": "select ..."} from standard input, runs it on the cell, writes
-    /// {"ms", "rows", "bytes", "stats"} or {"error"}; every batch is received, checked and dropped.
+    /// Answer questions that come as JSON lines.
+    ///
+    /// Reads {"sql": "select ..."} from standard input, runs it on the cell, writes {"ms", "rows", "bytes", "stats"} or
+    /// {"error"}; every batch is received, checked and dropped.
     Ask {
         #[command(flatten)]
         way: Way,
     },
-    /// Times one prepared question again and again, each client one at a time over a session of its own; prints one
-    /// JSON object with microseconds.
+    /// Time one prepared question again and again.
+    ///
+    /// Each client asks one at a time over a session of its own; prints one JSON object with microseconds.
     Point {
         #[command(flatten)]
         way: Way,
@@ -53,8 +58,9 @@ enum Command {
         #[arg(long, default_value_t = 1)]
         clients: u32,
     },
-    /// Times bare round trips between two threads, of as many bytes as a question and its answer take; prints one JSON
-    /// object with microseconds.
+    /// Time bare round trips between two threads.
+    ///
+    /// They are of as many bytes as a question and its answer take; prints one JSON object with microseconds.
     PingPong {
         /// tcp, or an RDMA device by name; soft is soft:127.0.0.1.
         #[arg(long, default_value = "tcp")]
@@ -68,8 +74,10 @@ enum Command {
         #[arg(long, default_value_t = 20_000)]
         count: u32,
     },
-    /// The other end of `--ioengine=verbs` jobs on other machines: serves them one after another and beside each other until
-    /// it is ended. Who can reach the port can use the device: for networks of your own.
+    /// Be the other end of `--ioengine=verbs` jobs on other machines.
+    ///
+    /// Serves them one after another and beside each other until it is ended. Who can reach the port can use the device:
+    /// for networks of your own.
     ServeVerbs {
         /// The RDMA device, as `verbs-check devices` names it.
         #[arg(long, default_value = "soft:127.0.0.1")]
@@ -77,6 +85,13 @@ enum Command {
         /// Where jobs come by.
         #[arg(long, default_value_t = std::net::SocketAddr::from(([127, 0, 0, 1], engines::verbs::PORT)))]
         listen: std::net::SocketAddr,
+    },
+    /// Print the man page: `heliostat-bench man | man -l -`.
+    Man,
+    /// Print what a shell reads to complete the command line.
+    Completions {
+        /// Which shell.
+        shell: manual::Shell,
     },
 }
 
@@ -125,8 +140,21 @@ fn main() -> ExitCode {
     let first = arguments.first().and_then(|word| word.to_str());
     match first.is_some_and(|word| word == "help" || Command::has_subcommand(word)) {
         true => command(),
-        false => heliostat_fio::main_with(engines::ENGINES),
+        false => heliostat_fio::main_with(engines::ENGINES, &beside_fio()),
     }
+}
+
+/// What this program has beside fio's command line, as clap describes it.
+fn description() -> clap::Command {
+    let profile = clap::Arg::new("profile").long("profile").value_name("quick|full").value_parser(["quick", "full"]);
+    let help = "Run the standard set and write a report in Markdown; --profile=quick --help says more";
+    Arguments::command().arg(profile.help(help).hide_possible_values(true))
+}
+
+/// The end of `--help`.
+fn beside_fio() -> String {
+    let commands = description().disable_help_flag(true).disable_version_flag(true).disable_help_subcommand(true);
+    commands.help_template("Also:\n{options}\n\nCommands (COMMAND --help):\n{subcommands}").render_help().to_string()
 }
 
 /// How it ended; an error is said.
@@ -157,6 +185,21 @@ async fn run(command: Command) -> Result<()> {
             println!("ready {}", listener.local_addr()?);
             Ok(engines::verbs::serve(&listener, &device)?)
         }
+        Command::Man => print(&manual::man_page(&manual::describe(description(), engines::ENGINES))?),
+        Command::Completions { shell } => {
+            let script = manual::completions(&manual::describe(description(), engines::ENGINES), shell);
+            print(script.as_bytes())
+        }
         Command::PingPong { transport, wait, sizes, count } => ping_pong::ping_pong(&transport, wait, sizes, count),
+    }
+}
+
+/// Prints to whoever listens; no longer listening is no error.
+fn print(text: &[u8]) -> Result<()> {
+    match std::io::stdout().lock().write_all(text) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(error).context("writing to standard output")
+        }
+        _ => Ok(()),
     }
 }

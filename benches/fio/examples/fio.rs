@@ -5,5 +5,5 @@ use std::process::ExitCode;
 use heliostat_fio::engine::{null::Null, uring::IoUring};
 
 fn main() -> ExitCode {
-    heliostat_fio::main_with(&[&IoUring, &Null])
+    heliostat_fio::main_with(&[&IoUring, &Null], "")
 }

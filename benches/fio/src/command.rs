@@ -15,7 +15,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use thiserror::Error;
 
 use crate::engine::Engines;
-use crate::files::{FileError, Permissions, is_watched};
+use crate::files::{FileError, Permissions, has_folder, is_watched};
 use crate::job::value::time_us;
 use crate::job::{JobError, JobSet, JobSetBuilder, Place, Section, Setting, Surroundings, include_from_files, table};
 use crate::report::{json, live::Line, normal, terse};
@@ -38,13 +38,16 @@ pub enum CommandError {
     #[error("{0}")]
     Refused(String),
     /// A file for a report.
-    #[error("{}: {cause}", path.display())]
+    #[error("cannot write {}: {cause}", path.display())]
     Report {
         /// Which file.
         path: PathBuf,
         /// What happened.
         cause: String,
     },
+    /// Whoever read standard output has read enough. Not worth a word.
+    #[error("nobody reads standard output")]
+    Unread,
 }
 
 impl CommandError {
@@ -53,6 +56,8 @@ impl CommandError {
         match self {
             CommandError::Usage(_) | CommandError::Job(_) | CommandError::Refused(_) => 2,
             CommandError::Run(_) | CommandError::Report { .. } => 1,
+            // What a shell gives for a command that SIGPIPE has ended.
+            CommandError::Unread => 128 + libc::SIGPIPE as u8,
         }
     }
 }
@@ -92,6 +97,8 @@ struct Invocation {
     formats: Vec<Format>,
     output: Option<PathBuf>,
     output_begun: Cell<bool>,
+    /// Nobody reads standard output any more.
+    unread: Cell<bool>,
     eta: Eta,
     eta_newline: Option<Duration>,
     status_interval: Option<Duration>,
@@ -103,17 +110,20 @@ struct Invocation {
     plot: Option<PathBuf>,
     sweep: Option<sweep::Sweep>,
     compare: Option<(String, String)>,
+    help: bool,
     print: Option<String>,
 }
 
-/// Runs this process's command line and says how it ended.
-pub fn main_with(engines: Engines<'_>) -> ExitCode {
+/// Runs this process's command line and says how it ended. `beside` ends `--help`: what else the program does.
+pub fn main_with(engines: Engines<'_>, beside: &str) -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
-    match run_with(arguments, engines) {
+    match run_beside(arguments, engines, beside) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
         Err(error) => {
-            eprintln!("{}: {error}", program());
+            if !matches!(error, CommandError::Unread) {
+                eprintln!("{}: {error}", program());
+            }
             ExitCode::from(error.exit_code())
         }
     }
@@ -128,9 +138,23 @@ pub(crate) fn program() -> String {
 
 /// Runs a command line without the program's name; whether all jobs went well.
 pub fn run_with(arguments: Vec<OsString>, engines: Engines<'_>) -> Result<bool, CommandError> {
-    let invocation = parse(arguments, engines)?;
+    run_beside(arguments, engines, "")
+}
+
+fn run_beside(arguments: Vec<OsString>, engines: Engines<'_>, beside: &str) -> Result<bool, CommandError> {
+    let mut invocation = parse(arguments, engines)?;
+    if invocation.help {
+        invocation.print = Some(help::help(engines, beside));
+    }
+    match execute(&invocation, engines) {
+        Ok(_) if invocation.unread.get() => Err(CommandError::Unread),
+        ended => ended,
+    }
+}
+
+fn execute(invocation: &Invocation, engines: Engines<'_>) -> Result<bool, CommandError> {
     if let Some(text) = &invocation.print {
-        return output(&invocation, text).map(|()| true);
+        return output(invocation, text).map(|()| true);
     }
     if let Some((a, b)) = &invocation.compare {
         let [a, b] = [a, b].map(|list| compare::Side::read(list));
@@ -138,20 +162,23 @@ pub fn run_with(arguments: Vec<OsString>, engines: Engines<'_>) -> Result<bool, 
         if let Some(path) = &invocation.plot {
             draw(path, &[a.newest(), b.newest()])?;
         }
-        return output(&invocation, &compare::report(&a, &b)).map(|()| true);
+        return output(invocation, &compare::report(&a, &b)).map(|()| true);
     }
     let here = Surroundings::of_this_process();
-    if let Some(sweep) = &invocation.sweep {
-        return run_sweep(&invocation, sweep, engines, &here);
+    if !invocation.show && !invocation.parse_only {
+        claim_files(invocation)?;
     }
-    let set = jobs(&invocation, engines, &here, Vec::new())?;
+    if let Some(sweep) = &invocation.sweep {
+        return run_sweep(invocation, sweep, engines, &here);
+    }
+    let set = jobs(invocation, engines, &here, Vec::new())?;
     if invocation.show {
-        return output(&invocation, &help::as_command_line(&set)).map(|()| true);
+        return output(invocation, &help::as_command_line(&set)).map(|()| true);
     }
     if invocation.parse_only {
         return Ok(true);
     }
-    let (results, fine) = measure(&invocation, &set)?;
+    let (results, fine) = measure(invocation, &set)?;
     if let Some(path) = &invocation.plot {
         draw(path, &[json::report(&results, &set.global, false, time_now().as_parts())])?;
     }
@@ -173,12 +200,15 @@ fn measure<'e>(invocation: &Invocation, set: &JobSet<'e>) -> Result<(Vec<CloneRe
     let drawn = invocation.eta != Eta::Never && is_watched();
     // Where nothing can be drawn in place, lines below each other show the same.
     let lines = invocation.eta_newline.or((invocation.eta == Eta::Always && !drawn).then_some(Duration::from_secs(1)));
-    let mut onlooker = Onlooker { line: Line::new(drawn, lines), invocation, set, failed: None };
     let control = Control::listening()?;
+    let mut onlooker = Onlooker { line: Line::new(drawn, lines), invocation, set, control: &control, failed: None };
     let results = run(&tasks, invocation.status_interval, &control, &mut onlooker)?;
     onlooker.line.clear();
     if let Some(error) = onlooker.failed {
         return Err(error);
+    }
+    if invocation.unread.get() && invocation.plot.is_none() {
+        return Err(CommandError::Unread);
     }
     if control.was_interrupted() {
         eprintln!("{}: interrupted; these are the results so far", program());
@@ -192,6 +222,7 @@ struct Onlooker<'a, 'e> {
     line: Line,
     invocation: &'a Invocation,
     set: &'a JobSet<'e>,
+    control: &'a Control,
     failed: Option<CommandError>,
 }
 
@@ -204,6 +235,10 @@ impl Watcher for Onlooker<'_, '_> {
         self.line.clear();
         if let Err(error) = report(self.invocation, self.set, results) {
             self.failed = Some(error);
+        }
+        // Neither a reader that has gone nor a full disk comes back: what is measured now, nobody will see.
+        if self.failed.is_some() || (self.invocation.unread.get() && self.invocation.plot.is_none()) {
+            self.control.end();
         }
     }
 }
@@ -286,7 +321,7 @@ fn parse(arguments: Vec<OsString>, engines: Engines<'_>) -> Result<Invocation, C
         };
         let text = match text.as_str() {
             "-h" => "--help".to_string(),
-            "-v" => "--version".to_string(),
+            "-v" | "-V" => "--version".to_string(),
             _ => text,
         };
         let Some(option) = text.strip_prefix("--").filter(|option| !option.is_empty()) else {
@@ -354,7 +389,7 @@ fn of_command(
         _ => Err(CommandError::Usage(format!("--{name}: `{text}` is not a time above 0"))),
     };
     match name {
-        "help" => invocation.print = Some(help::help(engines)),
+        "help" => invocation.help = true,
         "version" => invocation.print = Some(format!("{}\n", crate::report::VERSION)),
         "cmdhelp" => {
             invocation.print = Some(help::of_options(value.unwrap_or("all"), engines).map_err(CommandError::Usage)?)
@@ -426,11 +461,13 @@ fn output(invocation: &Invocation, text: &str) -> Result<(), CommandError> {
     let Some(path) = &invocation.output else {
         let mut out = io::stdout().lock();
         return match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-            // Whoever reads our output may have read enough.
-            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-                Err(CommandError::Report { path: "standard output".into(), cause: error.to_string() })
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                invocation.unread.set(true);
+                Ok(())
             }
-            _ => Ok(()),
+            ended => {
+                ended.map_err(|error| CommandError::Report { path: "standard output".into(), cause: error.to_string() })
+            }
         };
     };
     let anew = !invocation.output_begun.replace(true);
@@ -440,6 +477,19 @@ fn output(invocation: &Invocation, text: &str) -> Result<(), CommandError> {
         .open(path)
         .and_then(|mut file| file.write_all(text.as_bytes()))
         .map_err(|cause| CommandError::Report { path: path.clone(), cause: cause.to_string() })
+}
+
+/// Finds out before a run, not after, that its files can't be written.
+fn claim_files(invocation: &Invocation) -> Result<(), CommandError> {
+    if invocation.output.is_some() {
+        output(invocation, "")?;
+    }
+    match &invocation.plot {
+        Some(path) => {
+            has_folder(path).map_err(|cause| CommandError::Report { path: path.clone(), cause: cause.to_string() })
+        }
+        None => Ok(()),
+    }
 }
 
 struct Time {

@@ -286,6 +286,15 @@ pub(crate) fn remove_made(made: &[PathBuf]) {
     }
 }
 
+/// Whether the folder of a file to be written is there.
+pub(crate) fn has_folder(path: &Path) -> io::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    match std::fs::metadata(folder)?.is_dir() {
+        true => Ok(()),
+        false => Err(io::ErrorKind::NotADirectory.into()),
+    }
+}
+
 /// Whether somebody watches standard error.
 pub(crate) fn is_watched() -> bool {
     io::stderr().is_terminal()

@@ -8,7 +8,7 @@ use crate::job::table::{self, OPTIONS};
 use crate::job::{JobSet, not_supported_because};
 
 /// Options of the command itself: name, value, help.
-const COMMAND: &[(&str, &str, &str)] = &[
+pub(crate) const COMMAND: &[(&str, &str, &str)] = &[
     ("output", "FILE", "Write reports there"),
     ("output-format", "normal|json|json+|terse[,...]", "Forms of the report (default: normal)"),
     ("minimal", "", "The same as --output-format=terse"),
@@ -64,7 +64,8 @@ pub(crate) fn not_supported(name: &str) -> Option<&'static str> {
     NOT_OF_COMMAND.iter().find(|(known, _)| *known == name).map(|(_, because)| *because)
 }
 
-pub(crate) fn help(engines: Engines<'_>) -> String {
+/// `--help`; `beside` is what the program does beside fio's command line.
+pub(crate) fn help(engines: Engines<'_>, beside: &str) -> String {
     let program = program();
     let mut out = format!(
         "Measure storage in fio's words.\n\nUsage: {program} [options] [job options] [job file]...\n       \
@@ -74,6 +75,9 @@ pub(crate) fn help(engines: Engines<'_>) -> String {
     for (name, value, help) in COMMAND {
         let option = if value.is_empty() { format!("--{name}") } else { format!("--{name}={value}") };
         let _ = writeln!(out, "  {option:<46} {help}");
+    }
+    if !beside.is_empty() {
+        let _ = write!(out, "\n{}\n", beside.trim_end());
     }
     let _ = writeln!(out, "\nEngines: {}", engines.iter().map(|engine| engine.name()).collect::<Vec<_>>().join(", "));
     let mut topic = "";
@@ -187,7 +191,8 @@ mod tests {
 
     #[test]
     fn help_names_every_option_and_engine() {
-        let text = help(&[&IoUring, &Null]);
+        let text = help(&[&IoUring, &Null], "Commands:\n  ask\n");
+        assert!(text.contains("\n\nCommands:\n  ask\n\nEngines"), "{text}");
         assert!(OPTIONS.iter().all(|option| text.contains(&format!("--{}=", option.name))));
         assert!(text.contains("Engines: io_uring, null"));
     }

@@ -12,6 +12,7 @@
 //! - `run`: threads, waves, the loop of a job.
 //! - `measure`: what is counted.
 //! - `report`: fio's human form, JSON, terse.
+//! - `help`, [`manual`]: the options in text, as a man page, and for completions.
 //! - `compare`, `plot`, `sweep`: two reports, a picture, several runs.
 //! - `files`, `guard`, `verify`: laying out, not destroying, and finding wrong blocks.
 
@@ -22,6 +23,8 @@ mod files;
 mod guard;
 mod help;
 mod job;
+#[cfg(feature = "manual")]
+pub mod manual;
 mod measure;
 mod pattern;
 #[cfg(feature = "plot")]

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use super::memory::Buffers;
+use super::memory::{Buffers, Pages};
 use super::{Completion, Engine, EngineContext, EngineError, EngineFacts, EngineKind, Op};
 
 /// The null engine.
@@ -24,8 +24,8 @@ impl EngineKind for Null {
     }
 
     fn open(&self, context: &EngineContext) -> Result<Box<dyn Engine>, EngineError> {
-        let buffers =
-            Buffers::new(context.depth, context.buffer_bytes).map_err(EngineError::system("allocating buffers"))?;
+        let buffers = Buffers::new(context.depth, context.buffer_bytes, Pages::Small)
+            .map_err(EngineError::system("allocating buffers"))?;
         Ok(Box::new(NullEngine { buffers, done: Vec::with_capacity(context.depth as usize) }))
     }
 }

@@ -14,14 +14,14 @@ use std::time::Duration;
 use io_uring::types::{Fd, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{IoUring as Ring, opcode, squeue};
 
-use super::memory::Buffers;
+use super::memory::{Buffers, Pages};
 use super::{Completion, Engine, EngineContext, EngineError, EngineFacts, EngineKind, EngineOption, Op, OpKind};
 use crate::files::open_for_io;
 
 /// The io_uring engine.
 pub struct IoUring;
 
-const SWITCHES: &[EngineOption] = &[
+const OPTIONS: &[EngineOption] = &[
     EngineOption { name: "fixedbufs", takes: "0|1", default: "0", help: "Register buffers with the ring" },
     EngineOption { name: "registerfiles", takes: "0|1", default: "0", help: "Register files with the ring" },
     EngineOption {
@@ -35,6 +35,12 @@ const SWITCHES: &[EngineOption] = &[
         takes: "0|1",
         default: "0",
         help: "A kernel thread takes submissions; registers files",
+    },
+    EngineOption {
+        name: "mem",
+        takes: "malloc|mmap|mmaphuge",
+        default: "malloc",
+        help: "Buffers in 4 KiB pages (malloc and mmap are the same here), or in transparent huge pages",
     },
 ];
 
@@ -52,7 +58,19 @@ impl EngineKind for IoUring {
     }
 
     fn options(&self) -> &'static [EngineOption] {
-        SWITCHES
+        OPTIONS
+    }
+
+    fn check(&self, options: &[(String, String)]) -> Result<(), String> {
+        let Some((_, pages)) = options.iter().find(|(name, _)| name == "mem") else { return Ok(()) };
+        let setting = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").unwrap_or_default();
+        match pages.as_str() {
+            "mmaphuge" if setting.contains("[never]") => Err("mem=mmaphuge: this kernel has transparent huge pages \
+                 switched off: echo madvise > /sys/kernel/mm/transparent_hugepage/enabled"
+                .into()),
+            "malloc" | "mmap" | "mmaphuge" => Ok(()),
+            other => Err(format!("mem: `{other}` is none of malloc, mmap, mmaphuge")),
+        }
     }
 
     fn open(&self, context: &EngineContext) -> Result<Box<dyn Engine>, EngineError> {
@@ -82,8 +100,9 @@ impl UringEngine {
         let poll = context.is_on("hipri");
         let kernel_thread = context.is_on("sqthread_poll");
         let ring = ring(context.depth, poll, kernel_thread).map_err(EngineError::system("io_uring_setup"))?;
-        let buffers =
-            Buffers::new(context.depth, context.buffer_bytes).map_err(EngineError::system("allocating buffers"))?;
+        let pages = if context.option("mem") == Some("mmaphuge") { Pages::Huge } else { Pages::Small };
+        let buffers = Buffers::new(context.depth, context.buffer_bytes, pages)
+            .map_err(EngineError::system("allocating buffers"))?;
         let fixed_buffers = context.is_on("fixedbufs");
         if fixed_buffers {
             // SAFETY: the buffers outlive the ring: the engine drops the ring first.
@@ -228,7 +247,7 @@ impl Drop for UringEngine {
                 break;
             }
         }
-        if let Ok(empty) = Buffers::new(1, 1) {
+        if let Ok(empty) = Buffers::new(1, 1, Pages::Small) {
             std::mem::forget(std::mem::replace(&mut self.buffers, empty));
         }
     }

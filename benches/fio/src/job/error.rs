@@ -93,7 +93,7 @@ pub enum JobError {
         what: String,
     },
     /// A job file that can't be read.
-    #[error("{path}: {cause}", path = .0.display(), cause = .1)]
+    #[error("cannot read the job file {path}: {cause}", path = .0.display(), cause = .1)]
     Read(PathBuf, String),
     /// An include in an include in an include...
     #[error("{0}: includes are nested more than 16 deep")]
@@ -115,7 +115,7 @@ pub(crate) fn closest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> O
     let allowed = 1 + name.len() / 4;
     known
         .map(|candidate| (edits(name, candidate), candidate))
-        .filter(|(distance, _)| *distance <= allowed)
+        .filter(|(distance, candidate)| *distance <= allowed && 2 * distance <= candidate.len())
         .min()
         .map(|(_, candidate)| candidate.to_string())
 }
@@ -143,6 +143,8 @@ mod tests {
         let known = ["iodepth", "runtime", "rw", "size"];
         assert_eq!(closest("iodpeth", known.into_iter()).as_deref(), Some("iodepth"));
         assert_eq!(closest("run_time", known.into_iter()).as_deref(), Some("runtime"));
+        assert_eq!(closest("szie", known.into_iter()).as_deref(), Some("size"));
+        assert_eq!(closest("blah", ["ba", "bs"].into_iter()), None);
         assert_eq!(closest("wombat", known.into_iter()), None);
         assert_eq!(edits("kitten", "sitting"), 3);
     }

@@ -57,6 +57,11 @@ impl Control {
         self.interrupted.load(Ordering::Relaxed)
     }
 
+    /// Ends the run as Ctrl-C does.
+    pub(crate) fn end(&self) {
+        self.interrupted.store(true, Ordering::Relaxed);
+    }
+
     fn must_leave(&self) -> bool {
         self.leave.load(Ordering::Relaxed)
     }
@@ -178,6 +183,11 @@ pub(crate) struct CloneTask<'e> {
 pub(crate) fn prepare<'e>(set: &JobSet<'e>, permissions: &Permissions) -> Result<Vec<CloneTask<'e>>, RunError> {
     let mut tasks = Vec::new();
     for job in &set.jobs {
+        let options = &job.options;
+        for log in [&options.latency_log, &options.bandwidth_log, &options.iops_log].into_iter().flatten() {
+            // Found out before the run, not after.
+            files::has_folder(log.as_ref()).map_err(|cause| RunError::Log { path: log.into(), cause })?;
+        }
         let base = job.options.seed.unwrap_or(if job.options.repeatable { 0x6865_6c69_6f73_7461 } else { entropy() });
         for clone in 0..job.options.clones {
             let plan = files::prepare(job, clone, permissions)?;
