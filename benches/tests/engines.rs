@@ -91,6 +91,8 @@ fn the_device_layer_writes_what_it_reads_back_and_notices_damage() {
 
 #[test]
 fn what_an_engine_can_not_do_is_said_in_one_line() {
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let place = format!("--filename={}", folder.path().join("file").display());
     for (words, part) in [
         (vec!["--ioengine=glommio", "--rw=read", "--bs=4k"], "direct=1"),
         (vec!["--ioengine=glommio", "--rw=read", "--bs=5k", "--direct=1"], "4096"),
@@ -101,7 +103,7 @@ fn what_an_engine_can_not_do_is_said_in_one_line() {
         (vec!["--ioengine=verbs", "--rw=write", "--bs=8", "--hostname=127.0.0.1:1"], "serve-verbs"),
     ] {
         let all: Vec<&str> =
-            ["--name=x", "--size=1m", "--filename=/dev/null"].into_iter().chain(words.iter().copied()).collect();
+            ["--name=x", "--size=1m", place.as_str()].into_iter().chain(words.iter().copied()).collect();
         let (code, output, errors) = run(&all);
         assert_ne!(code, 0, "{words:?}");
         assert!(format!("{output}{errors}").contains(part), "{words:?}: {output}{errors}");

@@ -128,7 +128,7 @@ async fn a_cell_that_dies_is_errors_in_the_report() {
     let found: Value = serde_json::from_str(&text).expect("a report in JSON");
     let job = &found["jobs"][0];
     assert!(job["read"]["total_ios"].as_u64().expect("a number") > 10, "{job}");
-    let errors = job["total_err"].as_u64().expect("a number");
+    let errors = job["heliostat"]["errors"].as_u64().expect("a number");
     assert!((10..10_000).contains(&errors), "{errors} errors in two and a half seconds");
 }
 
@@ -140,7 +140,8 @@ fn what_can_not_be_measured_is_said_in_one_line() {
             vec!["--ioengine=hidb-point", "--rw=read", "--size=1m", "--table=t", "--connect=hidb+plain://127.0.0.1:1"],
             "where=",
         ),
-        (vec!["--ioengine=hidb-load", "--rw=read", "--size=1m", "--table=t"], "writes"),
+        (vec!["--ioengine=hidb-load", "--rw=read", "--size=1m", "--table=t", "--tpch=region"], "writes"),
+        (vec!["--ioengine=hidb-load", "--rw=write", "--size=1m", "--table=t"], "source="),
         (vec!["--ioengine=hidb-scan", "--rw=write", "--size=1m", "--table=t"], "hidb-scan"),
         (vec!["--ioengine=hidb-scan", "--rw=read", "--size=1m", "--table=t", "--where=a = $rand(2,1)"], "is empty"),
         (vec!["--ioengine=hidb-search", "--rw=read", "--size=1m"], "vector search"),

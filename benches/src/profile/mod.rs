@@ -323,7 +323,7 @@ async fn load(client: &Client, table: &str, scale: f64) -> Result<u64> {
 /// The numbers of a report with one job.
 fn measured(report: &Value) -> Result<Measured> {
     let job = &report["jobs"][0];
-    let errors = job["total_err"].as_u64().unwrap_or(0);
+    let errors = job["heliostat"]["errors"].as_u64().unwrap_or(0);
     let way = [&job["read"], &job["write"]].into_iter().find(|way| way["total_ios"].as_u64().unwrap_or(0) > 0);
     let Some(way) = way else { bail!("no op succeeded, {errors} failed") };
     let latency = &way["clat_ns"]["percentile"];
