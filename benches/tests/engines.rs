@@ -124,3 +124,33 @@ fn a_profile_is_a_report_with_the_machine_and_what_was_left_out() {
     }
     assert!(!report.contains("failed"), "{report}");
 }
+
+#[test]
+fn the_ready_job_files_are_right() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("jobs");
+    let mut read = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "fio") {
+            continue;
+        }
+        let mut command = Command::new(env!("CARGO_BIN_EXE_heliostat-bench"));
+        command.arg("--parse-only").arg(&path).stdin(Stdio::null());
+        command.envs([("CELL", "hidb://cell:7400"), ("DEVICE", "soft"), ("PEER", "peer"), ("TARGET", "/nowhere/file")]);
+        let done = command.output().unwrap();
+        assert!(done.status.success(), "{}: {}", path.display(), String::from_utf8_lossy(&done.stderr));
+        read += 1;
+    }
+    assert!(read >= 9, "{read}");
+}
+
+#[test]
+fn the_man_page_and_completions_have_the_engines_options() {
+    for words in [&["man"][..], &["completions", "bash"], &["completions", "zsh"], &["completions", "fish"]] {
+        let (code, text, errors) = run(words);
+        assert_eq!(code, 0, "{errors}");
+        for word in ["serve", "ioengine", "ping_pong", "answer_digest", "spin_us"] {
+            assert!(text.contains(word) || text.contains(&word.replace('_', "\\_")), "{words:?}: {word}");
+        }
+    }
+}

@@ -15,12 +15,12 @@ use futures::StreamExt;
 use futures::future::LocalBoxFuture;
 use futures::stream::FuturesUnordered;
 use heliostat_fio::engine::{Completion, EngineError};
-use hidb::{Error, ErrorCode};
+use hidb::Error;
 use tokio::runtime::Runtime;
 
-/// How long an op that found no cell waits before it says so: a dead cell gives a hundred errors per second and slot,
-/// not as many as the processor can make.
-const AFTER_NO_CELL: Duration = Duration::from_millis(10);
+/// How long an op that failed waits before it says so: a dead cell gives a hundred errors per second and slot, not as many
+/// as the processor can make.
+const AFTER_FAILURE: Duration = Duration::from_millis(10);
 
 type Running = LocalBoxFuture<'static, (u32, Result<u64, Error>)>;
 
@@ -49,8 +49,8 @@ impl Tasks {
     pub fn start(&mut self, slot: u32, op: impl Future<Output = Result<u64, Error>> + 'static) {
         self.running.push(Box::pin(async move {
             let outcome = op.await;
-            if outcome.as_ref().is_err_and(|error| error.code == ErrorCode::Unavailable) {
-                tokio::time::sleep(AFTER_NO_CELL).await;
+            if outcome.is_err() {
+                tokio::time::sleep(AFTER_FAILURE).await;
             }
             (slot, outcome)
         }));

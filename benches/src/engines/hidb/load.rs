@@ -4,6 +4,8 @@
 //! client takes a batch as long as not more than 512 MiB wait to become durable; past that, an op ends when the cell has written
 //! older ones, so that over a run the rate is that of durable rows. With `iodepth=1`: a load is in order.
 //!
+//! A load that failed is over, and so is the job: the cell forgets it.
+//!
 //! When the job ends the load is committed (`commit=1`), or given up, which leaves nothing behind.
 
 use std::cell::RefCell;
@@ -11,7 +13,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
-use arrow_array::RecordBatch;
+use arrow_array::{Array, ArrayRef, RecordBatch};
 use heliostat_client::input::{Input, InputOptions, TpchTable};
 use heliostat_client::{LoadMode, LoadWriter};
 use heliostat_fio::engine::{
@@ -23,7 +25,7 @@ use super::{Options, client_options, connect, of_job};
 use crate::engines::tasks::Tasks;
 
 /// Bytes of batches that are kept to be sent again and again.
-const ROWS_BYTES_MAX: usize = 256 << 20;
+const ROWS_BYTES_MAX: u64 = 256 << 20;
 
 /// The load engine.
 pub struct HidbLoad;
@@ -38,7 +40,7 @@ impl EngineKind for HidbLoad {
     }
 
     fn facts(&self) -> EngineFacts {
-        EngineFacts { uses_files: false, stores: false, writes: true, one_at_a_time: true, survives_errors: true }
+        EngineFacts { uses_files: false, stores: false, writes: true, one_at_a_time: true, survives_errors: false }
     }
 
     fn options(&self) -> &'static [EngineOption] {
@@ -110,7 +112,7 @@ fn rows(context: &EngineContext, input: Input) -> Result<Vec<RecordBatch>, Engin
     let (mut batches, mut bytes) = (Vec::new(), 0);
     for batch in input.batches().map_err(of_job(context))? {
         let batch = batch.map_err(of_job(context))?.rows;
-        bytes += batch.get_array_memory_size();
+        bytes += bytes_of(&batch);
         batches.push(batch);
         if bytes >= ROWS_BYTES_MAX {
             break;
@@ -120,6 +122,12 @@ fn rows(context: &EngineContext, input: Input) -> Result<Vec<RecordBatch>, Engin
         true => Err(of_job(context)("the input has no rows")),
         false => Ok(batches),
     }
+}
+
+/// Bytes of its rows, without what its buffers hold of other batches.
+fn bytes_of(batch: &RecordBatch) -> u64 {
+    let bytes = |column: &ArrayRef| column.to_data().get_slice_memory_size().unwrap_or(0) as u64;
+    batch.columns().iter().map(bytes).sum()
 }
 
 struct LoadEngine {
@@ -141,7 +149,7 @@ impl Engine for LoadEngine {
                 let mut writer = place.borrow_mut().take().ok_or_else(busy)?;
                 let written = writer.write(&batch).await;
                 *place.borrow_mut() = Some(writer);
-                written.map(|()| batch.get_array_memory_size() as u64)
+                written.map(|()| bytes_of(&batch))
             });
         }
         Ok(ops.len())

@@ -52,7 +52,7 @@ macro_rules! client_options {
             },
             EngineOption { name: "rdma_integrity", takes: "none|hmac", default: "none", help: "A MAC over RDMA" },
             EngineOption { name: "ring_slots", takes: "NUMBER", default: "16", help: "Slots of 1 MiB of each result ring" },
-            EngineOption { name: "timeout", takes: "MILLISECONDS", default: "30000", help: "After which an op has failed" },
+            EngineOption { name: "op_timeout_ms", takes: "MILLISECONDS", default: "30000", help: "After which an op has failed" },
             EngineOption { name: "table", takes: "NAME", default: "", help: "The table; must be given" },
             $($more),*
         ]
@@ -87,7 +87,7 @@ impl<'o> Options<'o> {
     /// What the connection is made with, but for credentials and address, which need files.
     fn connection(self) -> Result<ConnectOptions, String> {
         let defaults = ConnectOptions::default();
-        let timeout = Duration::from_millis(self.parsed("timeout")?.unwrap_or(30_000));
+        let timeout = Duration::from_millis(self.parsed("op_timeout_ms")?.unwrap_or(30_000));
         Ok(ConnectOptions {
             transport: self.parsed("transport")?.unwrap_or(defaults.transport),
             checksum: self.parsed("rdma_checksum")?.unwrap_or(defaults.checksum),

@@ -30,7 +30,7 @@ pub(super) const EXPECT: EngineOption = EngineOption {
     name: "answer_digest",
     takes: "DIGEST|first",
     default: "",
-    help: "Every answer must have it (first: that of the first one, which is printed)",
+    help: "Every answer must have it (first: that of the first one, which is printed); for a question that stays the same",
 };
 
 impl EngineKind for HidbScan {

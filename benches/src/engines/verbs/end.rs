@@ -11,10 +11,12 @@ use verbs_shim::{
     QueuePairOptions, Receive, RemoteBuffer, RemoteMemory,
 };
 
-use super::protocol::{Verb, Wish};
+use super::protocol::Wish;
 
-/// Receives beyond the messages that may be under way: while some are posted again, others must be there.
-const RECEIVES_SPARE: u32 = 16;
+/// The token of receives: no slot has it.
+pub const RECEIVE: u64 = u64::MAX;
+/// Requests beyond those of messages.
+const SPARE: u32 = 16;
 
 pub struct End {
     pub pair: QueuePair,
@@ -34,16 +36,17 @@ impl End {
         let progress = if polls { Progress::Polled } else { Progress::Thread };
         let context = Context::open(device, &OpenOptions { progress, ..OpenOptions::default() })?;
         let domain = context.create_domain()?;
-        let receives = if wish.verb == Verb::Send { wish.depth + RECEIVES_SPARE } else { 0 };
-        let completions = context.create_completion_queue(wish.depth + receives + RECEIVES_SPARE)?;
+        let receives = wish.receives();
+        let completions = context.create_completion_queue(wish.depth + receives + SPARE)?;
         let depth = QueuePairOptions {
-            send_depth: wish.depth.max(RECEIVES_SPARE),
+            send_depth: wish.depth.max(SPARE),
             receive_depth: receives.max(1),
             ..QueuePairOptions::default()
         };
         let pair = domain.create_queue_pair(&completions, &completions, &depth)?;
         for _ in 0..receives {
-            pair.post_receive(Receive::new(domain.allocate(wish.bytes as usize)?)).map_err(Error::from)?;
+            let receive = Receive::new(domain.allocate(wish.bytes as usize)?).token(RECEIVE);
+            pair.post_receive(receive).map_err(Error::from)?;
         }
         let memory = domain.expose(wish.depth as usize * wish.bytes as usize, Access::ALL)?;
         let mut endpoint = pair.endpoint();
@@ -57,7 +60,7 @@ impl End {
     /// Gives the buffer of a message that came back to the receive queue.
     pub fn receive_again(&self, message: Completion) -> Result<(), Error> {
         match message.buffer {
-            Some(buffer) => self.pair.post_receive(Receive::new(buffer)).map_err(Error::from),
+            Some(buffer) => self.pair.post_receive(Receive::new(buffer).token(RECEIVE)).map_err(Error::from),
             None => Ok(()),
         }
     }

@@ -16,13 +16,14 @@ use std::time::{Duration, Instant};
 use heliostat_fio::engine::{
     Completion, Engine, EngineContext, EngineError, EngineFacts, EngineKind, EngineOption, Op, OpKind,
 };
-use verbs_shim::verbs::WcOpcode;
 use verbs_shim::{Buffer, Error, SendRequest};
 
-use self::end::{End, is_good};
+use self::end::{End, RECEIVE, is_good};
 pub use self::peer::serve;
 use self::protocol::{Verb, Wish};
 
+/// How long a peer may take to answer.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// The port of `serve-verbs`.
 pub const PORT: u16 = 7480;
 
@@ -91,6 +92,12 @@ impl EngineKind for Verbs {
             None => Some(Verb::Write),
         };
         let ping_pong = context.is_on("ping_pong");
+        if ping_pong && context.is_on("events") {
+            return Err(wrong(&"ping_pong=1 polls: leave events=1 out"));
+        }
+        if verb.is_some_and(|verb| (verb == Verb::Read) != context.reads || context.reads && context.writes) {
+            return Err(wrong(&"verb=read takes rw=read, the other verbs take rw=write; without verb= the op says it"));
+        }
         let wish = Wish {
             verb: verb.unwrap_or(Verb::Write),
             ping_pong,
@@ -105,6 +112,7 @@ impl EngineKind for Verbs {
             None => beside(device),
         }
         .map_err(|error| wrong(&error))?;
+        stream.set_read_timeout(Some(PATIENCE)).map_err(|error| wrong(&error))?;
         let set_up = |error: Error| wrong(&format_args!("device {device}: {error}"));
         wish.send(&mut stream).map_err(|error| wrong(&format_args!("the peer: {error}")))?;
         let sleeps = context.is_on("events");
@@ -118,7 +126,7 @@ impl EngineKind for Verbs {
         });
         let slots = slots.collect::<Result<Vec<_>, Error>>().map_err(set_up)?;
         let (done, texts) = (Vec::new(), HashMap::new());
-        Ok(Box::new(VerbsEngine { end, verb, wish, sleeps, slots, awaited: None, done, texts, stream }))
+        Ok(Box::new(VerbsEngine { end, verb, wish, sleeps, slots, awaited: None, answers: 0, done, texts, stream }))
     }
 }
 
@@ -172,6 +180,8 @@ struct VerbsEngine {
     slots: Vec<Slot>,
     /// The op of a ping-pong whose answer has not come.
     awaited: Option<u32>,
+    /// Messages that came in answer.
+    answers: u32,
     done: Vec<verbs_shim::Completion>,
     texts: HashMap<i64, String>,
     /// Its end ends the peer, and the peer's end ends it.
@@ -211,12 +221,12 @@ impl VerbsEngine {
         let mut done = std::mem::take(&mut self.done);
         for completion in done.drain(..) {
             let good = is_good(&completion);
-            if good && completion.opcode == WcOpcode::Recv {
-                let length = completion.length_bytes;
-                self.end.receive_again(completion).map_err(failed)?;
-                if let Some(slot) = self.awaited.take() {
-                    completions.push(Completion { slot, outcome: length.into() });
+            if completion.token == RECEIVE {
+                if good {
+                    self.end.receive_again(completion).map_err(failed)?;
+                    self.answers += 1;
                 }
+                // One that failed was flushed with the queue pair: the requests themselves say so.
                 continue;
             }
             let outcome = match good {
@@ -239,6 +249,7 @@ impl VerbsEngine {
             });
             match outcome {
                 None if self.wish.ping_pong => {}
+                Some(_) if self.awaited.take().is_some_and(|awaited| awaited != number) => {}
                 _ => completions.push(Completion { slot: number, outcome: outcome.unwrap_or(slot.length.into()) }),
             }
         }
@@ -255,12 +266,19 @@ impl VerbsEngine {
         }
     }
 
-    /// Whether the WRITE that answers the awaited op has come, and the op's own request has completed.
+    /// Ends the awaited op of a ping-pong when its answer has come, and its own request has completed.
     fn take_answer(&mut self, completions: &mut Vec<Completion>) {
-        let (Some(number), Verb::Write) = (self.awaited, self.wish.verb) else { return };
+        let Some(number) = self.awaited else { return };
         let Some(buffer) = &self.slots[number as usize].buffer else { return };
-        let last_word = buffer.len() - 8;
-        if self.end.memory.load(last_word).to_ne_bytes()[..] == buffer[last_word..] {
+        let has_come = match self.wish.verb {
+            Verb::Send => self.answers > 0,
+            _ => {
+                let last_word = buffer.len() - 8;
+                self.end.memory.load(last_word).to_ne_bytes()[..] == buffer[last_word..]
+            }
+        };
+        if has_come {
+            self.answers = 0;
             self.awaited = None;
             completions.push(Completion { slot: number, outcome: self.wish.bytes.into() });
         }

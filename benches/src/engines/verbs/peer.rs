@@ -4,6 +4,7 @@
 
 use std::io::{self, Read};
 use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -13,6 +14,8 @@ use verbs_shim::{Completion, Error, SendRequest};
 use super::end::{End, is_good};
 use super::protocol::{Verb, Wish};
 
+/// Jobs that are served at a time.
+const JOBS_MAX: usize = 64;
 /// How often a peer that waits looks whether its job has ended.
 const LOOK: Duration = Duration::from_millis(50);
 /// How long a client may take to say what it wants.
@@ -32,17 +35,28 @@ pub enum PeerError {
     Failed(&'static str),
 }
 
-/// Serves one job after another for ever, and says on standard error what went wrong with one.
+/// Serves one job after another for ever, at most [`JOBS_MAX`] beside each other, and says on standard error what went
+/// wrong with one.
 pub fn serve(listener: &TcpListener, device: &str) -> io::Result<()> {
+    let running = Arc::new(());
     for stream in listener.incoming() {
-        let stream = stream?;
-        let device = device.to_string();
-        let from = stream.peer_addr()?;
-        std::thread::Builder::new().name("verbs-peer".into()).spawn(move || {
-            if let Err(error) = serve_one(stream, &device) {
-                eprintln!("heliostat-bench: job of {from}: {error}");
+        let (device, running) = (device.to_string(), running.clone());
+        let served = stream.and_then(|stream| {
+            if Arc::strong_count(&running) > JOBS_MAX + 1 {
+                return Err(io::Error::other(format!("more than {JOBS_MAX} jobs at once")));
             }
-        })?;
+            std::thread::Builder::new().name("verbs-peer".into()).spawn(move || {
+                let _running = running;
+                if let Err(error) = serve_one(stream, &device) {
+                    eprintln!("heliostat-bench: a job: {error}");
+                }
+            })
+        });
+        if let Err(error) = served {
+            eprintln!("heliostat-bench: a job that came by: {error}");
+            // Out of descriptors, say: not as fast as the processor can.
+            std::thread::sleep(LOOK);
+        }
     }
     Ok(())
 }

@@ -9,7 +9,9 @@ use std::io::{self, Read, Write};
 /// The first bytes: name and version.
 const MAGIC: [u8; 4] = *b"HVB1";
 const BYTES: usize = 16;
-/// The most memory that a peer lends.
+/// Receives beyond the messages that may be under way.
+const RECEIVES_SPARE: u32 = 16;
+/// The most memory that a peer registers for a job.
 const MEMORY_BYTES_MAX: u64 = 1 << 30;
 
 /// What an op is.
@@ -58,13 +60,24 @@ pub struct Wish {
 }
 
 impl Wish {
+    /// Receives that each end posts: while some are posted again, others must be there.
+    pub fn receives(&self) -> u32 {
+        match self.verb {
+            Verb::Send => self.depth.saturating_add(RECEIVES_SPARE),
+            _ => 0,
+        }
+    }
+
     /// Why it can't be done, if so.
     pub fn check(&self) -> Result<(), String> {
-        let memory = u64::from(self.depth) * u64::from(self.bytes);
+        // What a peer registers: the memory that it lends, the receives, and an answer.
+        let memory = (u64::from(self.depth) + u64::from(self.receives()) + 1) * u64::from(self.bytes);
         let wrong = match self {
             Wish { depth: 0, .. } | Wish { bytes: 0, .. } => "a job without messages".into(),
             Wish { depth: 16_385.., .. } => format!("iodepth={}: at most 16384", self.depth),
-            _ if memory > MEMORY_BYTES_MAX => format!("iodepth times bs is {memory} bytes: at most {MEMORY_BYTES_MAX}"),
+            _ if memory > MEMORY_BYTES_MAX => {
+                format!("the peer would register {memory} bytes: at most {MEMORY_BYTES_MAX}; lower iodepth or bs")
+            }
             Wish { verb, bytes, .. } if verb.is_atomic() && *bytes != 8 => "atomics have bs=8".into(),
             Wish { ping_pong: true, verb: Verb::Send | Verb::Write, depth: 1, bytes } if bytes % 8 == 0 => {
                 return Ok(());
