@@ -71,7 +71,7 @@ fn a_row_group_that_is_asked_for_again_is_kept_by_the_core_that_asks() {
         let mut read = Vec::new();
         for _ in 0..5 {
             let (batches, statistics) = wire.scan_with_statistics(&text).unwrap();
-            let ids: Vec<i64> = batches.iter().flat_map(|batch| cell::ids(batch)).collect();
+            let ids: Vec<i64> = batches.iter().flat_map(cell::ids).collect();
             assert_eq!(ids, [id]);
             read.push(statistics.bytes_read_device);
         }

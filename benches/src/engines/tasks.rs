@@ -1,7 +1,7 @@
-//! Ops that are futures, behind an engine's batches.
+//! Engines whose ops are futures.
 //!
-//! Owns the runtime of a job's thread and the ops that run on it. Called by the engines that are clients of a cell. What
-//! such an engine does for an op is a future; it moves only while the job's loop waits for completions, on the same
+//! Owns [`TaskEngine`]: the runtime of a job's thread, and the ops that run on it. Called by the engines that are clients of a
+//! cell, which say what an op does ([`Ask`]). Futures move only while the job's loop waits for completions, on the same
 //! thread, so that nothing is handed between threads.
 //!
 //! Invariant: an op's failure is a completion with the negative error code; the newest text of each code is kept for
@@ -11,73 +11,104 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::time::Duration;
 
-use futures::StreamExt;
 use futures::future::LocalBoxFuture;
 use futures::stream::FuturesUnordered;
-use heliostat_fio::engine::{Completion, EngineError};
+use futures::{FutureExt, StreamExt};
+use heliostat_fio::engine::{Completion, Engine, EngineError, Op};
 use hidb::Error;
-use tokio::runtime::Runtime;
 
 /// How long an op that failed waits before it says so: a dead cell gives a hundred errors per second and slot, not as many
 /// as the processor can make.
 const AFTER_FAILURE: Duration = Duration::from_millis(10);
 
-type Running = LocalBoxFuture<'static, (u32, Result<u64, Error>)>;
+/// What a job's ops do.
+pub trait Ask {
+    /// An op; ends with the bytes of its answer.
+    fn ask(&mut self, op: &Op) -> LocalBoxFuture<'static, Result<u64, Error>>;
 
-/// The ops of one job that are in flight.
-pub struct Tasks {
-    running: FuturesUnordered<Running>,
-    texts: HashMap<i64, String>,
-    /// After what it drives: connections end on their runtime.
-    runtime: Runtime,
+    /// What is left to do when the job is over.
+    fn finish(&mut self) -> LocalBoxFuture<'static, Result<(), Error>> {
+        async { Ok(()) }.boxed_local()
+    }
 }
 
+/// The runtime of a job's thread, before there is something to ask.
+pub struct Tasks(tokio::runtime::Runtime);
+
 impl Tasks {
-    /// None yet, on a runtime for this thread.
+    /// A runtime for this thread.
     pub fn new() -> Result<Self, EngineError> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.map_err(|cause| EngineError::System { what: "starting the client's runtime", cause })?;
-        Ok(Tasks { running: FuturesUnordered::new(), texts: HashMap::new(), runtime })
+        runtime.map(Tasks).map_err(|cause| EngineError::System { what: "starting the client's runtime", cause })
     }
 
-    /// Runs something to its end, before the first op or after the last one.
+    /// Runs something to its end.
     pub fn run<T>(&self, future: impl Future<Output = Result<T, Error>>) -> Result<T, EngineError> {
-        self.runtime.block_on(future).map_err(|error| EngineError::Other(error.to_string()))
+        self.0.block_on(future).map_err(|error| EngineError::Other(error.to_string()))
+    }
+}
+
+/// An engine whose ops are what `A` asks.
+pub struct TaskEngine<A> {
+    /// Before the runtime, which its connections end on; as are the ops.
+    asks: A,
+    running: FuturesUnordered<LocalBoxFuture<'static, (u32, Result<u64, Error>)>>,
+    texts: HashMap<i64, String>,
+    tasks: Tasks,
+}
+
+impl<A: Ask> TaskEngine<A> {
+    /// Nothing is in flight yet.
+    pub fn new(asks: A, tasks: Tasks) -> Self {
+        TaskEngine { asks, running: FuturesUnordered::new(), texts: HashMap::new(), tasks }
     }
 
-    /// Starts an op, which ends with the bytes of its answer.
-    pub fn start(&mut self, slot: u32, op: impl Future<Output = Result<u64, Error>> + 'static) {
-        self.running.push(Box::pin(async move {
-            let outcome = op.await;
-            if outcome.is_err() {
-                tokio::time::sleep(AFTER_FAILURE).await;
+    fn completion(&mut self, (slot, outcome): (u32, Result<u64, Error>)) -> Completion {
+        let outcome = match outcome {
+            Ok(bytes) => bytes as i64,
+            Err(error) => {
+                let number = -i64::from(error.code as u32);
+                self.texts.insert(number, error.to_string());
+                number
             }
-            (slot, outcome)
-        }));
+        };
+        Completion { slot, outcome }
+    }
+}
+
+impl<A: Ask> Engine for TaskEngine<A> {
+    fn submit(&mut self, ops: &[Op]) -> Result<usize, EngineError> {
+        for op in ops {
+            let (slot, asked) = (op.slot, self.asks.ask(op));
+            self.running.push(
+                async move {
+                    let outcome = asked.await;
+                    if outcome.is_err() {
+                        tokio::time::sleep(AFTER_FAILURE).await;
+                    }
+                    (slot, outcome)
+                }
+                .boxed_local(),
+            );
+        }
+        Ok(ops.len())
     }
 
-    /// As [`heliostat_fio::engine::Engine::complete`].
-    pub fn complete(&mut self, min: usize, max: usize, timeout: Duration, completions: &mut Vec<Completion>) {
-        let Tasks { running, texts, runtime } = self;
+    fn complete(
+        &mut self,
+        min: usize,
+        max: usize,
+        timeout: Duration,
+        completions: &mut Vec<Completion>,
+    ) -> Result<(), EngineError> {
+        let running = &mut self.running;
         let min = min.min(running.len());
-        let mut ended = 0;
-        let mut take = |(slot, outcome): (u32, Result<u64, Error>)| {
-            let outcome = match outcome {
-                Ok(bytes) => bytes as i64,
-                Err(error) => {
-                    let number = -i64::from(error.code as u32);
-                    texts.insert(number, error.to_string());
-                    number
-                }
-            };
-            completions.push(Completion { slot, outcome });
-        };
-        runtime.block_on(async {
+        let mut ended = Vec::new();
+        self.tasks.0.block_on(async {
             let enough = async {
-                while ended < min {
+                while ended.len() < min {
                     let Some(op) = running.next().await else { break };
-                    take(op);
-                    ended += 1;
+                    ended.push(op);
                 }
             };
             if min == 0 {
@@ -86,16 +117,29 @@ impl Tasks {
             } else if tokio::time::timeout(timeout, enough).await.is_err() {
                 return;
             }
-            while ended < max {
-                let Some(Some(op)) = futures::FutureExt::now_or_never(running.next()) else { break };
-                take(op);
-                ended += 1;
+            while ended.len() < max {
+                let Some(Some(op)) = running.next().now_or_never() else { break };
+                ended.push(op);
             }
         });
+        for op in ended {
+            let completion = self.completion(op);
+            completions.push(completion);
+        }
+        Ok(())
     }
 
-    /// What an outcome means.
-    pub fn error_text(&self, outcome: i64) -> String {
+    fn buffer(&mut self, _slot: u32) -> &mut [u8] {
+        &mut []
+    }
+
+    fn finish(&mut self) -> Result<(), EngineError> {
+        // What is still in flight was given up.
+        self.running.clear();
+        self.tasks.run(self.asks.finish())
+    }
+
+    fn error_text(&self, outcome: i64) -> String {
         self.texts.get(&outcome).cloned().unwrap_or_else(|| format!("error {outcome}"))
     }
 }

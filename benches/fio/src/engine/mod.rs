@@ -213,6 +213,11 @@ pub trait Engine {
     ) -> Result<(), EngineError>;
     /// The buffer of a slot that is not in flight.
     fn buffer(&mut self, slot: u32) -> &mut [u8];
+    /// Ends what was begun, once the job is over and its ops have completed. An error here is one of the job; the time is not
+    /// measured.
+    fn finish(&mut self) -> Result<(), EngineError> {
+        Ok(())
+    }
     /// What a negative outcome means. The default takes it for an error number of the system.
     fn error_text(&self, outcome: i64) -> String {
         std::io::Error::from_raw_os_error(-outcome as i32).to_string()

@@ -178,6 +178,9 @@ impl<'a> Worker<'a> {
         if let Some(first) = self.stats.verify.as_ref().and_then(|found| found.reports.first()) {
             self.stats.first_error.get_or_insert(FirstError { code: -i64::from(libc::EILSEQ), text: first.clone() });
         }
+        if let Err(error) = self.engine.finish() {
+            self.fail(error);
+        }
         self.shared.set(State::Done);
         Finished { stats: self.stats, logs: self.logs }
     }

@@ -11,18 +11,17 @@
 use std::cell::RefCell;
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::time::Duration;
 
 use arrow_array::{Array, ArrayRef, RecordBatch};
+use futures::FutureExt;
+use futures::future::LocalBoxFuture;
 use heliostat_client::input::{Input, InputOptions, TpchTable};
 use heliostat_client::{LoadMode, LoadWriter};
-use heliostat_fio::engine::{
-    Completion, Engine, EngineContext, EngineError, EngineFacts, EngineKind, EngineOption, Op,
-};
+use heliostat_fio::engine::{Engine, EngineContext, EngineError, EngineFacts, EngineKind, EngineOption, Op};
 use hidb::{Error, ErrorCode};
 
 use super::{Options, client_options, connect, of_job};
-use crate::engines::tasks::Tasks;
+use crate::engines::tasks::{Ask, TaskEngine, Tasks};
 
 /// Bytes of batches that are kept to be sent again and again.
 const ROWS_BYTES_MAX: u64 = 256 << 20;
@@ -94,7 +93,8 @@ impl EngineKind for HidbLoad {
         let client = connect(context, &tasks)?;
         let writer = tasks.run(client.load(table, &schema, mode))?;
         let writer = Rc::new(RefCell::new(Some(writer)));
-        Ok(Box::new(LoadEngine { tasks, writer, batches, next: 0, commits: context.is_on("commit") }))
+        let load = Load { writer, batches, next: 0, commits: context.is_on("commit") };
+        Ok(Box::new(TaskEngine::new(load, tasks)))
     }
 }
 
@@ -130,8 +130,7 @@ fn bytes_of(batch: &RecordBatch) -> u64 {
     batch.columns().iter().map(bytes).sum()
 }
 
-struct LoadEngine {
-    tasks: Tasks,
+struct Load {
     /// `None` while an op has it.
     writer: Rc<RefCell<Option<LoadWriter>>>,
     batches: Vec<RecordBatch>,
@@ -139,51 +138,30 @@ struct LoadEngine {
     commits: bool,
 }
 
-impl Engine for LoadEngine {
-    fn submit(&mut self, ops: &[Op]) -> Result<usize, EngineError> {
-        for op in ops {
-            let (batch, place) = (self.batches[self.next].clone(), self.writer.clone());
-            self.next = (self.next + 1) % self.batches.len();
-            self.tasks.start(op.slot, async move {
-                let busy = || Error::new(ErrorCode::Internal, "two batches at once");
-                let mut writer = place.borrow_mut().take().ok_or_else(busy)?;
-                let written = writer.write(&batch).await;
-                *place.borrow_mut() = Some(writer);
-                written.map(|()| bytes_of(&batch))
-            });
+impl Ask for Load {
+    fn ask(&mut self, _op: &Op) -> LocalBoxFuture<'static, Result<u64, Error>> {
+        let (batch, place) = (self.batches[self.next].clone(), self.writer.clone());
+        self.next = (self.next + 1) % self.batches.len();
+        async move {
+            let busy = || Error::new(ErrorCode::Internal, "two batches at once");
+            let mut writer = place.borrow_mut().take().ok_or_else(busy)?;
+            let written = writer.write(&batch).await;
+            *place.borrow_mut() = Some(writer);
+            written.map(|()| bytes_of(&batch))
         }
-        Ok(ops.len())
+        .boxed_local()
     }
 
-    fn complete(
-        &mut self,
-        min: usize,
-        max: usize,
-        timeout: Duration,
-        completions: &mut Vec<Completion>,
-    ) -> Result<(), EngineError> {
-        self.tasks.complete(min, max, timeout, completions);
-        Ok(())
-    }
-
-    fn buffer(&mut self, _slot: u32) -> &mut [u8] {
-        &mut []
-    }
-
-    fn error_text(&self, outcome: i64) -> String {
-        self.tasks.error_text(outcome)
-    }
-}
-
-impl Drop for LoadEngine {
-    fn drop(&mut self) {
-        let Some(mut writer) = self.writer.borrow_mut().take() else { return };
-        let ended = match self.commits {
-            true => self.tasks.run(async { writer.commit().await.map(drop) }),
-            false => self.tasks.run(writer.abort()),
-        };
-        if let Err(error) = ended {
-            eprintln!("hidb-load: ending the load failed: {error}");
+    fn finish(&mut self) -> LocalBoxFuture<'static, Result<(), Error>> {
+        let (writer, commits) = (self.writer.borrow_mut().take(), self.commits);
+        async move {
+            match writer {
+                Some(mut writer) if commits => writer.commit().await.map(drop),
+                Some(writer) => writer.abort().await,
+                // A batch was given up in mid-way: the cell forgets the load in time.
+                None => Ok(()),
+            }
         }
+        .boxed_local()
     }
 }

@@ -1,18 +1,16 @@
 //! `ioengine=hidb-point`: each op executes a statement that was prepared once; the numbers in its predicate change.
 
-use std::time::Duration;
-
+use futures::FutureExt;
+use futures::future::LocalBoxFuture;
 use heliostat_client::{ScanRequest, ScanText, Statement};
-use heliostat_fio::engine::{
-    Completion, Engine, EngineContext, EngineError, EngineFacts, EngineKind, EngineOption, Op,
-};
-use hidb::{DataType, Scalar};
+use heliostat_fio::engine::{Engine, EngineContext, EngineError, EngineFacts, EngineKind, EngineOption, Op};
+use hidb::{DataType, Error, Scalar};
 
 use super::answer::Expected;
 use super::scan::{COLUMNS, EXPECT, WHERE, place, predicate, split};
 use super::template::{Template, Values};
 use super::{Options, QUESTIONS, client_options, connect, of_job};
-use crate::engines::tasks::Tasks;
+use crate::engines::tasks::{Ask, TaskEngine, Tasks};
 
 /// The point read engine.
 pub struct HidbPoint;
@@ -60,7 +58,8 @@ impl EngineKind for HidbPoint {
             Scale::of(*parameter).ok_or_else(wrong)
         };
         let scales = statement.parameters().iter().map(scale).collect::<Result<_, _>>().map_err(of_job(context))?;
-        Ok(Box::new(PointEngine { tasks, statement, predicate, scales, values: Values::new(context.seed), expected }))
+        let values = Values::new(context.seed);
+        Ok(Box::new(TaskEngine::new(PointReads { statement, predicate, scales, values, expected }, tasks)))
     }
 }
 
@@ -99,8 +98,7 @@ impl Scale {
     }
 }
 
-struct PointEngine {
-    tasks: Tasks,
+struct PointReads {
     statement: Statement,
     predicate: Template,
     scales: Vec<Scale>,
@@ -108,34 +106,12 @@ struct PointEngine {
     expected: Expected,
 }
 
-impl Engine for PointEngine {
-    fn submit(&mut self, ops: &[Op]) -> Result<usize, EngineError> {
-        for op in ops {
-            let values = self.predicate.values(&mut self.values, place(op));
-            let parameters: Vec<Scalar> = values.zip(&self.scales).map(|(value, scale)| scale.scalar(value)).collect();
-            let (statement, expected) = (self.statement.clone(), self.expected.clone());
-            self.tasks.start(op.slot, async move { expected.take(statement.execute(&parameters).await?).await });
-        }
-        Ok(ops.len())
-    }
-
-    fn complete(
-        &mut self,
-        min: usize,
-        max: usize,
-        timeout: Duration,
-        completions: &mut Vec<Completion>,
-    ) -> Result<(), EngineError> {
-        self.tasks.complete(min, max, timeout, completions);
-        Ok(())
-    }
-
-    fn buffer(&mut self, _slot: u32) -> &mut [u8] {
-        &mut []
-    }
-
-    fn error_text(&self, outcome: i64) -> String {
-        self.tasks.error_text(outcome)
+impl Ask for PointReads {
+    fn ask(&mut self, op: &Op) -> LocalBoxFuture<'static, Result<u64, Error>> {
+        let values = self.predicate.values(&mut self.values, place(op));
+        let parameters: Vec<Scalar> = values.zip(&self.scales).map(|(value, scale)| scale.scalar(value)).collect();
+        let (statement, expected) = (self.statement.clone(), self.expected.clone());
+        async move { expected.take(statement.execute(&parameters).await?).await }.boxed_local()
     }
 }
 

@@ -2,17 +2,16 @@
 //!
 //! Bytes are those of the answer; an op's place in the job's `size` only matters to `$key` in the predicate.
 
-use std::time::Duration;
-
+use futures::FutureExt;
+use futures::future::LocalBoxFuture;
 use heliostat_client::{Client, ScanRequest, ScanText};
-use heliostat_fio::engine::{
-    Completion, Engine, EngineContext, EngineError, EngineFacts, EngineKind, EngineOption, Op,
-};
+use heliostat_fio::engine::{Engine, EngineContext, EngineError, EngineFacts, EngineKind, EngineOption, Op};
+use hidb::Error;
 
 use super::answer::Expected;
 use super::template::{Template, Values};
 use super::{Options, QUESTIONS, client_options, connect, of_job};
-use crate::engines::tasks::Tasks;
+use crate::engines::tasks::{Ask, TaskEngine, Tasks};
 
 /// The scan engine.
 pub struct HidbScan;
@@ -80,7 +79,8 @@ impl EngineKind for HidbScan {
         let tasks = Tasks::new()?;
         let client = connect(context, &tasks)?;
         let (values, bypass_cache) = (Values::new(context.seed), context.is_on("bypass_cache"));
-        Ok(Box::new(ScanEngine { tasks, client, text, predicate, values, bypass_cache, expected }))
+        let scans = Scans { client, text, predicate, values, bypass_cache, expected };
+        Ok(Box::new(TaskEngine::new(scans, tasks)))
     }
 }
 
@@ -131,8 +131,7 @@ pub(super) fn place(op: &Op) -> u64 {
     op.offset / u64::from(op.length.max(1))
 }
 
-struct ScanEngine {
-    tasks: Tasks,
+struct Scans {
     client: Client,
     text: ScanText,
     predicate: Option<Template>,
@@ -141,35 +140,13 @@ struct ScanEngine {
     expected: Expected,
 }
 
-impl Engine for ScanEngine {
-    fn submit(&mut self, ops: &[Op]) -> Result<usize, EngineError> {
-        for op in ops {
-            let mut text = self.text.clone();
-            text.filter = self.predicate.as_ref().map(|template| template.fill(&mut self.values, place(op)));
-            let request = ScanRequest::text(text).bypass_cache(self.bypass_cache);
-            let (client, expected) = (self.client.clone(), self.expected.clone());
-            self.tasks.start(op.slot, async move { expected.take(client.scan(request).await?).await });
-        }
-        Ok(ops.len())
-    }
-
-    fn complete(
-        &mut self,
-        min: usize,
-        max: usize,
-        timeout: Duration,
-        completions: &mut Vec<Completion>,
-    ) -> Result<(), EngineError> {
-        self.tasks.complete(min, max, timeout, completions);
-        Ok(())
-    }
-
-    fn buffer(&mut self, _slot: u32) -> &mut [u8] {
-        &mut []
-    }
-
-    fn error_text(&self, outcome: i64) -> String {
-        self.tasks.error_text(outcome)
+impl Ask for Scans {
+    fn ask(&mut self, op: &Op) -> LocalBoxFuture<'static, Result<u64, Error>> {
+        let mut text = self.text.clone();
+        text.filter = self.predicate.as_ref().map(|template| template.fill(&mut self.values, place(op)));
+        let request = ScanRequest::text(text).bypass_cache(self.bypass_cache);
+        let (client, expected) = (self.client.clone(), self.expected.clone());
+        async move { expected.take(client.scan(request).await?).await }.boxed_local()
     }
 }
 
