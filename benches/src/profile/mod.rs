@@ -26,9 +26,9 @@ use crate::engines::ENGINES;
 /// How long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Extent {
-    /// Two seconds for each job, 600,000 rows: a minute in all.
+    /// Two seconds for each job, 600,000 rows.
     Quick,
-    /// Thirty seconds for each job, 6,000,000 rows: a quarter of an hour.
+    /// Thirty seconds for each job, 6,000,000 rows.
     Full,
 }
 

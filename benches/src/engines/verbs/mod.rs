@@ -126,7 +126,19 @@ impl EngineKind for Verbs {
         });
         let slots = slots.collect::<Result<Vec<_>, Error>>().map_err(set_up)?;
         let (done, texts) = (Vec::new(), HashMap::new());
-        Ok(Box::new(VerbsEngine { end, verb, wish, sleeps, slots, awaited: None, answers: 0, done, texts, stream }))
+        Ok(Box::new(VerbsEngine {
+            end,
+            verb,
+            wish,
+            sleeps,
+            slots,
+            ended: Vec::new(),
+            awaited: None,
+            answers: 0,
+            done,
+            texts,
+            stream,
+        }))
     }
 }
 
@@ -178,6 +190,8 @@ struct VerbsEngine {
     wish: Wish,
     sleeps: bool,
     slots: Vec<Slot>,
+    /// Ops that ended, and were not handed out yet.
+    ended: Vec<Completion>,
     /// The op of a ping-pong whose answer has not come.
     awaited: Option<u32>,
     /// Messages that came in answer.
@@ -216,8 +230,8 @@ impl VerbsEngine {
         Ok(request.token(op.slot.into()))
     }
 
-    /// Takes what has completed; appends the ops that ended.
-    fn take(&mut self, completions: &mut Vec<Completion>) -> Result<(), EngineError> {
+    /// Takes what has completed, and notes the ops that ended.
+    fn take(&mut self) -> Result<(), EngineError> {
         let mut done = std::mem::take(&mut self.done);
         for completion in done.drain(..) {
             let good = is_good(&completion);
@@ -233,8 +247,8 @@ impl VerbsEngine {
                 true => None,
                 false => {
                     let number = -(completion.status as i64).max(1);
-                    self.texts
-                        .insert(number, format!("{}: {}", completion.status.name(), "the queue pair is in error"));
+                    self.texts.insert(number, format!("{}: the queue pair is in error", completion.status.name()));
+                    self.awaited = None;
                     Some(number)
                 }
             };
@@ -249,8 +263,7 @@ impl VerbsEngine {
             });
             match outcome {
                 None if self.wish.ping_pong => {}
-                Some(_) if self.awaited.take().is_some_and(|awaited| awaited != number) => {}
-                _ => completions.push(Completion { slot: number, outcome: outcome.unwrap_or(slot.length.into()) }),
+                _ => self.ended.push(Completion { slot: number, outcome: outcome.unwrap_or(slot.length.into()) }),
             }
         }
         self.done = done;
@@ -267,7 +280,7 @@ impl VerbsEngine {
     }
 
     /// Ends the awaited op of a ping-pong when its answer has come, and its own request has completed.
-    fn take_answer(&mut self, completions: &mut Vec<Completion>) {
+    fn take_answer(&mut self) {
         let Some(number) = self.awaited else { return };
         let Some(buffer) = &self.slots[number as usize].buffer else { return };
         let has_come = match self.wish.verb {
@@ -280,7 +293,7 @@ impl VerbsEngine {
         if has_come {
             self.answers = 0;
             self.awaited = None;
-            completions.push(Completion { slot: number, outcome: self.wish.bytes.into() });
+            self.ended.push(Completion { slot: number, outcome: self.wish.bytes.into() });
         }
     }
 }
@@ -307,18 +320,20 @@ impl Engine for VerbsEngine {
     fn complete(
         &mut self,
         min: usize,
-        _max: usize,
+        max: usize,
         timeout: Duration,
         completions: &mut Vec<Completion>,
     ) -> Result<(), EngineError> {
         let (before, mut started) = (completions.len(), None);
         loop {
-            match self.sleeps && min > 0 && !self.wish.ping_pong {
+            match self.sleeps && min > 0 && self.ended.is_empty() {
                 true => self.end.completions.wait(&mut self.done, timeout).map_err(failed)?,
                 false => self.end.completions.poll(&mut self.done).map_err(failed)?,
             };
-            self.take(completions)?;
-            self.take_answer(completions);
+            self.take()?;
+            self.take_answer();
+            let room = max - (completions.len() - before);
+            completions.extend(self.ended.drain(..room.min(self.ended.len())));
             if completions.len() - before >= min {
                 return Ok(());
             }
