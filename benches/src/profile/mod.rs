@@ -83,7 +83,7 @@ struct Line {
 struct Measured {
     ops_per_second: f64,
     bytes_per_second: f64,
-    /// Of the completion latency, in microseconds.
+    /// Of the whole latency, in microseconds: posting to a fabric may be most of it.
     p50_us: f64,
     p99_us: f64,
     errors: u64,
@@ -247,7 +247,12 @@ impl Profile {
         let file = self.scratch.path().join("job.json");
         let mut all: Vec<OsString> = vec!["--name=profile".into()];
         all.extend(words.iter().map(OsString::from));
-        let fixed = [format!("--runtime={}", self.seconds()), "--time_based=1".into(), "--eta=never".into()];
+        let fixed = [
+            format!("--runtime={}", self.seconds()),
+            "--time_based=1".into(),
+            "--lat_percentiles=1".into(),
+            "--eta=never".into(),
+        ];
         all.extend(fixed.into_iter().map(OsString::from));
         all.push("--output-format=json".into());
         all.push(format!("--output={}", file.display()).into());
@@ -340,7 +345,7 @@ fn measured(report: &Value) -> Result<Measured> {
     let errors = job["heliostat"]["errors"].as_u64().unwrap_or(0);
     let way = [&job["read"], &job["write"]].into_iter().find(|way| way["total_ios"].as_u64().unwrap_or(0) > 0);
     let Some(way) = way else { bail!("no op succeeded, {errors} failed") };
-    let latency = &way["clat_ns"]["percentile"];
+    let latency = &way["lat_ns"]["percentile"];
     let us = |name: &str| latency[name].as_f64().unwrap_or(f64::NAN) / 1e3;
     Ok(Measured {
         ops_per_second: way["iops"].as_f64().unwrap_or(f64::NAN),
