@@ -1,17 +1,19 @@
-//! How fast one core scans rows like TPC-H lineitem's that are already in memory: nanoseconds per row.
+//! How fast one core scans TPC-H lineitem (of scale 10) that is already in memory: nanoseconds per row.
 //!
-//! `cargo run --release -p heliostat-engine --example scan_speed [row groups]`
+//! `cargo run --release -p heliostat-engine --example scan_speed [row groups] [question ...]`
 
 use std::sync::Arc;
 use std::time::Instant;
 
-use arrow_array::types::{Date32Type, Decimal64Type, Int64Type};
-use arrow_array::{ArrayRef, PrimitiveArray, RecordBatch, StringArray};
+use arrow_array::RecordBatch;
 use bytes::Bytes;
 use heliostat_engine::{CompiledScan, CoreScan, EngineOptions, Merge, Step};
 use heliostat_segment::{RowIds, SegmentBuilder, SegmentFooter, SegmentIdentity, encode_row_group};
+use hidb::arrow_mapping::{adapt_batch, from_arrow_schema};
 use hidb::plan::sql::parse_query;
-use hidb::{DataType, Field, ROW_GROUP_ROWS, Result, Schema};
+use hidb::{ROW_GROUP_ROWS, Result, Schema};
+use tpchgen::generators::LineItemGenerator;
+use tpchgen_arrow::{LineItemArrow, RecordBatchIterator};
 
 const QUESTIONS: &[(&str, &str)] = &[
     (
@@ -38,77 +40,46 @@ const QUESTIONS: &[(&str, &str)] = &[
     ("like", "select count(*) from t where l_comment like '%special%requests%'"),
     ("point", "select * from t where l_orderkey = 30001"),
     ("top", "select l_orderkey, l_extendedprice from t order by l_extendedprice desc limit 100"),
-    ("groups", "select l_suppkey, sum(l_quantity) from t group by l_suppkey"),
+    ("top_text", "select l_orderkey, l_comment from t where l_quantity < 10 order by l_comment, l_orderkey limit 10"),
+    ("group10", "select l_linenumber, sum(l_quantity), max(l_shipdate), count(*) from t group by l_linenumber"),
+    ("group100k", "select l_suppkey, sum(l_quantity) from t group by l_suppkey"),
+    ("group1M", "select l_partkey, count(*), avg(l_extendedprice) from t group by l_partkey"),
+    ("group_text", "select l_shipmode, l_shipinstruct, count(*) from t group by l_shipmode, l_shipinstruct"),
+    ("distinct", "select count(distinct l_suppkey) from t"),
     ("float", "select sum(cast(l_extendedprice as double)) from t"),
+    ("minmax", "select min(l_extendedprice), max(l_extendedprice), min(l_shipdate), max(l_comment) from t"),
+    (
+        "or_not",
+        "select count(*) from t where (l_quantity < 3 or l_discount = 0.10 or l_shipmode = 'FOB') and not (l_shipdate < date '1995-01-01')",
+    ),
+    (
+        "case",
+        "select sum(case when l_shipmode = 'MAIL' or l_shipmode = 'SHIP' then 1 else 0 end), sum(case when l_discount > 0.05 then l_extendedprice * l_discount else 0 end) from t",
+    ),
+    ("two_columns", "select count(*) from t where l_commitdate < l_receiptdate and l_shipdate < l_commitdate"),
+    ("arithmetic", "select count(*) from t where l_extendedprice * (1 - l_discount) > 50000"),
+    ("text_equal", "select count(*) from t where l_comment = 'carefully final requests'"),
+    ("part", "select l_orderkey, l_quantity from t where l_partkey = 123456"),
+    ("prefix", "select count(*) from t where l_comment like 'furiously%'"),
+    ("suffix", "select count(*) from t where l_comment like '%deposits'"),
+    ("year", "select extract(year from l_shipdate), sum(l_extendedprice) from t group by extract(year from l_shipdate)"),
 ];
 
 type Segment = (Arc<SegmentFooter>, Vec<Bytes>);
 
-fn schema() -> Schema {
-    let money = DataType::Decimal { precision: 15, scale: 2 };
-    let column = |name: &str, data_type| Field::new(name, data_type, false);
-    Schema::new(vec![
-        column("l_orderkey", DataType::Int64),
-        column("l_partkey", DataType::Int64),
-        column("l_suppkey", DataType::Int64),
-        column("l_quantity", money),
-        column("l_extendedprice", money),
-        column("l_discount", money),
-        column("l_shipdate", DataType::Date),
-        column("l_returnflag", DataType::Text),
-        column("l_linestatus", DataType::Text),
-        column("l_shipmode", DataType::Text),
-        column("l_shipinstruct", DataType::Text),
-        column("l_comment", DataType::Text),
-    ])
-    .expect("the schema is valid")
+/// The first row groups of lineitem, encoded as a load encodes them.
+fn segments(groups: usize) -> Result<(Schema, Vec<Segment>)> {
+    let lineitem = LineItemArrow::new(LineItemGenerator::new(10.0, 1, 1)).with_batch_size(ROW_GROUP_ROWS);
+    let schema = from_arrow_schema(lineitem.schema())?;
+    let segments = lineitem.take(groups).enumerate().map(|(group, batch)| segment(&schema, group as u64, &batch));
+    let segments = segments.collect::<Result<Vec<_>>>()?;
+    Ok((schema, segments))
 }
 
-/// Numbers that look random and are the same every time.
-fn mix(seed: u64) -> u64 {
-    let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb) >> 16
-}
-
-fn segment(schema: &Schema, group: u64) -> Result<Segment> {
-    let rows = group * ROW_GROUP_ROWS as u64..(group + 1) * ROW_GROUP_ROWS as u64;
-    let pick =
-        |salt: u64, from: i64, to: i64| move |row: u64| from + (mix(row * 16 + salt) % (to - from) as u64) as i64;
-    let int64 = |f: &dyn Fn(u64) -> i64| -> ArrayRef {
-        Arc::new(PrimitiveArray::<Int64Type>::from_iter_values(rows.clone().map(f)))
-    };
-    let money = |f: &dyn Fn(u64) -> i64| -> ArrayRef {
-        let values = PrimitiveArray::<Decimal64Type>::from_iter_values(rows.clone().map(f));
-        Arc::new(values.with_precision_and_scale(15, 2).expect("15 digits are within 18"))
-    };
-    let text = |salt: u64, list: &[&str]| -> ArrayRef {
-        let choose = pick(salt, 0, list.len() as i64);
-        Arc::new(StringArray::from_iter_values(rows.clone().map(|row| list[choose(row) as usize])))
-    };
-    let words = ["carefully", "special", "deposits", "requests", "quickly", "ironic", "packages", "sleep", "furiously"];
-    let comment = |row: u64| -> String {
-        (0..mix(row * 31) % 5 + 2).map(|word| words[(mix(row * 64 + word) % 9) as usize]).collect::<Vec<_>>().join(" ")
-    };
-    let shipdate = pick(6, 8036, 10562);
-    let columns: Vec<ArrayRef> = vec![
-        int64(&|row| row as i64 / 4),
-        int64(&pick(1, 1, 2_000_001)),
-        int64(&pick(2, 1, 100_001)),
-        money(&|row| pick(3, 1, 51)(row) * 100),
-        money(&pick(4, 90_000, 10_500_000)),
-        money(&pick(5, 0, 11)),
-        Arc::new(PrimitiveArray::<Date32Type>::from_iter_values(rows.clone().map(|row| shipdate(row) as i32))),
-        text(7, &["A", "N", "R"]),
-        text(8, &["F", "O"]),
-        text(9, &["AIR", "REG AIR", "RAIL", "SHIP", "TRUCK", "MAIL", "FOB"]),
-        text(10, &["DELIVER IN PERSON", "COLLECT COD", "NONE", "TAKE BACK RETURN"]),
-        Arc::new(StringArray::from_iter_values(rows.clone().map(comment))),
-    ];
-    let arrow = hidb::arrow_mapping::to_arrow_schema(schema, true);
-    let batch = RecordBatch::try_new(arrow, columns)
-        .map_err(|error| hidb::Error::new(hidb::ErrorCode::Internal, error.to_string()))?;
-    let encoded = encode_row_group(schema, &[batch], RowIds::From(rows.start as i64))?;
+fn segment(schema: &Schema, group: u64, batch: &RecordBatch) -> Result<Segment> {
+    let batch = adapt_batch(batch, schema)?;
+    let first = group as i64 * ROW_GROUP_ROWS as i64;
+    let encoded = encode_row_group(schema, &[batch], RowIds::From(first))?;
     let chunks = encoded.chunks.iter().map(|chunk| Bytes::from(chunk.bytes.clone())).collect();
     let identity =
         SegmentIdentity { volume_uuid: [0; 16], table_id: 1, segment_id: group, shard: 0, load_id: Vec::new() };
@@ -148,10 +119,11 @@ fn run(compiled: &Arc<CompiledScan>, segments: &[Segment]) -> Result<(u64, u128)
 }
 
 fn main() -> Result<()> {
-    let groups = std::env::args().nth(1).and_then(|count| count.parse().ok()).unwrap_or(16);
-    let schema = schema();
-    let segments = (0..groups).map(|group| segment(&schema, group)).collect::<Result<Vec<_>>>()?;
-    let total = groups * ROW_GROUP_ROWS as u64;
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let groups: usize = arguments.first().and_then(|count| count.parse().ok()).unwrap_or(16);
+    let wanted = arguments.get(1..).unwrap_or_default();
+    let (schema, segments) = segments(groups)?;
+    let total = (groups * ROW_GROUP_ROWS) as u64;
     for (column, field) in schema.fields().iter().enumerate() {
         let meta = &segments[0].0.row_groups[0].columns[column];
         println!(
@@ -162,11 +134,14 @@ fn main() -> Result<()> {
         );
     }
     for (name, sql) in QUESTIONS {
+        if !wanted.is_empty() && !wanted.iter().any(|wanted| wanted == name) {
+            continue;
+        }
         let plan = parse_query(sql, &|_| Ok(schema.clone()))?;
         let compiled = CompiledScan::compile(&plan, &schema, EngineOptions::default())?;
         let mut best = f64::MAX;
         let mut outcome = (0, u128::MAX);
-        for _ in 0..7 {
+        for _ in 0..if wanted.is_empty() { 7 } else { 300 } {
             let start = Instant::now();
             let (rows, longest) = run(&compiled, &segments)?;
             best = best.min(start.elapsed().as_secs_f64());
