@@ -141,7 +141,7 @@ fn main() -> Result<()> {
         let compiled = CompiledScan::compile(&plan, &schema, EngineOptions::default())?;
         let mut best = f64::MAX;
         let mut outcome = (0, u128::MAX);
-        for _ in 0..if wanted.is_empty() { 7 } else { 300 } {
+        for _ in 0..if wanted.is_empty() { 7 } else { 2000 } {
             let start = Instant::now();
             let (rows, longest) = run(&compiled, &segments)?;
             best = best.min(start.elapsed().as_secs_f64());

@@ -180,17 +180,22 @@ impl Emitter {
                 take = 1;
             }
             let mut part = rest;
-            part.truncate(take);
-            rest.and_not(part.words());
+            if take < count - start {
+                part.truncate(take);
+                rest.and_not(part.words());
+            }
             if let Some(writer) = self.writer.as_mut() {
+                let mut part = from.as_mut().map(|from| {
+                    BlockSource::new(from.chunks, from.block, from.block_rows, &part, &mut *from.scratch)
+                });
                 for (column, input) in inputs.iter().enumerate() {
                     let at = (column, self.rows, start, take);
-                    match (input, &mut from) {
+                    match (input, &mut part) {
                         (Input::Vector(vector), _) => {
                             write_vector(writer, &self.types[column], self.decimal64, at, vector)?;
                         }
-                        (Input::Gather(source), Some(from)) => {
-                            gather(writer, &self.types[column], at, *source, &part, from)?;
+                        (Input::Gather(source), Some(part)) => {
+                            gather(writer, &self.types[column], at, *source, part)?;
                         }
                         (Input::Gather(_), None) => {}
                     }
@@ -306,15 +311,13 @@ fn gather(
     data_type: &DataType,
     (column, at, _, take): At,
     source: usize,
-    part: &Selection,
-    from: &mut GatherFrom<'_>,
+    part: &mut BlockSource<'_>,
 ) -> Result<()> {
-    let chunk = chunk_of(from.chunks, source)?;
+    let chunk = chunk_of(part.chunks, source)?;
     let width = data_type.fixed_width().unwrap_or(0);
     let out = &mut writer.values_mut(column)[at * width..];
-    chunk.gather_fixed(from.block, part, out)?;
-    let source_of_validity = BlockSource::new(from.chunks, from.block, from.block_rows, part, from.scratch);
-    if let Some(valid) = source_of_validity.validity(source)? {
+    chunk.gather_fixed(part.block, part.wanted(), out)?;
+    if let Some(valid) = part.validity(source)? {
         write_nulls(writer, column, at, 0, take, &valid);
     }
     Ok(())

@@ -157,6 +157,8 @@ pub(crate) struct FilterRun {
     /// Conjuncts to run in this row group, in order.
     order: Vec<usize>,
     methods: Vec<Method>,
+    /// What the block's zone maps say of each conjunct in `order`.
+    pruned: Vec<BlockMatch>,
 }
 
 impl FilterRun {
@@ -227,21 +229,30 @@ impl FilterRun {
         block_rows: usize,
         scratch: &mut Scratch,
     ) -> Result<(Selection, bool)> {
-        let mut selection = Selection::all(block_rows);
+        self.pruned.clear();
         for index in &self.order {
-            if let Method::Encoded(column, predicate) = &self.methods[*index]
-                && chunk_of(chunks, *column)?.prune(block, predicate)? == BlockMatch::None
-            {
+            let pruned = match &self.methods[*index] {
+                Method::Encoded(column, predicate) => chunk_of(chunks, *column)?.prune(block, predicate)?,
+                Method::Always => BlockMatch::All,
+                _ => BlockMatch::Some,
+            };
+            if pruned == BlockMatch::None {
                 return Ok((Selection::none(), true));
             }
+            self.pruned.push(pruned);
         }
+        let mut selection = Selection::all(block_rows);
+        let mut after = block_rows;
         for position in 0..self.order.len() {
             let index = self.order[position];
-            let before = selection.count();
+            if self.pruned[position] == BlockMatch::All {
+                continue;
+            }
+            let before = after;
             match &self.methods[index] {
                 Method::Always => continue,
                 Method::Encoded(column, predicate) => {
-                    chunk_of(chunks, *column)?.filter(block, predicate, &mut selection)?;
+                    chunk_of(chunks, *column)?.filter_values(block, predicate, &mut selection)?;
                 }
                 Method::Dictionary(column, truth) => {
                     let mut source = BlockSource::new(chunks, block, block_rows, &selection, scratch);
@@ -272,7 +283,7 @@ impl FilterRun {
                     keep_rows(&mut selection, &keep);
                 }
             }
-            let after = selection.count();
+            after = selection.count();
             let measured = &mut self.measured[index];
             measured.tested += before as u64;
             measured.passed += after as u64;

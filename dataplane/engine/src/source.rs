@@ -3,7 +3,7 @@
 //! Owns [`BlockSource`], the evaluator's window on encoded columns, and [`Scratch`], its buffers.
 //! Invariant: what it loads is compacted: value `k` belongs to the `k`-th selected row of the block.
 
-use heliostat_segment::{Chunk, Selection, dispatch};
+use heliostat_segment::{Chunk, Rows, Selection, dispatch};
 use hidb::{BLOCK_ROWS, Error, ErrorCode, Lane, Result};
 
 use crate::eval::machine::ColumnSource;
@@ -63,9 +63,18 @@ impl<'a> BlockSource<'a> {
     }
 
     fn index(&mut self) {
-        if !self.indexed {
+        if !self.indexed && !self.all {
             self.selection.indices(&mut self.scratch.indices);
             self.indexed = true;
+        }
+    }
+
+    /// The rows that are wanted, in the form that chunks take.
+    pub fn wanted(&mut self) -> Rows<'_> {
+        self.index();
+        match self.all {
+            true => Rows::All(self.rows),
+            false => Rows::At(&self.scratch.indices[..self.rows]),
         }
     }
 
@@ -119,7 +128,7 @@ impl ColumnSource for BlockSource<'_> {
                     if self.all {
                         chunk.decode_i64(self.block, values)?;
                     } else {
-                        chunk.gather_i64(self.block, self.selection, values)?;
+                        chunk.gather_i64(self.block, self.wanted(), values)?;
                     }
                 }
             }
@@ -130,7 +139,7 @@ impl ColumnSource for BlockSource<'_> {
             }
             Lane::Bytes => {
                 let bytes = &mut out.bytes;
-                chunk.gather_bytes(self.block, self.selection, &mut bytes.offsets, &mut bytes.data)?;
+                chunk.gather_bytes(self.block, self.wanted(), &mut bytes.offsets, &mut bytes.data)?;
             }
             Lane::F64 | Lane::I128 => self.load_wide(column, lane, out)?,
         }
@@ -144,9 +153,7 @@ impl ColumnSource for BlockSource<'_> {
 
 impl BlockSource<'_> {
     fn load_wide(&mut self, column: usize, lane: Lane, out: &mut Vector) -> Result<()> {
-        if !self.all {
-            self.index();
-        }
+        self.index();
         let chunk = chunk_of(self.chunks, column)?;
         let indices = &self.scratch.indices[..self.rows];
         if lane == Lane::F64 {

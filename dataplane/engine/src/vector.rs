@@ -4,6 +4,7 @@
 //! register is allocated once per request; values of rows that are NULL or inactive are arbitrary, but
 //! initialised.
 
+use heliostat_segment::Selection;
 use hidb::{BLOCK_ROWS, Lane, Scalar};
 
 /// One bit per row of a block.
@@ -13,12 +14,7 @@ pub(crate) const NO_BITS: Bits = [0; BLOCK_ROWS / 64];
 
 /// The first `rows` bits set.
 pub(crate) fn first_bits(rows: usize) -> Bits {
-    let mut bits = NO_BITS;
-    for (index, word) in bits.iter_mut().enumerate() {
-        let left = rows.saturating_sub(index * 64);
-        *word = if left >= 64 { u64::MAX } else { (1u64 << left) - 1 };
-    }
-    bits
+    *Selection::all(rows).words()
 }
 
 #[inline]
@@ -32,7 +28,7 @@ pub(crate) fn set_bit(bits: &mut Bits, row: usize) {
 }
 
 pub(crate) fn count_bits(bits: &Bits) -> usize {
-    bits.iter().map(|word| word.count_ones() as usize).sum()
+    Selection::from_words(*bits).count()
 }
 
 pub(crate) fn any_bit(bits: &Bits) -> bool {

@@ -35,7 +35,7 @@ pub use footer::{
 };
 pub use predicate::{BlockMatch, BytesTest, ChunkPredicate, CompiledPredicate};
 pub use segment::{FinishedSegment, SegmentBuilder, SegmentHeader, SegmentIdentity, verify_chunk};
-pub use selection::Selection;
+pub use selection::{Rows, Selection};
 pub use simd::SimdLevel;
 pub use zone::{ZONE_BYTES_MAX, ZoneMap};
 

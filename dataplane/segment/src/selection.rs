@@ -1,8 +1,34 @@
 //! Selections: which of a block's 1,024 rows are still in.
 //!
-//! Owns [`Selection`]. Written by chunk filters, read by gathers and by the engine.
+//! Owns [`Selection`] and [`Rows`], the same as positions. Written by chunk filters, read by gathers and by the engine.
 
 use crate::BLOCK_ROWS;
+
+/// Which rows of a block to take.
+#[derive(Clone, Copy, Debug)]
+pub enum Rows<'a> {
+    /// The first so many: all of the block.
+    All(usize),
+    /// These, ascending, each less than the block's rows.
+    At(&'a [u16]),
+}
+
+impl Rows<'_> {
+    /// How many.
+    #[inline]
+    pub fn len(&self) -> usize {
+        match self {
+            Rows::All(count) => *count,
+            Rows::At(indices) => indices.len(),
+        }
+    }
+
+    /// Whether there is none.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
 
 /// A bitmap over the rows of a block; row `i` is bit `i % 64` of word `i / 64`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,8 +50,11 @@ impl Selection {
     }
 
     /// The first `rows` rows (at most 1,024).
+    #[inline]
     pub fn all(rows: usize) -> Self {
-        let rows = rows.min(BLOCK_ROWS);
+        if rows >= BLOCK_ROWS {
+            return Selection { words: [u64::MAX; 16] };
+        }
         let mut words = [0u64; 16];
         for (index, word) in words.iter_mut().enumerate() {
             let bits = rows.saturating_sub(index * 64).min(64);
@@ -54,7 +83,7 @@ impl Selection {
     /// Rows that are in.
     #[inline]
     pub fn count(&self) -> usize {
-        self.words.iter().map(|word| word.count_ones() as usize).sum()
+        crate::kernels::count(&self.words)
     }
 
     /// Whether no row is in.
@@ -112,6 +141,22 @@ impl Selection {
     pub fn or(&mut self, other: &[u64; 16]) {
         for (word, other) in self.words.iter_mut().zip(other) {
             *word |= other;
+        }
+    }
+
+    /// The rows that are in of a block of `block_rows` rows; `positions` is for those of [`Rows::At`].
+    #[inline]
+    pub fn rows<'a>(&self, block_rows: usize, positions: &'a mut [u16; 1024]) -> Rows<'a> {
+        let mut within = *self;
+        if block_rows < BLOCK_ROWS {
+            within.and(Selection::all(block_rows).words());
+        }
+        match within.count() {
+            count if count == block_rows => Rows::All(count),
+            _ => {
+                let count = within.indices(positions);
+                Rows::At(&positions[..count])
+            }
         }
     }
 

@@ -31,11 +31,13 @@ fn exercise(bytes: Vec<u8>, data_type: &DataType, rows: u32) {
         sparse.insert(700);
         sparse.insert(1023);
         for selection in [Selection::all(1024), sparse] {
+            let mut positions = [0u16; 1024];
+            let rows = selection.rows(chunk.block_rows(b), &mut positions);
             let mut out = vec![0u8; 64 << 10];
-            let _ = chunk.gather_fixed(b, &selection, &mut out);
-            let _ = chunk.gather_i64(b, &selection, &mut [0; 1024]);
-            let _ = chunk.gather_codes(b, &selection, &mut [0; 1024]);
-            let _ = chunk.gather_bytes(b, &selection, &mut Vec::new(), &mut Vec::new());
+            let _ = chunk.gather_fixed(b, rows, &mut out);
+            let _ = chunk.gather_i64(b, rows, &mut [0; 1024]);
+            let _ = chunk.gather_codes(b, rows, &mut [0; 1024]);
+            let _ = chunk.gather_bytes(b, rows, &mut Vec::new(), &mut Vec::new());
             if let Ok(compiled) = &compiled {
                 let mut selection = selection;
                 let _ = chunk.filter(b, compiled, &mut selection);

@@ -4,7 +4,7 @@ mod columns;
 
 use arrow_array::{Array, ArrayRef};
 use columns::{SHAPES, array, chunk, same, scalar, selection, types};
-use heliostat_segment::{Chunk, Encoding, Selection, encode_chunk};
+use heliostat_segment::{Chunk, Encoding, Rows, Selection, encode_chunk};
 use hidb::types::{DataType, Lane, Scalar};
 use proptest::prelude::*;
 use rand::SeedableRng;
@@ -20,6 +20,7 @@ fn read(chunk: &Chunk, b: usize, selection: &Selection) -> Vec<Scalar> {
     chunk.validity(b, &mut valid).unwrap();
     let is_valid = |row: u16| valid[row as usize / 64] >> (row % 64) & 1 == 1;
     let rows = &rows[..count];
+    let wanted = if count == chunk.block_rows(b) { Rows::All(count) } else { Rows::At(rows) };
     let mut out = Vec::new();
     match chunk.data_type().lane() {
         Lane::Bool => {
@@ -30,12 +31,12 @@ fn read(chunk: &Chunk, b: usize, selection: &Selection) -> Vec<Scalar> {
         Lane::I64 => {
             let (mut values, mut gathered) = ([0i64; 1024], [0i64; 1024]);
             chunk.decode_i64(b, &mut values).unwrap();
-            assert_eq!(chunk.gather_i64(b, selection, &mut gathered).unwrap(), count);
+            assert_eq!(chunk.gather_i64(b, wanted, &mut gathered).unwrap(), count);
             let width = chunk.data_type().fixed_width().unwrap();
             let mut fixed = vec![0u8; width * 1024 + 1];
             // Once aligned, once not.
             for shift in [0, 1] {
-                assert_eq!(chunk.gather_fixed(b, selection, &mut fixed[shift..]).unwrap(), count);
+                assert_eq!(chunk.gather_fixed(b, wanted, &mut fixed[shift..]).unwrap(), count);
                 for (k, row) in rows.iter().enumerate() {
                     assert_eq!(gathered[k], values[*row as usize]);
                     assert_eq!(fixed[shift + k * width..][..width], values[*row as usize].to_le_bytes()[..width]);
@@ -47,7 +48,7 @@ fn read(chunk: &Chunk, b: usize, selection: &Selection) -> Vec<Scalar> {
             let mut values = [0i128; 1024];
             chunk.decode_i128(b, &mut values).unwrap();
             let mut fixed = vec![0u8; 16 * 1024];
-            assert_eq!(chunk.gather_fixed(b, selection, &mut fixed).unwrap(), count);
+            assert_eq!(chunk.gather_fixed(b, wanted, &mut fixed).unwrap(), count);
             for (k, row) in rows.iter().enumerate() {
                 assert_eq!(fixed[k * 16..][..16], values[*row as usize].to_le_bytes());
             }
@@ -58,7 +59,7 @@ fn read(chunk: &Chunk, b: usize, selection: &Selection) -> Vec<Scalar> {
             chunk.decode_f64(b, &mut values).unwrap();
             let width = chunk.data_type().fixed_width().unwrap();
             let mut fixed = vec![0u8; width * 1024];
-            assert_eq!(chunk.gather_fixed(b, selection, &mut fixed).unwrap(), count);
+            assert_eq!(chunk.gather_fixed(b, wanted, &mut fixed).unwrap(), count);
             for (k, row) in rows.iter().enumerate() {
                 let value = values[*row as usize];
                 let bytes = &fixed[k * width..][..width];
@@ -73,7 +74,7 @@ fn read(chunk: &Chunk, b: usize, selection: &Selection) -> Vec<Scalar> {
         }
         Lane::Bytes => {
             let (mut ends, mut data) = (vec![3u32], b"abc".to_vec());
-            assert_eq!(chunk.gather_bytes(b, selection, &mut ends, &mut data).unwrap(), count);
+            assert_eq!(chunk.gather_bytes(b, wanted, &mut ends, &mut data).unwrap(), count);
             let mut lengths = [0u32; 1024];
             chunk.lengths(b, &mut lengths).unwrap();
             for (k, row) in rows.iter().enumerate() {

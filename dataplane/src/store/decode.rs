@@ -13,7 +13,7 @@ use arrow_array::{
 use arrow_buffer::{BooleanBuffer, Buffer, NullBuffer, OffsetBuffer, ScalarBuffer};
 use arrow_schema::DataType as ArrowType;
 use bytes::Bytes;
-use heliostat_segment::{BLOCK_ROWS, Chunk, Selection};
+use heliostat_segment::{BLOCK_ROWS, Chunk, Rows};
 use hidb::arrow_mapping::{to_arrow_schema, to_arrow_type};
 use hidb::{DataType, VectorElement};
 
@@ -114,7 +114,7 @@ pub fn decode_chunk(chunk: &Chunk) -> Result<ArrayRef, hidb::Error> {
         for b in 0..chunk.blocks() {
             let n = chunk.block_rows(b);
             let from = b * BLOCK_ROWS * width;
-            chunk.gather_fixed(b, &Selection::all(n), &mut values[from..from + n * width])?;
+            chunk.gather_fixed(b, Rows::All(n), &mut values[from..from + n * width])?;
         }
         Ok(Buffer::from_vec(values))
     };
@@ -213,7 +213,7 @@ fn variable(chunk: &Chunk) -> Result<(OffsetBuffer<i32>, Buffer), hidb::Error> {
     let mut ends = Vec::with_capacity(chunk.rows());
     let mut data = Vec::new();
     for b in 0..chunk.blocks() {
-        chunk.gather_bytes(b, &Selection::all(chunk.block_rows(b)), &mut ends, &mut data)?;
+        chunk.gather_bytes(b, Rows::All(chunk.block_rows(b)), &mut ends, &mut data)?;
     }
     let mut offsets = Vec::with_capacity(ends.len() + 1);
     offsets.push(0i32);

@@ -11,6 +11,7 @@ use hidb::types::{DataType, Lane};
 
 use super::Chunk;
 use super::header::Layout;
+use crate::BLOCK_ROWS;
 use crate::encoding::integers::IntTest;
 use crate::encoding::{plain, text};
 use crate::error::Result;
@@ -176,29 +177,33 @@ impl Chunk {
         match pruned {
             BlockMatch::None => selection.clear(),
             BlockMatch::All => selection.and(Selection::all(self.block_rows(b)).words()),
-            BlockMatch::Some => self.filter_values(b, &predicate.kind, selection)?,
+            BlockMatch::Some => self.filter_values(b, predicate, selection)?,
         }
         Ok(pruned)
     }
 
-    fn filter_values(&self, b: usize, kind: &Compiled, selection: &mut Selection) -> Result<()> {
-        let mut valid = [0u64; 16];
-        self.validity(b, &mut valid)?;
-        if let Compiled::IsNull = kind {
+    /// [`Chunk::filter`] without a look at the zone map, for callers that had one.
+    pub fn filter_values(&self, b: usize, predicate: &CompiledPredicate, selection: &mut Selection) -> Result<()> {
+        let kind = &predicate.kind;
+        if self.header.null_count > 0 || matches!(kind, Compiled::IsNull) {
+            let mut valid = [0u64; 16];
+            self.validity(b, &mut valid)?;
+            if let Compiled::IsNull = kind {
+                selection.and(Selection::all(self.block_rows(b)).words());
+                selection.and_not(&valid);
+                return Ok(());
+            }
+            selection.and(&valid);
+        } else if self.block_rows(b) < BLOCK_ROWS {
             selection.and(Selection::all(self.block_rows(b)).words());
-            selection.and_not(&valid);
-            return Ok(());
         }
-        selection.and(&valid);
         if selection.is_empty() {
             return Ok(());
         }
         match kind {
             Compiled::Never | Compiled::IsNull => selection.clear(),
             Compiled::NotNull => {}
-            Compiled::Integers(test) => {
-                self.integers().filter(b, test, selection)?;
-            }
+            Compiled::Integers(test) => self.integers().filter(b, test, selection)?,
             Compiled::Floats { lo, hi, negated } => self.filter_floats(b, *lo, *hi, *negated, selection)?,
             Compiled::Wide { ranges, negated } => {
                 plain::filter::<16>(self.plain_block(b)?, selection, |bytes| {
@@ -263,12 +268,14 @@ impl Chunk {
             return Ok(());
         }
         let mut data = test.scratch.borrow_mut();
-        let needed = self.gather_bytes_max(b, &candidates)?;
+        let mut positions = [0u16; 1024];
+        let rows = candidates.rows(self.block_rows(b), &mut positions);
+        let needed = self.gather_bytes_max(b, rows)?;
         if data.len() < needed {
             data.resize(needed, 0);
         }
         let mut ends = [0u32; 1024];
-        let (count, bytes) = self.gather_bytes_into(b, &candidates, &mut ends, &mut data)?;
+        let (count, bytes) = self.gather_bytes_into(b, rows, &mut ends, &mut data)?;
         let (data, ends) = (&data[..bytes], &ends[..count]);
         let mut matched = [0u64; 16];
         find_matches(&test.matcher, data, ends, &mut matched);

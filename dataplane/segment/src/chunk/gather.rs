@@ -6,17 +6,15 @@ use hidb::types::Lane;
 
 use super::Chunk;
 use super::header::Layout;
-use crate::encoding::integers::{Mapping, Rows};
+use crate::encoding::integers::Mapping;
 use crate::encoding::plain;
 use crate::error::{Result, SegmentError};
-use crate::selection::Selection;
+use crate::selection::Rows;
 
 impl Chunk {
     /// 64-bit lane: the selected values, compacted into the front of `out`. Returns how many.
-    pub fn gather_i64(&self, b: usize, selection: &Selection, out: &mut [i64; 1024]) -> Result<usize> {
-        let mut buffer = [0u16; 1024];
-        let rows = self.selected(b, selection, &mut buffer);
-        let count = rows.len();
+    pub fn gather_i64(&self, b: usize, rows: Rows<'_>, out: &mut [i64; 1024]) -> Result<usize> {
+        let count = self.check_rows(b, rows)?;
         if self.data_type.lane() != Lane::I64 {
             return Err(self.wrong_lane("gather_i64"));
         }
@@ -33,27 +31,24 @@ impl Chunk {
         Ok(count)
     }
 
-    /// The selected rows of block `b`; rows past its end are ignored.
-    fn selected<'i>(&self, b: usize, selection: &Selection, buffer: &'i mut [u16; 1024]) -> Rows<'i> {
-        let rows = self.block_rows(b);
-        let all = Selection::all(rows);
-        let mut within = *selection;
-        within.and(all.words());
-        if within == all {
-            return Rows::All(rows);
+    /// Whether block `b` is there and has these rows.
+    fn check_rows(&self, b: usize, rows: Rows<'_>) -> Result<usize> {
+        self.check_block(b)?;
+        let end = match rows {
+            Rows::All(count) => count,
+            Rows::At(indices) => indices.last().map_or(0, |last| usize::from(*last) + 1),
+        };
+        match end <= self.block_rows(b) {
+            true => Ok(rows.len()),
+            false => Err(SegmentError::corrupt("chunk", format!("no row {} in block {b}", end - 1))),
         }
-        let count = within.indices(buffer);
-        Rows::At(&buffer[..count])
     }
 
     /// Selected values, compacted, in the Arrow native width ([`DataType::fixed_width`]), little-endian,
     /// into the front of `out`. NULL rows hold arbitrary values. Returns how many rows were written.
-    pub fn gather_fixed(&self, b: usize, selection: &Selection, out: &mut [u8]) -> Result<usize> {
+    pub fn gather_fixed(&self, b: usize, rows: Rows<'_>, out: &mut [u8]) -> Result<usize> {
         let Some(width) = self.data_type.fixed_width() else { return Err(self.wrong_lane("gather_fixed")) };
-        self.check_block(b)?;
-        let mut buffer = [0u16; 1024];
-        let rows = self.selected(b, selection, &mut buffer);
-        let count = rows.len();
+        let count = self.check_rows(b, rows)?;
         if count == 0 {
             return Ok(0);
         }
@@ -142,39 +137,37 @@ impl Chunk {
     pub fn gather_bytes(
         &self,
         b: usize,
-        selection: &Selection,
+        rows: Rows<'_>,
         ends: &mut Vec<u32>,
         data: &mut Vec<u8>,
     ) -> Result<usize> {
         let start = data.len();
-        data.resize(start + self.gather_bytes_max(b, selection)?, 0);
+        data.resize(start + self.gather_bytes_max(b, rows)?, 0);
         let mut block_ends = [0u32; 1024];
-        let gathered = self.gather_bytes_into(b, selection, &mut block_ends, &mut data[start..]);
+        let gathered = self.gather_bytes_into(b, rows, &mut block_ends, &mut data[start..]);
         data.truncate(start + gathered.as_ref().map_or(0, |(_, bytes)| *bytes));
-        let (rows, _) = gathered?;
+        let (count, _) = gathered?;
         if data.len() > u32::MAX as usize {
             data.truncate(start);
             return Err(SegmentError::BufferTooSmall { needed: data.len(), given: u32::MAX as usize });
         }
-        ends.extend(block_ends[..rows].iter().map(|end| *end + start as u32));
-        Ok(rows)
+        ends.extend(block_ends[..count].iter().map(|end| *end + start as u32));
+        Ok(count)
     }
 
     /// An upper bound of the bytes that [`Chunk::gather_bytes_into`] writes for this selection; exact for
     /// dictionaries and vectors, the whole block's bytes for other text.
-    pub fn gather_bytes_max(&self, b: usize, selection: &Selection) -> Result<usize> {
-        self.check_block(b)?;
+    pub fn gather_bytes_max(&self, b: usize, rows: Rows<'_>) -> Result<usize> {
+        self.check_rows(b, rows)?;
         match self.header.layout {
             Layout::Text | Layout::TextFsst => Ok(self.text().block(b)?.raw_bytes),
             Layout::DictionaryBytes => {
-                let mut buffer = [0u16; 1024];
-                let rows = self.selected(b, selection, &mut buffer);
                 let mut codes = [0i64; 1024];
                 let count = rows.len();
                 self.integers().take(b, &Mapping::IDENTITY, rows, &mut codes[..count])?;
                 codes[..count].iter().try_fold(0usize, |sum, code| Ok(sum + self.entry_bytes(*code)?.len()))
             }
-            _ => Ok(selection.count() * (self.header.value_width as usize)),
+            _ => Ok(rows.len() * (self.header.value_width as usize)),
         }
     }
 
@@ -185,17 +178,14 @@ impl Chunk {
     pub fn gather_bytes_into(
         &self,
         b: usize,
-        selection: &Selection,
+        rows: Rows<'_>,
         ends: &mut [u32; 1024],
         data: &mut [u8],
     ) -> Result<(usize, usize)> {
         if self.data_type.lane() != Lane::Bytes {
             return Err(self.wrong_lane("gather_bytes"));
         }
-        self.check_block(b)?;
-        let mut buffer = [0u16; 1024];
-        let rows = self.selected(b, selection, &mut buffer);
-        let count = rows.len();
+        let count = self.check_rows(b, rows)?;
         if count == 0 {
             return Ok((0, 0));
         }
@@ -211,13 +201,13 @@ impl Chunk {
                 };
                 Ok((count, bytes))
             }
-            Layout::DictionaryBytes => self.gather_entries(b, selection, rows, ends, data),
+            Layout::DictionaryBytes => self.gather_entries(b, rows, ends, data),
             _ => {
                 let width = self.header.value_width as usize;
                 if data.len() < count * width {
                     return Err(SegmentError::BufferTooSmall { needed: count * width, given: data.len() });
                 }
-                self.gather_fixed(b, selection, data)?;
+                self.gather_fixed(b, rows, data)?;
                 for (row, end) in ends[..count].iter_mut().enumerate() {
                     *end = ((row + 1) * width) as u32;
                 }
@@ -229,7 +219,6 @@ impl Chunk {
     fn gather_entries(
         &self,
         b: usize,
-        selection: &Selection,
         rows: Rows<'_>,
         ends: &mut [u32; 1024],
         data: &mut [u8],
@@ -239,10 +228,14 @@ impl Chunk {
         self.integers().take(b, &Mapping::IDENTITY, rows, &mut codes[..count])?;
         let mut valid = [0u64; 16];
         let all_valid = self.validity(b, &mut valid)?;
-        let (present, _) = if all_valid { ([u64::MAX; 16], 0) } else { selection.compress(&valid) };
+        let is_present = |k: usize| match rows {
+            _ if all_valid => true,
+            Rows::All(_) => valid[k / 64] >> (k % 64) & 1 == 1,
+            Rows::At(indices) => valid[usize::from(indices[k]) / 64] >> (indices[k] % 64) & 1 == 1,
+        };
         let mut written = 0;
         for (k, (code, end)) in codes[..count].iter().zip(ends).enumerate() {
-            if present[k / 64] >> (k % 64) & 1 == 1 {
+            if is_present(k) {
                 let entry = self.entry_bytes(*code)?;
                 let needed = written + entry.len();
                 let given = data.len();
@@ -266,12 +259,9 @@ impl Chunk {
     }
 
     /// Dictionary chunks: the codes of the selected rows, compacted into the front of `out`. Returns how many.
-    pub fn gather_codes(&self, b: usize, selection: &Selection, out: &mut [u32; 1024]) -> Result<usize> {
+    pub fn gather_codes(&self, b: usize, rows: Rows<'_>, out: &mut [u32; 1024]) -> Result<usize> {
         let Some(dictionary) = self.dictionary() else { return Err(self.wrong_lane("gather_codes")) };
-        self.check_block(b)?;
-        let mut buffer = [0u16; 1024];
-        let rows = self.selected(b, selection, &mut buffer);
-        let count = rows.len();
+        let count = self.check_rows(b, rows)?;
         self.integers().take(b, &Mapping::IDENTITY, rows, &mut out[..count])?;
         dictionary.check_codes(&out[..count])?;
         Ok(count)

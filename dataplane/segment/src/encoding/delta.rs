@@ -6,6 +6,8 @@
 //!
 //! Payload: first value (8 bytes), least difference (8 bytes), `128 * width` bytes.
 
+use std::mem::MaybeUninit;
+
 use super::u64_at;
 use crate::kernels::{self, Word, with_word};
 
@@ -32,9 +34,9 @@ pub(crate) fn encode(values: &[i64], least: i64, width: usize, out: &mut Vec<u8>
 pub(crate) fn decode(payload: &[u8], width: usize, out: &mut [i64; 1024]) {
     let (first, step) = (u64_at(payload, 0), u64_at(payload, 8));
     with_word!(width, W => {
-        let mut words = [W::default(); 1024];
-        W::unpack(width, &payload[PREFIX_BYTES..], &mut words);
+        let mut words = MaybeUninit::uninit();
+        let words: &mut [W; 1024] = W::unpack(width, &payload[PREFIX_BYTES..], &mut words);
         words[0] = W::default();
-        kernels::prefix_sum(&words, first, step, out);
+        kernels::prefix_sum(words, first, step, out);
     });
 }

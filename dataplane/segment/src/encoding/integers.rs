@@ -14,7 +14,7 @@ use crate::error::{Result, SegmentError};
 use crate::footer::Encoding;
 use crate::kernels::{Native, RangeMask, dispatch};
 use crate::predicate::BlockMatch;
-use crate::{BLOCK_ROWS, Selection};
+use crate::{BLOCK_ROWS, Rows, Selection};
 
 /// Bytes of a directory record.
 pub(crate) const RECORD_BYTES: usize = 24;
@@ -393,54 +393,29 @@ impl<'a> Integers<'a> {
     }
 
     /// Compare: keeps the rows of `selection` that match.
-    pub(crate) fn filter(&self, b: usize, test: &IntTest, selection: &mut Selection) -> Result<BlockMatch> {
+    pub(crate) fn filter(&self, b: usize, test: &IntTest, selection: &mut Selection) -> Result<()> {
         /// With fewer rows left than this, testing each by itself is quicker than unpacking the block.
-        const FEW: usize = 24;
+        const FEW: usize = 12;
         let record = self.record(b)?;
-        let pruned = test.prune(record.min, record.max());
-        match pruned {
-            BlockMatch::None => selection.clear(),
-            BlockMatch::All => {}
-            BlockMatch::Some => {
-                let payload = self.payload(&record)?;
-                if record.kind == KIND_PACKED && selection.count() < FEW {
-                    let rows = *selection;
-                    rows.for_each(|row| {
-                        let distance = packed::get(payload, record.width, row);
-                        if test.contains(record.min.wrapping_add(distance as i64)) == test.negated {
-                            selection.remove(row);
-                        }
-                    });
-                } else {
-                    let mut mask = [0u64; 16];
-                    compare(&record, payload, test, &mut mask);
-                    if test.negated {
-                        selection.and_not(&mask);
-                    } else {
-                        selection.and(&mask);
-                    }
+        let payload = self.payload(&record)?;
+        if record.kind == KIND_PACKED && selection.count() < FEW {
+            let rows = *selection;
+            rows.for_each(|row| {
+                let distance = packed::get(payload, record.width, row);
+                if test.contains(record.min.wrapping_add(distance as i64)) == test.negated {
+                    selection.remove(row);
                 }
+            });
+        } else {
+            let mut mask = [0u64; 16];
+            compare(&record, payload, test, &mut mask);
+            if test.negated {
+                selection.and_not(&mask);
+            } else {
+                selection.and(&mask);
             }
         }
-        Ok(pruned)
-    }
-}
-
-/// Which rows to take.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Rows<'a> {
-    /// The first so many.
-    All(usize),
-    /// These, ascending.
-    At(&'a [u16]),
-}
-
-impl Rows<'_> {
-    pub(crate) fn len(&self) -> usize {
-        match self {
-            Rows::All(count) => *count,
-            Rows::At(indices) => indices.len(),
-        }
+        Ok(())
     }
 }
 

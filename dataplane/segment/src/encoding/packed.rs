@@ -2,6 +2,9 @@
 //!
 //! Called by `integers` and, for lengths, by `text`.
 
+use std::marker::PhantomData;
+use std::mem::MaybeUninit;
+
 use crate::kernels::{self, Native, RangeMask, Word, with_word};
 
 /// Encode: appends `128 * width` bytes.
@@ -21,9 +24,8 @@ pub(crate) fn encode(values: &[i64], base: i64, width: usize, out: &mut Vec<u8>)
 #[inline]
 pub(crate) fn decode<N: Native>(packed: &[u8], width: usize, base: u64, scale: u64, out: &mut [N]) {
     with_word!(width, W => {
-        let mut words = [W::default(); 1024];
-        W::unpack(width, packed, &mut words);
-        kernels::widen(&words, base, scale, out);
+        let mut words = MaybeUninit::uninit();
+        kernels::widen::<W, N>(W::unpack(width, packed, &mut words), base, scale, out);
     });
 }
 
@@ -31,12 +33,18 @@ pub(crate) fn decode<N: Native>(packed: &[u8], width: usize, base: u64, scale: u
 #[inline]
 pub(crate) fn compare(packed: &[u8], width: usize, ranges: &[(u64, u64)], mask: &mut [u64; 16]) {
     with_word!(width, W => {
-        let mut words = [W::default(); 1024];
-        W::unpack(width, packed, &mut words);
+        let bounds = |(low, high): (u64, u64)| (<W as Word>::truncate(low), <W as Word>::truncate(high - low));
+        if let ([range], 1..) = (ranges, width) {
+            let (low, span) = bounds(*range);
+            *mask = W::packed_range_mask(width, packed, low, span);
+            return;
+        }
+        let mut words = MaybeUninit::uninit();
+        let words: &[W; 1024] = W::unpack(width, packed, &mut words);
         *mask = [0; 16];
-        for (low, high) in ranges {
-            let hits = W::range_mask(&words, W::truncate(*low), W::truncate(high - low));
-            for (mask, hits) in mask.iter_mut().zip(hits) {
+        for range in ranges {
+            let (low, span) = bounds(*range);
+            for (mask, hits) in mask.iter_mut().zip(W::range_mask(words, low, span)) {
                 *mask |= hits;
             }
         }
@@ -47,17 +55,13 @@ pub(crate) fn compare(packed: &[u8], width: usize, ranges: &[(u64, u64)], mask: 
 #[inline]
 pub(crate) fn take<N: Native>(packed: &[u8], width: usize, indices: &[u16], base: u64, scale: u64, out: &mut [N]) {
     /// With fewer rows than this, fetching each by itself is quicker than unpacking the block.
-    const FEW: usize = 24;
+    const FEW: usize = 48;
     with_word!(width, W => {
         if indices.len() < FEW {
-            for (out, index) in out.iter_mut().zip(indices) {
-                let value = W::get(width, packed, usize::from(*index));
-                *out = N::from_u64(base.wrapping_add(value.wrapping_mul(scale)));
-            }
+            kernels::take_each(PhantomData::<W>, width, packed, indices, base, scale, out);
         } else {
-            let mut words = [W::default(); 1024];
-            W::unpack(width, packed, &mut words);
-            kernels::gather(&words, indices, base, scale, out);
+            let mut words = MaybeUninit::uninit();
+            kernels::gather::<W, N>(W::unpack(width, packed, &mut words), indices, base, scale, out);
         }
     });
 }

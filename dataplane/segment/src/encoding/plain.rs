@@ -3,9 +3,9 @@
 //! Floats have a directory of 24-byte records (least and greatest order key, 8 bytes unused); the others have none.
 
 use crate::kernels::order_key;
-use crate::{BLOCK_ROWS, Selection};
+use crate::{BLOCK_ROWS, Rows, Selection};
 
-use super::integers::{RECORD_BYTES, Rows};
+use super::integers::RECORD_BYTES;
 use super::u64_at;
 
 /// Encode a directory of order keys.

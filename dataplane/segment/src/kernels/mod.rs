@@ -19,7 +19,11 @@ mod compare;
 mod widen;
 
 pub(crate) use compare::RangeMask;
-pub(crate) use widen::{Native, float_keys_f32, float_keys_f64, gather, greatest, order_key, prefix_sum, widen};
+pub(crate) use widen::{
+    Native, float_keys_f32, float_keys_f64, gather, greatest, order_key, prefix_sum, take_each, widen,
+};
+
+use std::mem::MaybeUninit;
 
 #[cfg(target_arch = "x86_64")]
 use crate::SimdLevel;
@@ -58,7 +62,8 @@ pub(crate) trait Word: Copy + Default + PartialEq + Into<u64> + RangeMask + 'sta
     const BITS: usize;
     /// `v` truncated.
     fn truncate(v: u64) -> Self;
-    fn unpack(width: usize, packed: &[u8], out: &mut [Self; 1024]);
+    /// All values, written over whatever `out` held: a buffer that is written whole need not be zeroed first.
+    fn unpack<'o>(width: usize, packed: &[u8], out: &'o mut MaybeUninit<[Self; 1024]>) -> &'o mut [Self; 1024];
     fn pack(width: usize, values: &[Self; 1024], out: &mut [u8]);
     /// Value `index` of a packed block.
     fn get(width: usize, packed: &[u8], index: usize) -> u64;
@@ -67,6 +72,8 @@ pub(crate) trait Word: Copy + Default + PartialEq + Into<u64> + RangeMask + 'sta
 macro_rules! word {
     ($word:ty, $module:ident) => {
         mod $module {
+            use std::mem::MaybeUninit;
+
             type W = $word;
             const BITS: usize = <$word>::BITS as usize;
             const BYTES: usize = BITS / 8;
@@ -81,10 +88,10 @@ macro_rules! word {
             }
 
             #[inline(always)]
-            fn unpack_body(width: usize, packed: &[u8], out: &mut [W; 1024]) {
+            fn unpack_body(width: usize, packed: &[u8], out: &mut [MaybeUninit<W>; 1024]) {
                 assert!(width <= BITS && packed.len() == width * 128);
                 if width == 0 {
-                    out.fill(0);
+                    out.fill(MaybeUninit::new(0));
                     return;
                 }
                 let mask = W::MAX >> (BITS - width);
@@ -94,14 +101,14 @@ macro_rules! word {
                     let low = &packed[word * ROW..][..ROW];
                     if shift + width <= BITS {
                         for (out, low) in out.iter_mut().zip(low.chunks_exact(BYTES)) {
-                            *out = (load(low) >> shift) & mask;
+                            out.write((load(low) >> shift) & mask);
                         }
                     } else {
                         let high = &packed[(word + 1) * ROW..][..ROW];
                         let up = BITS - shift;
                         let both = low.chunks_exact(BYTES).zip(high.chunks_exact(BYTES));
                         for (out, (low, high)) in out.iter_mut().zip(both) {
-                            *out = ((load(low) >> shift) | (load(high) << up)) & mask;
+                            out.write(((load(low) >> shift) | (load(high) << up)) & mask);
                         }
                     }
                 }
@@ -133,7 +140,7 @@ macro_rules! word {
             }
 
             crate::kernels::dispatch! {
-                fn unpack(width: usize, packed: &[u8], out: &mut [W; 1024]) = unpack_body;
+                fn unpack(width: usize, packed: &[u8], out: &mut [MaybeUninit<W>; 1024]) = unpack_body;
             }
             crate::kernels::dispatch! {
                 fn pack(width: usize, values: &[W; 1024], out: &mut [u8]) = pack_body;
@@ -146,8 +153,13 @@ macro_rules! word {
                 fn truncate(v: u64) -> Self {
                     v as Self
                 }
-                fn unpack(width: usize, packed: &[u8], out: &mut [Self; 1024]) {
-                    unpack(width, packed, out);
+                fn unpack<'o>(
+                    width: usize, packed: &[u8], out: &'o mut MaybeUninit<[Self; 1024]>
+                ) -> &'o mut [Self; 1024] {
+                    // SAFETY: both types are 1,024 words side by side that may be uninitialised.
+                    unpack(width, packed, unsafe { &mut *out.as_mut_ptr().cast() });
+                    // SAFETY: `unpack` has written every word, or panicked.
+                    unsafe { out.assume_init_mut() }
                 }
                 fn pack(width: usize, values: &[Self; 1024], out: &mut [u8]) {
                     pack(width, values, out);
@@ -204,12 +216,46 @@ pub(crate) use with_word;
 
 /// Positions of the one bits, ascending, at the front of `out`. Returns how many.
 pub(crate) fn indices(words: &[u64; 16], out: &mut [u16; 1024]) -> usize {
+    /// Up to so many bits are quicker found one by one.
+    const FEW: usize = 64;
+    if count(words) <= FEW {
+        return indices_one_by_one(words, out);
+    }
     #[cfg(target_arch = "x86_64")]
     if SimdLevel::current() == SimdLevel::Avx512 {
         // SAFETY: the level in effect is never above what the CPU supports.
         return unsafe { indices_avx512(words, out) };
     }
     indices_table(words, out)
+}
+
+#[inline(always)]
+fn count_body(words: &[u64; 16]) -> usize {
+    words.iter().map(|word| word.count_ones() as usize).sum()
+}
+
+dispatch! {
+    /// How many bits are one. Without POPCNT, which the build's baseline lacks, it takes ten times as long.
+    pub fn count(words: &[u64; 16]) -> usize = count_body;
+}
+
+#[inline(always)]
+fn indices_one_by_one_body(words: &[u64; 16], out: &mut [u16; 1024]) -> usize {
+    let mut count = 0;
+    for (index, word) in words.iter().enumerate() {
+        let mut word = *word;
+        while word != 0 {
+            // The mask changes nothing, as there are at most 1,024 bits; it spares a check.
+            out[count & 1023] = (index * 64) as u16 + word.trailing_zeros() as u16;
+            count += 1;
+            word &= word - 1;
+        }
+    }
+    count
+}
+
+dispatch! {
+    fn indices_one_by_one(words: &[u64; 16], out: &mut [u16; 1024]) -> usize = indices_one_by_one_body;
 }
 
 /// For each byte the positions of its one bits, then zeros.

@@ -43,9 +43,21 @@ fn packing<W: Word + std::fmt::Debug>(rng: &mut ChaCha8Rng) {
             let mut packed = vec![0xaa; width * 128];
             W::pack(width, &values, &mut packed);
             assert_eq!(packed, expected, "pack width {width} {level:?}");
-            let mut unpacked = [W::default(); 1024];
-            W::unpack(width, &packed, &mut unpacked);
-            assert_eq!(unpacked, values, "unpack width {width} {level:?}");
+            let mut unpacked = MaybeUninit::uninit();
+            assert_eq!(W::unpack(width, &packed, &mut unpacked), &values, "unpack width {width} {level:?}");
+            if width > 0 {
+                for _ in 0..8 {
+                    let low = rng.random::<u64>() & limit;
+                    let span = (rng.random::<u64>() & limit).min(limit - low);
+                    let mut mask = [0u64; 16];
+                    for (i, value) in values.iter().enumerate() {
+                        let value: u64 = (*value).into();
+                        mask[i / 64] |= u64::from(low <= value && value <= low + span) << (i % 64);
+                    }
+                    let found = W::packed_range_mask(width, &packed, W::truncate(low), W::truncate(span));
+                    assert_eq!(found, mask, "compare width {width} {level:?}");
+                }
+            }
             for i in [0, 1, 63, 64, 500, 1023] {
                 assert_eq!(W::get(width, &packed, i), values[i].into());
             }

@@ -2,6 +2,8 @@
 //!
 //! Plain loops; the compiler vectorises them under each level's target features.
 
+use std::marker::PhantomData;
+
 use super::{Word, dispatch};
 
 /// A value as Arrow stores it.
@@ -68,12 +70,41 @@ fn gather_body<W: Word, N: Native>(words: &[W; 1024], indices: &[u16], base: u64
 }
 
 #[inline(always)]
+fn take_each_body<W: Word, N: Native>(
+    _: PhantomData<W>,
+    width: usize,
+    packed: &[u8],
+    indices: &[u16],
+    base: u64,
+    scale: u64,
+    out: &mut [N],
+) {
+    for (out, index) in out.iter_mut().zip(indices) {
+        let value = W::get(width, packed, usize::from(*index) & 1023);
+        *out = N::from_u64(base.wrapping_add(value.wrapping_mul(scale)));
+    }
+}
+
+#[inline(always)]
 fn prefix_sum_body<W: Word>(words: &[W; 1024], first: u64, step: u64, out: &mut [i64; 1024]) {
-    // `words[0]` is 0 by construction, so the first sum is `first`.
-    let mut sum = first.wrapping_sub(step);
-    for (out, word) in out.iter_mut().zip(words) {
-        sum = sum.wrapping_add(step.wrapping_add((*word).into()));
-        *out = sum as i64;
+    const GROUP: usize = 8;
+    // `words[0]` is 0 by construction, so the first sum is `first`. Sums within a group take three steps of shifted
+    // additions instead of eight that wait for each other.
+    let mut before = first;
+    let ramp: [u64; GROUP] = std::array::from_fn(|i| step.wrapping_mul(i as u64));
+    let whole = step.wrapping_mul(GROUP as u64);
+    for (out, words) in out.as_chunks_mut::<GROUP>().0.iter_mut().zip(words.as_chunks::<GROUP>().0) {
+        let mut sums: [u64; GROUP] = std::array::from_fn(|i| words[i].into());
+        for distance in [1, 2, 4] {
+            let earlier = sums;
+            for i in distance..GROUP {
+                sums[i] = earlier[i].wrapping_add(earlier[i - distance]);
+            }
+        }
+        for (out, (sum, ramp)) in out.iter_mut().zip(sums.iter().zip(ramp)) {
+            *out = before.wrapping_add(sum.wrapping_add(ramp)) as i64;
+        }
+        before = before.wrapping_add(sums[GROUP - 1].wrapping_add(whole));
     }
 }
 
@@ -110,6 +141,12 @@ dispatch! {
     pub(crate) fn gather<W: Word, N: Native>(
         words: &[W; 1024], indices: &[u16], base: u64, scale: u64, out: &mut [N]
     ) = gather_body;
+}
+dispatch! {
+    /// `out[k] = base + value[indices[k]] * scale`, each unpacked by itself.
+    pub(crate) fn take_each<W: Word, N: Native>(
+        word: PhantomData<W>, width: usize, packed: &[u8], indices: &[u16], base: u64, scale: u64, out: &mut [N]
+    ) = take_each_body;
 }
 dispatch! {
     /// `out[i] = first + sum of (words[j] + step) for 1 <= j <= i`.
