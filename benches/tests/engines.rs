@@ -100,6 +100,16 @@ fn what_an_engine_can_not_do_is_said_in_one_line() {
         (vec!["--ioengine=verbs", "--rw=write", "--bs=8", "--verb=shout"], "compare_swap"),
         (vec!["--ioengine=verbs", "--rw=write", "--bs=8", "--ping_pong=1", "--iodepth=2"], "iodepth=1"),
         (vec!["--ioengine=verbs", "--rw=write", "--bs=8", "--device=nothing_0"], "nothing_0"),
+        (
+            vec![
+                "--ioengine=hidb-point",
+                "--rw=randread",
+                "--table=t",
+                "--where=a = $rand(1,9)",
+                "--answer_digest=first",
+            ],
+            "answer_digest",
+        ),
         (vec!["--ioengine=verbs", "--rw=write", "--bs=8", "--hostname=127.0.0.1:1"], "serve-verbs"),
     ] {
         let all: Vec<&str> =

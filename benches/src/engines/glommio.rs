@@ -54,22 +54,25 @@ impl EngineKind for Glommio {
     }
 
     fn open(&self, context: &EngineContext) -> Result<Box<dyn Engine>, EngineError> {
-        let wrong = |what: &dyn std::fmt::Display| EngineError::Other(format!("job {}: {what}", context.job));
         if !context.direct {
-            return Err(wrong(&"the cell's device layer is O_DIRECT only: say direct=1"));
+            return Err(context.error("the cell's device layer is O_DIRECT only: say direct=1"));
         }
         if !context.buffer_bytes.is_multiple_of(BLOCK_BYTES) {
-            return Err(wrong(&format_args!("bs={}: the cell reads multiples of {BLOCK_BYTES}", context.buffer_bytes)));
+            return Err(
+                context.error(format_args!("bs={}: the cell reads multiples of {BLOCK_BYTES}", context.buffer_bytes))
+            );
         }
-        let spin = context.option("spin_us").map_or(Ok(0), str::parse).map_err(|error| wrong(&error))?;
+        let spin = context.option("spin_us").map_or(Ok(0), str::parse).map_err(|error| context.error(error))?;
         let builder = LocalExecutorBuilder::new(Placement::Unbound).spin_before_park(Duration::from_micros(spin));
-        let executor = builder.make().map_err(|error| wrong(&format_args!("starting a glommio executor: {error}")))?;
+        let executor =
+            builder.make().map_err(|error| context.error(format_args!("starting a glommio executor: {error}")))?;
         let arena = Arena::new(arena_bytes(context))
             .map_err(|cause| EngineError::System { what: "reserving an arena", cause })?;
         let devices = executor.run(async {
-            let ring = Ring::new(&arena, context.depth).map_err(|error| wrong(&format_args!("a ring: {error}")))?;
+            let ring =
+                Ring::new(&arena, context.depth).map_err(|error| context.error(format_args!("a ring: {error}")))?;
             let open = |file: &heliostat_fio::engine::EngineFile| {
-                UringDevice::open(&file.path, &ring).map_err(|error| wrong(&error))
+                UringDevice::open(&file.path, &ring).map_err(|error| context.error(error))
             };
             context.files.iter().map(open).collect::<Result<Vec<_>, _>>()
         })?;

@@ -13,13 +13,16 @@ use std::fmt::Write as _;
 use std::fs::File;
 use std::io::Write as _;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::{Parser, ValueEnum};
 use heliostat_client::input::{Input, InputOptions, TpchTable};
 use heliostat_client::{Client, ConnectOptions, Credentials, LoadMode, Transport};
 use serde_json::Value;
+use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::engines::ENGINES;
 
@@ -92,6 +95,8 @@ struct Measured {
 struct Profile {
     arguments: Arguments,
     scratch: tempfile::TempDir,
+    /// Set by Ctrl-C: what has not begun is left out.
+    interrupted: Arc<AtomicBool>,
     sections: Vec<(&'static str, Vec<Line>)>,
     notes: Vec<String>,
 }
@@ -103,7 +108,14 @@ pub fn run() -> Result<()> {
         Some(path) => Some(File::create(path).with_context(|| format!("writing {}", path.display()))?),
         None => None,
     };
-    let mut profile = Profile { arguments, scratch: tempfile::tempdir()?, sections: Vec::new(), notes: Vec::new() };
+    let interrupted = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        // In this order: the second signal finds the first one's mark, the third ends the process.
+        signal_hook::flag::register_conditional_shutdown(signal, 1, Arc::clone(&interrupted))?;
+        signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
+    }
+    let scratch = tempfile::tempdir()?;
+    let mut profile = Profile { arguments, scratch, interrupted, sections: Vec::new(), notes: Vec::new() };
     profile.measuring();
     profile.drive();
     profile.fabric();
@@ -111,13 +123,17 @@ pub fn run() -> Result<()> {
         profile.notes.push(format!("cell: {error:#}"));
     }
     profile.notes.push("search: nearest neighbours are not built yet".into());
+    if profile.was_interrupted() {
+        profile.notes.push("interrupted: what had not begun is missing".into());
+    }
     let report = profile.report();
     match output {
-        Some(mut file) => file.write_all(report.as_bytes()).context("writing the report"),
-        None => {
-            print!("{report}");
-            Ok(())
-        }
+        Some(mut file) => file.write_all(report.as_bytes()).context("writing the report")?,
+        None => print!("{report}"),
+    }
+    match profile.was_interrupted() {
+        true => bail!("interrupted; the report has the results so far"),
+        false => Ok(()),
     }
 }
 
@@ -127,6 +143,10 @@ impl Profile {
             Extent::Quick => 2,
             Extent::Full => 30,
         }
+    }
+
+    fn was_interrupted(&self) -> bool {
+        self.interrupted.load(Ordering::Relaxed)
     }
 
     fn measuring(&mut self) {
@@ -200,10 +220,15 @@ impl Profile {
             credentials: Credentials::find(self.arguments.credentials.as_deref())?,
             ..ConnectOptions::default()
         };
+        if self.was_interrupted() {
+            return Ok(());
+        }
         let client = runtime.block_on(Client::connect(&connect, options))?;
         let scale = if self.arguments.profile == Extent::Quick { 0.1 } else { 1.0 };
         let started = Instant::now();
-        let rows = runtime.block_on(load(&client, &self.arguments.table, scale))?;
+        let Some(rows) = runtime.block_on(load(&client, &self.arguments.table, scale, &self.interrupted))? else {
+            return Ok(());
+        };
         let rows_per_second = rows as f64 / started.elapsed().as_secs_f64();
         self.notes.push(format!(
             "the table had {rows} rows, loaded at {rows_per_second:.0} rows/s (generating them included)"
@@ -243,7 +268,9 @@ impl Profile {
     /// Runs one job and reads what it measured.
     fn job(&self, title: &'static str, words: &[impl AsRef<str>]) -> Line {
         let words: Vec<String> = words.iter().map(|word| word.as_ref().to_string()).collect();
-        eprintln!("{title}");
+        if !self.was_interrupted() {
+            eprintln!("{title}");
+        }
         let file = self.scratch.path().join("job.json");
         let mut all: Vec<OsString> = vec!["--name=profile".into()];
         all.extend(words.iter().map(OsString::from));
@@ -260,14 +287,16 @@ impl Profile {
             heliostat_fio::run_with(all, ENGINES)?;
             measured(&serde_json::from_slice(&std::fs::read(&file)?)?)
         };
-        let result = run();
+        let result = if self.was_interrupted() { Err(anyhow!("interrupted")) } else { run() };
         Line { title, words, result }
     }
 
     fn report(&self) -> String {
         let mut text = String::from("# Heliostat benchmark profile\n\n");
         let extent = if self.arguments.profile == Extent::Quick { "quick" } else { "full" };
-        let _ = writeln!(text, "`heliostat-bench {} --profile {extent}`\n", env!("CARGO_PKG_VERSION"));
+        let today = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() / 86_400);
+        let (version, day) = (env!("CARGO_PKG_VERSION"), hidb::calendar::format_date(today as i64));
+        let _ = writeln!(text, "`heliostat-bench {version} --profile {extent}` on {day}\n");
         text.push_str("| machine | |\n| --- | --- |\n");
         for (name, value) in facts::facts(self.arguments.filename.as_deref()) {
             let _ = writeln!(text, "| {name} | {value} |");
@@ -326,17 +355,21 @@ fn quoted(word: &str) -> String {
     }
 }
 
-/// Makes the table and fills it; how many rows it has.
-async fn load(client: &Client, table: &str, scale: f64) -> Result<u64> {
+/// Makes the table and fills it; how many rows it has. `None` when it was interrupted, and nothing made.
+async fn load(client: &Client, table: &str, scale: f64, interrupted: &AtomicBool) -> Result<Option<u64>> {
     eprintln!("loading TPC-H lineitem at scale {scale} into {table}");
     let input = Input::tpch(TpchTable::LineItem, scale, InputOptions::default())?;
     let mut writer = client.load(table, &input.schema().clone(), LoadMode::Create).await.with_context(|| {
         format!("making the table {table}: the profile drops its table afterwards, so it takes none that exists")
     })?;
     for batch in input.batches()? {
+        if interrupted.load(Ordering::Relaxed) {
+            writer.abort().await?;
+            return Ok(None);
+        }
         writer.write(&batch?.rows).await?;
     }
-    Ok(writer.commit().await?.durable_rows)
+    Ok(Some(writer.commit().await?.durable_rows))
 }
 
 /// The numbers of a report with one job.

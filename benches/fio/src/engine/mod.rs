@@ -136,6 +136,11 @@ pub struct EngineContext {
 }
 
 impl EngineContext {
+    /// For `map_err`: what is wrong, with the job's name before it.
+    pub fn error(&self, what: impl std::fmt::Display) -> EngineError {
+        EngineError::Other(format!("job {}: {what}", self.job))
+    }
+
     /// The value of an option of the engine.
     pub fn option(&self, name: &str) -> Option<&str> {
         self.options.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())

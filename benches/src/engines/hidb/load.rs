@@ -20,7 +20,7 @@ use heliostat_client::{LoadMode, LoadWriter};
 use heliostat_fio::engine::{Engine, EngineContext, EngineError, EngineFacts, EngineKind, EngineOption, Op};
 use hidb::{Error, ErrorCode};
 
-use super::{Options, client_options, connect, of_job};
+use super::{Options, client_options, connect};
 use crate::engines::tasks::{Ask, TaskEngine, Tasks};
 
 /// Bytes of batches that are kept to be sent again and again.
@@ -71,14 +71,14 @@ impl EngineKind for HidbLoad {
 
     fn open(&self, context: &EngineContext) -> Result<Box<dyn Engine>, EngineError> {
         if context.reads {
-            return Err(of_job(context)("hidb-load only writes: say rw=write"));
+            return Err(context.error("hidb-load only writes: say rw=write"));
         }
         let options = Options(&context.options);
-        let mode = mode(options).map_err(of_job(context))?;
-        let table = options.table().map_err(of_job(context))?;
-        let input = match options.parsed::<TpchTable>("tpch").map_err(of_job(context))? {
+        let mode = mode(options).map_err(|error| context.error(error))?;
+        let table = options.table().map_err(|error| context.error(error))?;
+        let input = match options.parsed::<TpchTable>("tpch").map_err(|error| context.error(error))? {
             Some(table) => {
-                let scale = options.parsed("scale").map_err(of_job(context))?.unwrap_or(0.1);
+                let scale = options.parsed("scale").map_err(|error| context.error(error))?.unwrap_or(0.1);
                 Input::tpch(table, scale, InputOptions::default())
             }
             None => {
@@ -86,7 +86,7 @@ impl EngineKind for HidbLoad {
                 Input::open(&file.into_iter().collect::<Vec<_>>(), InputOptions::default())
             }
         };
-        let input = input.map_err(of_job(context))?;
+        let input = input.map_err(|error| context.error(error))?;
         let schema = input.schema().clone();
         let batches = rows(context, input)?;
         let tasks = Tasks::new()?;
@@ -110,8 +110,8 @@ fn mode(options: Options<'_>) -> Result<LoadMode, String> {
 /// The first batches of the input.
 fn rows(context: &EngineContext, input: Input) -> Result<Vec<RecordBatch>, EngineError> {
     let (mut batches, mut bytes) = (Vec::new(), 0);
-    for batch in input.batches().map_err(of_job(context))? {
-        let batch = batch.map_err(of_job(context))?.rows;
+    for batch in input.batches().map_err(|error| context.error(error))? {
+        let batch = batch.map_err(|error| context.error(error))?.rows;
         bytes += bytes_of(&batch);
         batches.push(batch);
         if bytes >= ROWS_BYTES_MAX {
@@ -119,7 +119,7 @@ fn rows(context: &EngineContext, input: Input) -> Result<Vec<RecordBatch>, Engin
         }
     }
     match batches.is_empty() {
-        true => Err(of_job(context)("the input has no rows")),
+        true => Err(context.error("the input has no rows")),
         false => Ok(batches),
     }
 }

@@ -102,22 +102,17 @@ impl<'o> Options<'o> {
     }
 }
 
-/// For `map_err`: an error with the job's name.
-fn of_job<E: Display>(context: &EngineContext) -> impl Fn(E) -> EngineError {
-    move |what| EngineError::Other(format!("job {}: {what}", context.job))
-}
-
 /// Connects, and makes sure that the cell answers before the clock of the job starts.
 fn connect(context: &EngineContext, tasks: &Tasks) -> Result<Client, EngineError> {
     let options = Options(&context.options);
     let file = options.get("credentials").map(PathBuf::from);
-    let credentials = Credentials::find(file.as_deref()).map_err(of_job(context))?;
+    let credentials = Credentials::find(file.as_deref()).map_err(|error| context.error(error))?;
     let known = credentials.as_ref().and_then(|profile| profile.address()).map(ToString::to_string);
     let address =
         options.get("connect").map(String::from).or_else(|| std::env::var("HELIOSTAT_CONNECT").ok()).or(known);
     let missing = "connect= is missing, and no profile says where the cell is";
-    let address = address.ok_or(missing).map_err(of_job(context))?;
-    let options = ConnectOptions { credentials, ..options.connection().map_err(of_job(context))? };
+    let address = address.ok_or(missing).map_err(|error| context.error(error))?;
+    let options = ConnectOptions { credentials, ..options.connection().map_err(|error| context.error(error))? };
     tasks.run(async {
         let client = Client::connect(&address, options).await?;
         client.hello().await?;

@@ -9,7 +9,7 @@ use hidb::{DataType, Error, Scalar};
 use super::answer::Expected;
 use super::scan::{COLUMNS, EXPECT, WHERE, place, predicate, split};
 use super::template::{Template, Values};
-use super::{Options, QUESTIONS, client_options, connect, of_job};
+use super::{Options, QUESTIONS, client_options, connect};
 use crate::engines::tasks::{Ask, TaskEngine, Tasks};
 
 /// The point read engine.
@@ -35,21 +35,19 @@ impl EngineKind for HidbPoint {
     fn check(&self, options: &[(String, String)]) -> Result<(), String> {
         let options = Options(options);
         options.connection()?;
-        options.parsed::<Expected>("answer_digest")?;
         options.table()?;
         wanted(options).map(drop)
     }
 
     fn open(&self, context: &EngineContext) -> Result<Box<dyn Engine>, EngineError> {
         let options = Options(&context.options);
-        let predicate = wanted(options).map_err(of_job(context))?;
+        let (predicate, expected) = wanted(options).map_err(|error| context.error(error))?;
         let text = ScanText {
-            table: options.table().map_err(of_job(context))?.to_string(),
+            table: options.table().map_err(|error| context.error(error))?.to_string(),
             select: options.get("columns").map(split).unwrap_or_default(),
             filter: Some(predicate.with_parameters()),
             ..ScanText::default()
         };
-        let expected = options.parsed("answer_digest").map_err(of_job(context))?.unwrap_or_default();
         let tasks = Tasks::new()?;
         let client = connect(context, &tasks)?;
         let statement = tasks.run(client.prepare(ScanRequest::text(text)))?;
@@ -57,15 +55,18 @@ impl EngineKind for HidbPoint {
             let wrong = || format!("a variable stands where a {parameter} must stand: they are whole numbers");
             Scale::of(*parameter).ok_or_else(wrong)
         };
-        let scales = statement.parameters().iter().map(scale).collect::<Result<_, _>>().map_err(of_job(context))?;
+        let scales = statement.parameters().iter().map(scale).collect::<Result<_, _>>();
+        let scales = scales.map_err(|error| context.error(error))?;
         let values = Values::new(context.seed);
         Ok(Box::new(TaskEngine::new(PointReads { statement, predicate, scales, values, expected }, tasks)))
     }
 }
 
 /// The predicate of a job, which must have one.
-fn wanted(options: Options<'_>) -> Result<Template, String> {
-    predicate(options)?.ok_or_else(|| "where= is missing: which rows does a point read read?".into())
+fn wanted(options: Options<'_>) -> Result<(Template, Expected), String> {
+    let (predicate, expected) = predicate(options)?;
+    let missing = || "where= is missing: which rows does a point read read?".to_string();
+    Ok((predicate.ok_or_else(missing)?, expected))
 }
 
 /// How a whole number becomes a parameter: times a power of ten for decimals, as days for dates.

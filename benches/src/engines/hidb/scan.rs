@@ -10,7 +10,7 @@ use hidb::Error;
 
 use super::answer::Expected;
 use super::template::{Template, Values};
-use super::{Options, QUESTIONS, client_options, connect, of_job};
+use super::{Options, QUESTIONS, client_options, connect};
 use crate::engines::tasks::{Ask, TaskEngine, Tasks};
 
 /// The scan engine.
@@ -66,16 +66,14 @@ impl EngineKind for HidbScan {
     fn check(&self, options: &[(String, String)]) -> Result<(), String> {
         let options = Options(options);
         options.connection()?;
-        options.parsed::<Expected>("answer_digest")?;
         predicate(options)?;
         question(options).map(drop)
     }
 
     fn open(&self, context: &EngineContext) -> Result<Box<dyn Engine>, EngineError> {
         let options = Options(&context.options);
-        let text = question(options).map_err(of_job(context))?;
-        let predicate = predicate(options).map_err(of_job(context))?;
-        let expected = options.parsed("answer_digest").map_err(of_job(context))?.unwrap_or_default();
+        let text = question(options).map_err(|error| context.error(error))?;
+        let (predicate, expected) = predicate(options).map_err(|error| context.error(error))?;
         let tasks = Tasks::new()?;
         let client = connect(context, &tasks)?;
         let (values, bypass_cache) = (Values::new(context.seed), context.is_on("bypass_cache"));
@@ -98,9 +96,14 @@ fn question(options: Options<'_>) -> Result<ScanText, String> {
     })
 }
 
-/// The predicate of a job.
-pub(super) fn predicate(options: Options<'_>) -> Result<Option<Template>, String> {
-    options.get("where").map(Template::parse).transpose()
+/// The predicate of a job, and what its answers must be: one answer can only be expected of one question.
+pub(super) fn predicate(options: Options<'_>) -> Result<(Option<Template>, Expected), String> {
+    let predicate = options.get("where").map(Template::parse).transpose()?;
+    let expected = options.parsed("answer_digest")?.unwrap_or_default();
+    if !matches!(expected, Expected::Anything) && predicate.as_ref().is_some_and(Template::changes) {
+        return Err("answer_digest: the answers change with the variables of where=; leave either out".into());
+    }
+    Ok((predicate, expected))
 }
 
 /// A list of SQL expressions: commas within brackets or quotes are not between items.

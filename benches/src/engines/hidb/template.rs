@@ -89,6 +89,13 @@ impl Template {
         Ok(Template { texts, variables })
     }
 
+    /// Whether it is another predicate from op to op.
+    pub fn changes(&self) -> bool {
+        let mut ends =
+            self.variables.iter().map(|Variable::Random { from, to }| Variable::Key { from, to } | (from, to));
+        ends.any(|(from, to)| from != to)
+    }
+
     /// The text with values in it; `place` is the op's place in the job's distribution.
     pub fn fill(&self, values: &mut Values, place: u64) -> String {
         self.write(|index| values.of(self.variables[index], place).to_string())

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use socket2::{SockRef, TcpKeepalive};
 use verbs_shim::verbs::WcOpcode;
 use verbs_shim::{Completion, Error, SendRequest};
 
@@ -63,6 +64,9 @@ pub fn serve(listener: &TcpListener, device: &str) -> io::Result<()> {
 
 /// Serves the job at the other end of `stream` until it ends.
 pub fn serve_one(mut stream: TcpStream, device: &str) -> Result<(), PeerError> {
+    // A client whose machine went away says nothing more, and what it was lent must not stay lent.
+    let keepalive = TcpKeepalive::new().with_time(PATIENCE).with_interval(PATIENCE).with_retries(3);
+    SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     let wish = Wish::receive(&mut stream)?;
     let answers = wish.ping_pong || wish.verb == Verb::Send;
