@@ -35,6 +35,8 @@ pub(crate) struct BlockSource<'a> {
     pub chunks: &'a [Option<Chunk>],
     pub block: usize,
     pub selection: &'a Selection,
+    /// Rows of the block.
+    pub block_rows: usize,
     /// Rows wanted.
     pub rows: usize,
     /// Whether these are all the block's rows.
@@ -59,7 +61,12 @@ impl<'a> BlockSource<'a> {
         scratch: &'a mut Scratch,
     ) -> Self {
         let rows = selection.count();
-        BlockSource { chunks, block, selection, rows, all: rows == block_rows, scratch, indexed: false }
+        BlockSource { chunks, block, selection, block_rows, rows, all: rows == block_rows, scratch, indexed: false }
+    }
+
+    /// The same block with other rows wanted.
+    pub fn of<'b>(&'b mut self, selection: &'b Selection) -> BlockSource<'b> {
+        BlockSource::new(self.chunks, self.block, self.block_rows, selection, self.scratch)
     }
 
     fn index(&mut self) {

@@ -33,6 +33,7 @@ pub use error::{Result, SegmentError};
 pub use footer::{
     ChunkMeta, Encoding, RowGroupMeta, SegmentFooter, TRAILER_BLOCK_BYTES, Trailer, read_footer, read_trailer,
 };
+pub use kernels::equal_mask;
 pub use predicate::{BlockMatch, BytesTest, ChunkPredicate, CompiledPredicate};
 pub use segment::{FinishedSegment, SegmentBuilder, SegmentHeader, SegmentIdentity, verify_chunk};
 pub use selection::{Rows, Selection};

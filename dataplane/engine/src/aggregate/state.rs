@@ -18,10 +18,11 @@ use hidb::plan::{Aggregate, AggregateFunction};
 use hidb::types::compare_f64;
 use hidb::{DataType, Error, ErrorCode, Lane, Result, Scalar};
 
+use super::few::{masked_bounds, masked_sum};
 use super::float_sum::FloatSums;
 use super::groups::GroupTable;
 use crate::rows::{read_value, take, write_value};
-use crate::vector::{Bits, Vector, bit, for_each_bit};
+use crate::vector::{Bits, Vector, and_bits, bit, count_bits, for_each_bit};
 
 pub use super::intermediate::merge_intermediate;
 
@@ -255,6 +256,41 @@ impl StateColumn {
                 write_value(argument, self.lane, row, key);
                 counts[group] += i64::from(set.find_or_insert(key).1);
             }),
+        }
+    }
+
+    /// Whether [`StateColumn::update_group`] takes such arguments.
+    pub fn folds_under_bitmaps(&self) -> bool {
+        match &self.values {
+            Values::Count | Values::IntegerSum { .. } => true,
+            Values::I64(_) => self.lane == Lane::I64,
+            _ => false,
+        }
+    }
+
+    /// Takes in the arguments of the rows of one group; vectors are of whole blocks. `magnitude` as for
+    /// [`StateColumn::update`].
+    pub fn update_group(&mut self, group: usize, rows: &Bits, argument: &Vector, magnitude: Option<i128>) {
+        let mut live = *rows;
+        if argument.has_nulls {
+            live = and_bits(rows, &argument.valid);
+            self.add_nulls(group, (count_bits(rows) - count_bits(&live)) as i64);
+        }
+        match &mut self.values {
+            Values::IntegerSum { total, .. } => {
+                let fits = magnitude.is_some_and(|most| most <= i128::from(i64::MAX) / hidb::BLOCK_ROWS as i128);
+                if argument.lane == Lane::I64 && fits {
+                    total[group] = total[group].saturating_add(masked_sum(&argument.i64s, &live).into());
+                } else {
+                    for_each_bit(&live, |row| total[group] = total[group].saturating_add(argument.integer(row)));
+                }
+            }
+            Values::I64(states) => {
+                let (min, max) = masked_bounds(&argument.i64s, &live);
+                let state = &mut states[group];
+                *state = if self.kind == StateKind::Max { max.max(*state) } else { min.min(*state) };
+            }
+            _ => {}
         }
     }
 

@@ -16,6 +16,11 @@ pub(crate) trait RangeMask: Sized {
     fn packed_range_mask(width: usize, packed: &[u8], low: Self, span: Self) -> [u64; 16];
 }
 
+/// Bit `i` says whether `values[i]` is `value`.
+pub fn equal_mask(values: &[u8; 1024], value: u8) -> [u64; 16] {
+    u8::range_mask(values, value, 0)
+}
+
 macro_rules! range_mask {
     ($word:ty, $avx512:ident, $avx2:ident, $packed_avx512:ident) => {
         impl RangeMask for $word {
@@ -122,17 +127,44 @@ mod x86 {
         _mm512_and_si512(_mm512_sll_epi16(v, count), _mm512_set1_epi8(own as i8))
     }
 
-    packed_mask!(u8_packed_avx512, u8, i8, _mm512_set1_epi8, right_epi8, left_epi8, _mm512_sub_epi8, _mm512_cmple_epu8_mask);
     packed_mask!(
-        u16_packed_avx512, u16, i16, _mm512_set1_epi16, _mm512_srl_epi16, _mm512_sll_epi16, _mm512_sub_epi16,
+        u8_packed_avx512,
+        u8,
+        i8,
+        _mm512_set1_epi8,
+        right_epi8,
+        left_epi8,
+        _mm512_sub_epi8,
+        _mm512_cmple_epu8_mask
+    );
+    packed_mask!(
+        u16_packed_avx512,
+        u16,
+        i16,
+        _mm512_set1_epi16,
+        _mm512_srl_epi16,
+        _mm512_sll_epi16,
+        _mm512_sub_epi16,
         _mm512_cmple_epu16_mask
     );
     packed_mask!(
-        u32_packed_avx512, u32, i32, _mm512_set1_epi32, _mm512_srl_epi32, _mm512_sll_epi32, _mm512_sub_epi32,
+        u32_packed_avx512,
+        u32,
+        i32,
+        _mm512_set1_epi32,
+        _mm512_srl_epi32,
+        _mm512_sll_epi32,
+        _mm512_sub_epi32,
         _mm512_cmple_epu32_mask
     );
     packed_mask!(
-        u64_packed_avx512, u64, i64, _mm512_set1_epi64, _mm512_srl_epi64, _mm512_sll_epi64, _mm512_sub_epi64,
+        u64_packed_avx512,
+        u64,
+        i64,
+        _mm512_set1_epi64,
+        _mm512_srl_epi64,
+        _mm512_sll_epi64,
+        _mm512_sub_epi64,
         _mm512_cmple_epu64_mask
     );
 
