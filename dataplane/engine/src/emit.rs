@@ -185,9 +185,9 @@ impl Emitter {
                 rest.and_not(part.words());
             }
             if let Some(writer) = self.writer.as_mut() {
-                let mut part = from.as_mut().map(|from| {
-                    BlockSource::new(from.chunks, from.block, from.block_rows, &part, &mut *from.scratch)
-                });
+                let mut part = from
+                    .as_mut()
+                    .map(|from| BlockSource::new(from.chunks, from.block, from.block_rows, &part, &mut *from.scratch));
                 for (column, input) in inputs.iter().enumerate() {
                     let at = (column, self.rows, start, take);
                     match (input, &mut part) {

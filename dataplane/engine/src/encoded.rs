@@ -152,15 +152,15 @@ fn like(pattern: &str, escape: Option<char>, case_insensitive: bool, negated: bo
         if let LikeShape::Exact(value) = matcher.shape() {
             return Some(ChunkPredicate::BytesSet { values: Arc::from([value.clone()]), negated });
         }
-        if let Some((prefix, needles)) = prefix_and_needles(pattern, escape) {
-            return Some(ChunkPredicate::BytesContains { prefix, needles: needles.into(), negated });
+        if let Some((prefix, needles, suffix)) = pieces(pattern, escape) {
+            return Some(ChunkPredicate::BytesContains { prefix, needles: needles.into(), suffix, negated });
         }
     }
     Some(ChunkPredicate::Bytes(Arc::new(move |value| matcher.matches(value) != negated)))
 }
 
-/// `prefix%a%b%` taken apart; `None` for patterns with `_` or without a `%` at the end.
-fn prefix_and_needles(pattern: &str, escape: Option<char>) -> Option<(Vec<u8>, Vec<Vec<u8>>)> {
+/// `prefix%a%b%suffix` taken apart; `None` for patterns with `_` or without a `%`.
+fn pieces(pattern: &str, escape: Option<char>) -> Option<(Vec<u8>, Vec<Vec<u8>>, Vec<u8>)> {
     let mut parts = vec![String::new()];
     let mut characters = pattern.chars();
     while let Some(character) = characters.next() {
@@ -171,12 +171,13 @@ fn prefix_and_needles(pattern: &str, escape: Option<char>) -> Option<(Vec<u8>, V
             c => parts.last_mut()?.push(c),
         }
     }
-    if parts.len() < 2 || !parts.last()?.is_empty() {
+    if parts.len() < 2 {
         return None;
     }
+    let suffix = parts.pop()?.into_bytes();
     let mut parts = parts.into_iter().map(String::into_bytes);
     let prefix = parts.next()?;
-    Some((prefix, parts.filter(|part| !part.is_empty()).collect()))
+    Some((prefix, parts.filter(|part| !part.is_empty()).collect(), suffix))
 }
 
 /// Both predicates as one, where that is one range.

@@ -119,6 +119,7 @@ fn main() {
         let like = ChunkPredicate::BytesContains {
             prefix: Vec::new(),
             needles: vec![b"special".to_vec(), b"requests".to_vec()].into(),
+            suffix: vec![],
             negated: false,
         };
         println!("  {:8.3}  filter comment like '%special%requests%'", filter(&comments, &like).0);

@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use memchr::memmem::Finder;
 
+use crate::encoding::fsst_search::CodeTest;
 use crate::encoding::integers::IntTest;
 
 /// A test of one value in the bytes lane.
@@ -86,13 +87,15 @@ pub enum ChunkPredicate {
         /// Match the others instead.
         negated: bool,
     },
-    /// Bytes lane: starts with `prefix` if that is not empty, then contains the needles in order,
-    /// without overlap (`LIKE 'prefix%a%b%'`).
+    /// Bytes lane: starts with `prefix`, then contains the needles in order, then ends with `suffix`, all without
+    /// overlap (`LIKE 'prefix%a%b%suffix'`).
     BytesContains {
         /// What the value must start with; may be empty.
         prefix: Vec<u8>,
         /// The pieces between the `%`, in order; none may be empty.
         needles: Arc<[Vec<u8>]>,
+        /// What the value must end with; may be empty.
+        suffix: Vec<u8>,
         /// Match the others instead.
         negated: bool,
     },
@@ -116,8 +119,8 @@ impl fmt::Debug for ChunkPredicate {
                 write!(f, "BytesRange({lo:?}, {hi:?}, negated {negated})")
             }
             ChunkPredicate::BytesSet { values, negated } => write!(f, "BytesSet({values:?}, negated {negated})"),
-            ChunkPredicate::BytesContains { prefix, needles, negated } => {
-                write!(f, "BytesContains({prefix:?}, {needles:?}, negated {negated})")
+            ChunkPredicate::BytesContains { prefix, needles, suffix, negated } => {
+                write!(f, "BytesContains({prefix:?}, {needles:?}, {suffix:?}, negated {negated})")
             }
             ChunkPredicate::Bytes(_) => f.write_str("Bytes(..)"),
         }
@@ -195,6 +198,7 @@ pub(crate) enum BytesMatcher {
     Contains {
         prefix: Vec<u8>,
         needles: Vec<Finder<'static>>,
+        suffix: Vec<u8>,
         negated: bool,
     },
     Test(BytesTest),
@@ -213,14 +217,25 @@ impl BytesMatcher {
                 values.dedup();
                 BytesMatcher::Set { values, negated: *negated }
             }
-            ChunkPredicate::BytesContains { prefix, needles, negated } => BytesMatcher::Contains {
+            ChunkPredicate::BytesContains { prefix, needles, suffix, negated } => BytesMatcher::Contains {
                 prefix: prefix.clone(),
+                suffix: suffix.clone(),
                 needles: needles.iter().map(|needle| Finder::new(needle).into_owned()).collect(),
                 negated: *negated,
             },
             ChunkPredicate::Bytes(test) => BytesMatcher::Test(test.clone()),
             _ => return None,
         })
+    }
+
+    /// Whether matches are turned around.
+    pub(crate) fn is_negated(&self) -> bool {
+        match self {
+            BytesMatcher::Range { negated, .. }
+            | BytesMatcher::Set { negated, .. }
+            | BytesMatcher::Contains { negated, .. } => *negated,
+            BytesMatcher::Test(_) => false,
+        }
     }
 
     /// Whether a value matches.
@@ -231,8 +246,8 @@ impl BytesMatcher {
             BytesMatcher::Set { values, negated } => {
                 values.binary_search_by(|member| member.as_slice().cmp(value)).is_ok() != *negated
             }
-            BytesMatcher::Contains { prefix, needles, negated } => {
-                contains_in_order(value, prefix, needles) != *negated
+            BytesMatcher::Contains { prefix, needles, suffix, negated } => {
+                contains_in_order(value, prefix, needles, suffix) != *negated
             }
             BytesMatcher::Test(test) => test(value),
         }
@@ -253,9 +268,9 @@ fn in_bounds(value: &[u8], lo: &Bound<Vec<u8>>, hi: &Bound<Vec<u8>>) -> bool {
         }
 }
 
-/// Whether `value` starts with `prefix` and then has the needles in order without overlap. Taking the
-/// first occurrence of each is enough: a later one leaves less room for the rest.
-pub(crate) fn contains_in_order(value: &[u8], prefix: &[u8], needles: &[Finder<'static>]) -> bool {
+/// Whether `value` starts with `prefix`, then has the needles in order, then ends with `suffix`, without overlap. Taking
+/// the first occurrence of each is enough: a later one leaves less room for the rest.
+pub(crate) fn contains_in_order(value: &[u8], prefix: &[u8], needles: &[Finder<'static>], suffix: &[u8]) -> bool {
     let Some(mut rest) = value.strip_prefix(prefix) else { return false };
     for needle in needles {
         match needle.find(rest) {
@@ -263,7 +278,7 @@ pub(crate) fn contains_in_order(value: &[u8], prefix: &[u8], needles: &[Finder<'
             None => return false,
         }
     }
-    true
+    rest.ends_with(suffix)
 }
 
 /// A test of text blocks with the buffers it decompresses into.
@@ -271,6 +286,8 @@ pub(crate) struct TextTest {
     pub(crate) matcher: BytesMatcher,
     /// Sets: the members' lengths, distinct.
     pub(crate) lengths: Vec<usize>,
+    /// What the codes of matching rows hold, where text is compressed.
+    pub(crate) codes: RefCell<Option<CodeTest>>,
     /// Reused from block to block.
     pub(crate) scratch: RefCell<Vec<u8>>,
 }

@@ -20,9 +20,12 @@ fn exercise(bytes: Vec<u8>, data_type: &DataType, rows: u32) {
             hi: std::ops::Bound::Unbounded,
             negated: false,
         },
-        Lane::Bytes => {
-            ChunkPredicate::BytesContains { prefix: vec![], needles: vec![b"e".to_vec()].into(), negated: false }
-        }
+        Lane::Bytes => ChunkPredicate::BytesContains {
+            prefix: vec![],
+            needles: vec![b"e".to_vec()].into(),
+            suffix: vec![],
+            negated: false,
+        },
     };
     let compiled = chunk.compile(&predicate);
     for b in 0..chunk.blocks() + 1 {

@@ -44,7 +44,7 @@ fn matches(predicate: &ChunkPredicate, value: &Scalar) -> bool {
             inside != *negated
         }
         (ChunkPredicate::BytesSet { values, negated }, Scalar::Bytes(v)) => values.contains(v) != *negated,
-        (ChunkPredicate::BytesContains { prefix, needles, negated }, Scalar::Bytes(v)) => {
+        (ChunkPredicate::BytesContains { prefix, needles, suffix, negated }, Scalar::Bytes(v)) => {
             let mut rest = v.as_slice();
             let mut all = rest.starts_with(prefix);
             if all {
@@ -59,7 +59,7 @@ fn matches(predicate: &ChunkPredicate, value: &Scalar) -> bool {
                     }
                 }
             }
-            all != *negated
+            (all && rest.ends_with(suffix)) != *negated
         }
         (ChunkPredicate::Bytes(test), Scalar::Bytes(v)) => test(v),
         (predicate, value) => panic!("{predicate:?} on {value:?}"),
@@ -143,18 +143,24 @@ fn predicates(array: &ArrayRef, data_type: &DataType, rng: &mut ChaCha8Rng) -> V
                 ] {
                     out.push(ChunkPredicate::BytesRange { lo, hi, negated });
                 }
-                for (prefix, needles) in [
-                    (&b""[..], &[&b"special"[..], b"requests"][..]),
-                    (b"special", &[]),
-                    (b"customer#", &[b"7", b"1"]),
-                    (b"", &[b"a"]),
-                    (b"", &[]),
-                    (b"", &[b"aa", b"a"]),
+                for (prefix, needles, suffix) in [
+                    (&b""[..], &[&b"special"[..], b"requests"][..], &b""[..]),
+                    (b"special", &[], b""),
+                    (b"customer#", &[b"7", b"1"], b""),
+                    (b"", &[b"a"], b""),
+                    (b"", &[], b""),
+                    (b"", &[b"aa", b"a"], b""),
+                    (b"", &[], b"s"),
+                    (b"", &[], b"requests"),
+                    (b"", &[b"a"], b"ts"),
+                    (b"c", &[], b"7"),
+                    (b"special", &[b"special"], b"special"),
                 ] {
                     let needles: Vec<Vec<u8>> = needles.iter().map(|needle| needle.to_vec()).collect();
                     out.push(ChunkPredicate::BytesContains {
                         prefix: prefix.to_vec(),
                         needles: needles.into(),
+                        suffix: suffix.to_vec(),
                         negated,
                     });
                 }

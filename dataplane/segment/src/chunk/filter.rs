@@ -8,16 +8,21 @@ use std::cell::RefCell;
 use std::ops::Bound;
 
 use hidb::types::{DataType, Lane};
+use memchr::memmem::Finder;
 
 use super::Chunk;
 use super::header::Layout;
 use crate::BLOCK_ROWS;
+use crate::encoding::fsst_search::CodeTest;
 use crate::encoding::integers::IntTest;
 use crate::encoding::{plain, text};
 use crate::error::Result;
 use crate::kernels::{RangeMask, float_keys_f32, float_keys_f64, order_key};
 use crate::predicate::{BlockMatch, BytesMatcher, ChunkPredicate, Compiled, CompiledPredicate, TextTest};
-use crate::selection::Selection;
+use crate::selection::{Rows, Selection};
+
+/// A set of more texts than this has too many first and last codes to rule rows out.
+const CODE_TESTS_MAX: usize = 16;
 
 impl Chunk {
     /// Translates a predicate into this chunk's encoded domain; evaluates it once per dictionary entry.
@@ -93,10 +98,28 @@ impl Chunk {
                     lengths.sort_unstable();
                     lengths.dedup();
                 }
-                Compiled::Text(Box::new(TextTest { matcher, lengths, scratch: RefCell::new(Vec::new()) }))
+                let codes = RefCell::new(self.code_test(&matcher));
+                Compiled::Text(Box::new(TextTest { matcher, lengths, codes, scratch: RefCell::new(Vec::new()) }))
             }
             _ => Compiled::FixedBytes(matcher),
         })
+    }
+
+    /// What the codes of FSST-compressed values that match (before negation) hold.
+    fn code_test(&self, matcher: &BytesMatcher) -> Option<CodeTest> {
+        let (text, payload) = (self.text(), self.section(&self.sections.payload));
+        let table = text.table.as_ref()?;
+        match matcher {
+            BytesMatcher::Contains { prefix, needles, suffix, .. } => {
+                let needles: Vec<&[u8]> = needles.iter().map(Finder::needle).collect();
+                CodeTest::new(table, payload, &[prefix], &[suffix], &needles)
+            }
+            BytesMatcher::Set { values, .. } if values.len() <= CODE_TESTS_MAX => {
+                let values: Vec<&[u8]> = values.iter().map(Vec::as_slice).collect();
+                CodeTest::new(table, payload, &values, &values, &[])
+            }
+            _ => None,
+        }
     }
 
     /// The codes whose entries pass `test`.
@@ -264,12 +287,25 @@ impl Chunk {
                 *selection = candidates;
             }
         }
+        /// Fewer rows are sooner decompressed than ruled out.
+        const FEW: usize = 32;
+        if let (Some(codes), FEW..) = (test.codes.borrow_mut().as_mut(), candidates.count()) {
+            self.text().block(b)?.rule_out(self.block_rows(b), codes, candidates.words_mut());
+            if !test.matcher.is_negated() {
+                *selection = candidates;
+            }
+        }
         if candidates.is_empty() {
             return Ok(());
         }
         let mut data = test.scratch.borrow_mut();
         let mut positions = [0u16; 1024];
-        let rows = candidates.rows(self.block_rows(b), &mut positions);
+        // Most rows of a block are sooner decompressed together with the others than each by itself.
+        let is_dense = candidates.count() * 2 > self.block_rows(b);
+        let rows = match is_dense {
+            true => Rows::All(self.block_rows(b)),
+            false => candidates.rows(self.block_rows(b), &mut positions),
+        };
         let needed = self.gather_bytes_max(b, rows)?;
         if data.len() < needed {
             data.resize(needed, 0);
@@ -279,6 +315,11 @@ impl Chunk {
         let (data, ends) = (&data[..bytes], &ends[..count]);
         let mut matched = [0u64; 16];
         find_matches(&test.matcher, data, ends, &mut matched);
+        if is_dense {
+            matched.iter_mut().zip(candidates.words()).for_each(|(matched, candidates)| *matched |= !candidates);
+            selection.and(&matched);
+            return Ok(());
+        }
         let mut k = 0;
         candidates.for_each(|row| {
             if matched[k / 64] >> (k % 64) & 1 == 0 {

@@ -134,13 +134,7 @@ impl Chunk {
 
     /// Bytes lane: appends the selected values to `data`, and for each the length of `data` after it to
     /// `ends` (NULL rows are empty). Returns how many rows.
-    pub fn gather_bytes(
-        &self,
-        b: usize,
-        rows: Rows<'_>,
-        ends: &mut Vec<u32>,
-        data: &mut Vec<u8>,
-    ) -> Result<usize> {
+    pub fn gather_bytes(&self, b: usize, rows: Rows<'_>, ends: &mut Vec<u32>, data: &mut Vec<u8>) -> Result<usize> {
         let start = data.len();
         data.resize(start + self.gather_bytes_max(b, rows)?, 0);
         let mut block_ends = [0u32; 1024];

@@ -8,7 +8,8 @@
 /// Bytes of a symbol table: 256 symbols of 8 bytes, then 256 lengths.
 pub(crate) const TABLE_BYTES: usize = 256 * 9;
 const LENGTHS_AT: usize = 256 * 8;
-const ESCAPE: u8 = 255;
+/// The code before a byte that no symbol stands for.
+pub(crate) const ESCAPE: u8 = 255;
 
 /// A checked symbol table.
 #[derive(Clone, Copy, Debug)]
@@ -30,6 +31,12 @@ impl<'a> SymbolTable<'a> {
             bytes[LENGTHS_AT + code] = *length;
         }
         bytes
+    }
+
+    /// What a code stands for.
+    pub(crate) fn bytes(&self, code: u8) -> &[u8] {
+        let at = usize::from(code) * 8;
+        &self.0[at..at + self.length(code)]
     }
 
     #[inline(always)]

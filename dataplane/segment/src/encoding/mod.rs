@@ -12,6 +12,7 @@ pub(crate) mod bitmap;
 pub(crate) mod delta;
 pub(crate) mod dictionary;
 pub(crate) mod fsst_decode;
+pub(crate) mod fsst_search;
 pub(crate) mod integers;
 pub(crate) mod packed;
 pub(crate) mod plain;

@@ -9,6 +9,7 @@
 //! Cost sketch: lengths of a comment take 1.5 bytes; codes decompress at about 1 ns a byte of code.
 
 use super::fsst_decode::SymbolTable;
+use super::fsst_search::CodeTest;
 use super::{bit_width, packed, u32_at, u64_at};
 use crate::BLOCK_ROWS;
 use crate::error::{Result, SegmentError};
@@ -206,6 +207,34 @@ impl TextBlock<'_> {
         }
     }
 
+    /// How many bytes of data each row has.
+    fn data_lengths(&self, out: &mut [u32; 1024]) {
+        let (base, width, lengths) = match self.table {
+            Some(_) => (self.code_base, self.code_width, self.code_lengths),
+            None => (self.raw_base, self.raw_width, self.raw_lengths),
+        };
+        packed::decode(lengths, width, u64::from(base), 1, &mut out[..]);
+    }
+
+    /// Where each row's data starts: sums of the compressed (or raw) lengths. Returns the sum of all.
+    fn starts(&self, rows: usize, starts: &mut [u32; 1024]) -> u32 {
+        self.data_lengths(starts);
+        let mut sum = 0u32;
+        for start in &mut starts[..rows] {
+            let length = *start;
+            *start = sum;
+            sum = sum.wrapping_add(length);
+        }
+        sum
+    }
+
+    /// Compare: takes rows out of `candidates` whose codes can't make a match.
+    pub(crate) fn rule_out(&self, rows: usize, test: &mut CodeTest, candidates: &mut [u64; 16]) {
+        let mut lengths = [0u32; 1024];
+        self.data_lengths(&mut lengths);
+        test.rule_out(self.data, &lengths[..rows], candidates);
+    }
+
     /// Decode: all `rows` values one after another into the front of `data`; `ends[i]` is where row `i` ends.
     pub(crate) fn decode(&self, rows: usize, ends: &mut [u32; 1024], data: &mut [u8]) -> Result<usize> {
         if data.len() < self.raw_bytes {
@@ -237,18 +266,7 @@ impl TextBlock<'_> {
         let mut raw = [0u32; 1024];
         let mut starts = [0u32; 1024];
         self.lengths(&mut raw);
-        // Where each row's data starts: sums of the compressed (or raw) lengths.
-        let (base, width, lengths) = match self.table {
-            Some(_) => (self.code_base, self.code_width, self.code_lengths),
-            None => (self.raw_base, self.raw_width, self.raw_lengths),
-        };
-        packed::decode(lengths, width, u64::from(base), 1, &mut starts[..]);
-        let mut sum = 0u32;
-        for start in &mut starts[..rows] {
-            let length = *start;
-            *start = sum;
-            sum = sum.wrapping_add(length);
-        }
+        let sum = self.starts(rows, &mut starts);
         let mut written = 0usize;
         for (index, out) in indices.iter().zip(ends) {
             let row = usize::from(*index) & 1023;

@@ -19,6 +19,7 @@ mod compare;
 mod widen;
 
 pub(crate) use compare::RangeMask;
+pub use compare::equal_mask;
 pub(crate) use widen::{
     Native, float_keys_f32, float_keys_f64, gather, greatest, order_key, prefix_sum, take_each, widen,
 };
@@ -154,7 +155,9 @@ macro_rules! word {
                     v as Self
                 }
                 fn unpack<'o>(
-                    width: usize, packed: &[u8], out: &'o mut MaybeUninit<[Self; 1024]>
+                    width: usize,
+                    packed: &[u8],
+                    out: &'o mut MaybeUninit<[Self; 1024]>,
                 ) -> &'o mut [Self; 1024] {
                     // SAFETY: both types are 1,024 words side by side that may be uninitialised.
                     unpack(width, packed, unsafe { &mut *out.as_mut_ptr().cast() });
@@ -345,3 +348,5 @@ pub(crate) fn extract_bits(bits: u64, mask: u64) -> u64 {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+pub(crate) use tests::at_every_level;

@@ -11,7 +11,7 @@ use crate::simd::SimdLevel;
 /// Tests that force a level take turns.
 static LEVEL: Mutex<()> = Mutex::new(());
 
-fn at_every_level(mut check: impl FnMut(SimdLevel)) {
+pub(crate) fn at_every_level(mut check: impl FnMut(SimdLevel)) {
     let _turn = LEVEL.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     for level in [SimdLevel::Portable, SimdLevel::Avx2, SimdLevel::Avx512] {
         if level <= SimdLevel::supported() {

@@ -1,0 +1,405 @@
+//! Which rows of FSST-compressed text can match at all, told by their codes, without decompressing.
+//!
+//! Owns [`CodeTest`]. Called by the chunk's text filter, which decompresses and searches only the rows that are left.
+//!
+//! Take one byte of a needle. Wherever the needle occurs, some code makes that byte, and the rest of that code's symbol
+//! agrees with the needle around it (or the byte stands behind an escape). So a row without any such code does not hold
+//! the needle. Of the needle's bytes the one is taken whose codes are the rarest in a sample of the chunk: of
+//! `special` in TPC-H's comments one row in ten is left, of `special` and `requests` one in fifty. What a value must
+//! begin (end) with tests the row's first (last) code in the same way.
+//!
+//! Invariant: never rules out a row that matches.
+//!
+//! Cost sketch: a byte of code takes two table look-ups by shuffle, 64 bytes at a time: 0.15 ns a row of nine codes, where
+//! decompressing takes 9 ns and searching 3. Which rows the hits lie in is found for 64 bytes at once, by a carry.
+
+use super::fsst_decode::{ESCAPE, SymbolTable};
+use crate::kernels::{dispatch, extract_bits};
+use crate::simd::SimdLevel;
+
+/// A set of bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ByteSet([u64; 4]);
+
+impl ByteSet {
+    fn insert(&mut self, byte: u8) {
+        self.0[usize::from(byte / 64)] |= 1 << (byte % 64);
+    }
+
+    #[inline]
+    fn contains(&self, byte: u8) -> bool {
+        self.0[usize::from(byte / 64)] >> (byte % 64) & 1 == 1
+    }
+
+    fn union(&mut self, other: &ByteSet) {
+        self.0.iter_mut().zip(other.0).for_each(|(word, other)| *word |= other);
+    }
+
+    /// How often its bytes occur in a sample.
+    fn weight(&self, histogram: &[u32; 256]) -> u32 {
+        (0..=255u8).filter(|byte| self.contains(*byte)).map(|byte| histogram[usize::from(byte)]).sum()
+    }
+
+    /// For each byte of `data` a bit that says whether it is in the set, in words of 64.
+    fn hits(&self, data: &[u8], out: &mut Vec<u64>) {
+        out.clear();
+        out.resize(data.len().div_ceil(64), 0);
+        #[cfg(target_arch = "x86_64")]
+        match SimdLevel::current() {
+            // SAFETY: the level in effect is never above what the CPU supports.
+            SimdLevel::Avx512 => return unsafe { x86::hits_avx512(&self.nibbles(), data, out) },
+            // SAFETY: as above.
+            SimdLevel::Avx2 => return unsafe { x86::hits_avx2(&self.nibbles(), data, out) },
+            SimdLevel::Portable => {}
+        }
+        self.hits_from(0, data, out);
+    }
+
+    fn hits_from(&self, from: usize, data: &[u8], out: &mut [u64]) {
+        for (at, byte) in data.iter().enumerate().skip(from) {
+            out[at / 64] |= u64::from(self.contains(*byte)) << (at % 64);
+        }
+    }
+
+    /// For shuffles: in entry `l` of the first table, bit `h` says whether the byte `h << 4 | l` is in; in the second
+    /// whether `(h + 8) << 4 | l` is.
+    #[cfg(target_arch = "x86_64")]
+    fn nibbles(&self) -> [[u8; 16]; 2] {
+        std::array::from_fn(|half| {
+            std::array::from_fn(|low| {
+                (0..8)
+                    .fold(0, |bits, high| bits | u8::from(self.contains(((half * 8 + high) << 4 | low) as u8)) << high)
+            })
+        })
+    }
+}
+
+/// What the codes of a row must hold for its value to match.
+#[derive(Debug)]
+pub(crate) struct CodeTest {
+    first: Option<ByteSet>,
+    last: Option<ByteSet>,
+    inside: Vec<ByteSet>,
+    /// Of the block at hand, a bit per byte of code: the last one of each row, and those in a set.
+    ends: Vec<u64>,
+    hits: Vec<u64>,
+    marks: Vec<u8>,
+}
+
+/// Codes looked at to learn how often each occurs.
+const SAMPLE_BYTES: usize = 4096;
+/// Shorter needles are made by too many codes.
+const NEEDLE_BYTES_MIN: usize = 2;
+
+impl CodeTest {
+    /// For values that begin with one of `prefixes`, end with one of `suffixes` and hold all `needles`; an empty list (or
+    /// one with an empty entry) demands nothing. `payload` is the chunk's. `None` when nothing is demanded.
+    pub(crate) fn new(
+        table: &SymbolTable<'_>,
+        payload: &[u8],
+        prefixes: &[&[u8]],
+        suffixes: &[&[u8]],
+        needles: &[&[u8]],
+    ) -> Option<CodeTest> {
+        let mut histogram = [0u32; 256];
+        let middle = payload.len().saturating_sub(SAMPLE_BYTES) / 2;
+        payload[middle..].iter().take(SAMPLE_BYTES).for_each(|byte| histogram[usize::from(*byte)] += 1);
+        let any_of = |list: &[&[u8]], set: &dyn Fn(&[u8]) -> ByteSet| {
+            let demands = !list.is_empty() && list.iter().all(|entry| !entry.is_empty());
+            demands.then(|| {
+                let mut all = ByteSet::default();
+                list.iter().for_each(|entry| all.union(&set(entry)));
+                all
+            })
+        };
+        let first = any_of(prefixes, &|prefix| first_codes(table, prefix));
+        let last = any_of(suffixes, &|suffix| last_codes(table, suffix));
+        let needles = needles.iter().filter(|needle| needle.len() >= NEEDLE_BYTES_MIN);
+        let inside: Vec<ByteSet> = needles.map(|needle| rarest_codes(table, needle, &histogram)).collect();
+        let demands = first.is_some() || last.is_some() || !inside.is_empty();
+        demands.then(|| CodeTest { first, last, inside, ends: Vec::new(), hits: Vec::new(), marks: Vec::new() })
+    }
+
+    /// Takes rows out of `rows` that can't match. The rows' codes are `data`, of `lengths` bytes each.
+    pub(crate) fn rule_out(&mut self, data: &[u8], lengths: &[u32], rows: &mut [u64; 16]) {
+        // Lengths that don't add up are for decompression to complain about.
+        if lengths.iter().map(|length| u64::from(*length)).sum::<u64>() == data.len() as u64 {
+            rule_out(self, data, lengths, rows);
+        }
+    }
+}
+
+#[inline(always)]
+fn rule_out_body(test: &mut CodeTest, data: &[u8], lengths: &[u32], rows: &mut [u64; 16]) {
+    let CodeTest { first, last, inside, marks, ends, hits } = test;
+    last_bytes(lengths, data.len(), marks, ends);
+    // Of the rows that have codes, one after another.
+    let mut left = [u64::MAX; 16];
+    if let Some(set) = first {
+        set.hits(data, hits);
+        let mut carry = 1;
+        extract(hits, ends, &mut left, |hits, ends| {
+            let first_bytes = ends << 1 | carry;
+            carry = ends >> 63;
+            (hits, first_bytes)
+        });
+    }
+    if let Some(set) = last {
+        set.hits(data, hits);
+        extract(hits, ends, &mut left, |hits, ends| (hits, ends));
+    }
+    for set in inside {
+        set.hits(data, hits);
+        let mut carry = false;
+        // Added to ones that reach up to a row's last byte, a hit before it carries into that byte's bit, and no
+        // further: all rows of 64 bytes are asked at once.
+        extract(hits, ends, &mut left, |hits, ends| {
+            let (sum, over) = (!ends).overflowing_add(hits & !ends);
+            let (sum, over_again) = sum.overflowing_add(u64::from(carry));
+            carry = over || over_again;
+            (sum | hits, ends)
+        });
+    }
+    if lengths.contains(&0) {
+        left = spread(&left, lengths);
+    }
+    rows.iter_mut().zip(left).for_each(|(rows, left)| *rows &= left);
+}
+
+dispatch! {
+    fn rule_out(test: &mut CodeTest, data: &[u8], lengths: &[u32], rows: &mut [u64; 16]) = rule_out_body;
+}
+
+/// Marks the last byte of every row that has codes, in `ends`: a bit per byte of data. By way of a byte each, because
+/// bits of one word would wait for each other.
+#[inline(always)]
+fn last_bytes(lengths: &[u32], bytes: usize, marks: &mut Vec<u8>, ends: &mut Vec<u64>) {
+    marks.clear();
+    // One before the first byte, where rows without codes at the beginning leave their mark.
+    marks.resize(1 + bytes.next_multiple_of(64), 0);
+    let mut end = 0;
+    for length in lengths {
+        end += *length as usize;
+        marks[end] = 1;
+    }
+    ends.clear();
+    ends.extend(marks[1..].chunks_exact(64).map(|marks| {
+        let mut word = 0;
+        for (bit, mark) in marks.iter().enumerate() {
+            word |= u64::from(*mark) << bit;
+        }
+        word
+    }));
+}
+
+/// For each word of hits and of last bytes, `at` gives bits and where they count; those are moved together, and `rows` keeps
+/// only rows whose bit is one.
+#[inline(always)]
+fn extract(hits: &[u64], ends: &[u64], rows: &mut [u64; 16], mut at: impl FnMut(u64, u64) -> (u64, u64)) {
+    let (mut row, mut word) = (0usize, 0u64);
+    for (hits, ends) in hits.iter().zip(ends) {
+        let (bits, places) = at(*hits, *ends);
+        let found = extract_bits(bits, places);
+        let count = places.count_ones() as usize;
+        word |= found << (row % 64);
+        if row % 64 + count >= 64 {
+            if let Some(rows) = rows.get_mut(row / 64) {
+                *rows &= word;
+            }
+            word = found.checked_shr((64 - row % 64) as u32).unwrap_or(0);
+        }
+        row += count;
+    }
+    if let Some(rows) = rows.get_mut(row / 64) {
+        *rows &= word;
+    }
+}
+
+/// Bit `k` of `bits` goes to the `k`-th row that has codes.
+fn spread(bits: &[u64; 16], lengths: &[u32]) -> [u64; 16] {
+    let (mut out, mut k) = ([0u64; 16], 0);
+    for (row, _) in lengths.iter().enumerate().filter(|(_, length)| **length > 0) {
+        out[row / 64] |= (bits[k / 64] >> (k % 64) & 1) << (row % 64);
+        k += 1;
+    }
+    out
+}
+
+/// Whether `symbol`, laid so that its first byte is at `from` of `needle`, agrees with it wherever both are.
+fn agrees(symbol: &[u8], needle: &[u8], from: isize) -> bool {
+    symbol.iter().enumerate().all(|(at, byte)| {
+        let place = from + at as isize;
+        usize::try_from(place).ok().and_then(|place| needle.get(place)).is_none_or(|wanted| wanted == byte)
+    })
+}
+
+/// Codes that a value that begins with `prefix` can begin with.
+fn first_codes(table: &SymbolTable<'_>, prefix: &[u8]) -> ByteSet {
+    let mut set = ByteSet::default();
+    set.insert(ESCAPE);
+    (0..ESCAPE).filter(|code| agrees(table.bytes(*code), prefix, 0)).for_each(|code| set.insert(code));
+    set
+}
+
+/// Bytes that the codes of a value that ends with `suffix` can end with.
+fn last_codes(table: &SymbolTable<'_>, suffix: &[u8]) -> ByteSet {
+    let mut set = ByteSet::default();
+    // Behind an escape.
+    suffix.last().iter().for_each(|last| set.insert(**last));
+    for code in 0..ESCAPE {
+        let symbol = table.bytes(code);
+        if agrees(symbol, suffix, suffix.len() as isize - symbol.len() as isize) {
+            set.insert(code);
+        }
+    }
+    set
+}
+
+/// For the byte of `needle` whose codes are the rarest: those codes.
+fn rarest_codes(table: &SymbolTable<'_>, needle: &[u8], histogram: &[u32; 256]) -> ByteSet {
+    let mut sets = vec![ByteSet::default(); needle.len()];
+    for code in 0..ESCAPE {
+        let symbol = table.bytes(code);
+        for from in 1 - symbol.len() as isize..needle.len() as isize {
+            if agrees(symbol, needle, from) {
+                let covered = from.max(0) as usize..(from + symbol.len() as isize).min(needle.len() as isize) as usize;
+                sets[covered].iter_mut().for_each(|set| set.insert(code));
+            }
+        }
+    }
+    for (set, byte) in sets.iter_mut().zip(needle) {
+        // It may stand behind an escape: either of the two bytes tells.
+        let escapes = histogram[usize::from(ESCAPE)] <= histogram[usize::from(*byte)];
+        set.insert(if escapes { ESCAPE } else { *byte });
+    }
+    sets.into_iter().min_by_key(|set| set.weight(histogram)).unwrap_or(ByteSet([u64::MAX; 4]))
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    /// Entry `l`: the bit that stands for the high nibble `l` (or `l - 8`).
+    const BITS: [u8; 16] = [1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128];
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn load(table: &[u8; 16]) -> __m128i {
+        // SAFETY: 16 bytes are there; the load is unaligned.
+        unsafe { _mm_loadu_si128(table.as_ptr().cast()) }
+    }
+
+    /// `out` has a word for every 64 bytes of `data`.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2")]
+    pub(super) fn hits_avx512(tables: &[[u8; 16]; 2], data: &[u8], out: &mut [u64]) {
+        let table = |table| _mm512_broadcast_i32x4(load(table));
+        let (below, above, bits) = (table(&tables[0]), table(&tables[1]), table(&BITS));
+        let (low, top) = (_mm512_set1_epi8(0x8f_u8 as i8), _mm512_set1_epi8(0x80_u8 as i8));
+        for (word, data) in out.iter_mut().zip(data.chunks(64)) {
+            let there = u64::MAX >> (64 - data.len());
+            // SAFETY: bytes that are not there are masked out, and not read.
+            let v = unsafe { _mm512_maskz_loadu_epi8(there, data.as_ptr().cast()) };
+            // A shuffle gives 0 where the index has its top bit set: each table answers for its half.
+            let index = _mm512_and_si512(v, low);
+            let members = _mm512_or_si512(
+                _mm512_shuffle_epi8(below, index),
+                _mm512_shuffle_epi8(above, _mm512_xor_si512(index, top)),
+            );
+            let high = _mm512_and_si512(_mm512_srli_epi16(v, 4), _mm512_set1_epi8(0x0f));
+            *word = _mm512_test_epi8_mask(members, _mm512_shuffle_epi8(bits, high)) & there;
+        }
+    }
+
+    /// `out` has a word for every 64 bytes of `data`.
+    #[target_feature(enable = "avx2")]
+    pub(super) fn hits_avx2(tables: &[[u8; 16]; 2], data: &[u8], out: &mut [u64]) {
+        let table = |table| _mm256_broadcastsi128_si256(load(table));
+        let (below, above, bits) = (table(&tables[0]), table(&tables[1]), table(&BITS));
+        let (low, top) = (_mm256_set1_epi8(0x8f_u8 as i8), _mm256_set1_epi8(0x80_u8 as i8));
+        for (word, data) in out.iter_mut().zip(data.chunks(64)) {
+            let mut padded = [0u8; 64];
+            padded[..data.len()].copy_from_slice(data);
+            for half in 0..2 {
+                // SAFETY: 64 bytes are there; the load is unaligned.
+                let v = unsafe { _mm256_loadu_si256(padded.as_ptr().add(half * 32).cast()) };
+                let index = _mm256_and_si256(v, low);
+                let members = _mm256_or_si256(
+                    _mm256_shuffle_epi8(below, index),
+                    _mm256_shuffle_epi8(above, _mm256_xor_si256(index, top)),
+                );
+                let high = _mm256_and_si256(_mm256_srli_epi16(v, 4), _mm256_set1_epi8(0x0f));
+                let miss = _mm256_cmpeq_epi8(
+                    _mm256_and_si256(members, _mm256_shuffle_epi8(bits, high)),
+                    _mm256_setzero_si256(),
+                );
+                *word |= u64::from(!_mm256_movemask_epi8(miss) as u32) << (half * 32);
+            }
+            *word &= u64::MAX >> (64 - data.len());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::kernels::at_every_level;
+
+    proptest! {
+        #[test]
+        fn hits_are_the_bytes_of_the_set_at_every_level(
+            data in prop::collection::vec(any::<u8>(), 0..300),
+            set in prop::array::uniform4(any::<u64>()),
+        ) {
+            let set = ByteSet(set);
+            let mut expected = vec![0; data.len().div_ceil(64)];
+            set.hits_from(0, &data, &mut expected);
+            at_every_level(|level| {
+                let mut hits = Vec::new();
+                set.hits(&data, &mut hits);
+                assert_eq!(hits, expected, "{level:?}");
+            });
+        }
+
+        #[test]
+        fn no_row_that_matches_is_ruled_out(
+            words in prop::collection::vec("[a-d]{1,6}|é|zz", 2..12),
+            rows in prop::collection::vec(prop::collection::vec(any::<prop::sample::Index>(), 0..6), 1..200),
+            needle in "[a-d]{1,7}|é|z",
+            second in "[a-d]{2,3}",
+        ) {
+            let values: Vec<String> = rows.iter()
+                .map(|row| row.iter().map(|word| words[word.index(words.len())].as_str()).collect::<Vec<_>>().join(" "))
+                .collect();
+            let sample: Vec<&[u8]> = values.iter().map(|value| value.as_bytes()).collect();
+            let compressor = fsst::Compressor::train(&sample);
+            let bytes = SymbolTable::to_bytes(compressor.symbol_table(), compressor.symbol_lengths());
+            let table = SymbolTable::new(&bytes).unwrap();
+            let (mut data, mut lengths) = (Vec::new(), Vec::new());
+            for value in &sample {
+                let codes = compressor.compress(value);
+                lengths.push(codes.len() as u32);
+                data.extend(codes);
+            }
+            let (needle, second) = (needle.as_bytes(), second.as_bytes());
+            let holds = |value: &[u8], part: &[u8]| memchr::memmem::find(value, part).is_some();
+            type Matches<'m> = &'m dyn Fn(&[u8]) -> bool;
+            let all: [(CodeLists, Matches); 4] = [
+                ((&[needle], &[], &[]), &|value| value.starts_with(needle)),
+                ((&[], &[needle, second], &[]), &|value| value.ends_with(needle) || value.ends_with(second)),
+                ((&[], &[], &[needle]), &|value| holds(value, needle)),
+                ((&[], &[], &[needle, second]), &|value| holds(value, needle) && holds(value, second)),
+            ];
+            type CodeLists<'l> = (&'l [&'l [u8]], &'l [&'l [u8]], &'l [&'l [u8]]);
+            for ((prefixes, suffixes, needles), matches) in all {
+                let Some(mut test) = CodeTest::new(&table, &data, prefixes, suffixes, needles) else { continue };
+                let mut left = [u64::MAX; 16];
+                test.rule_out(&data, &lengths, &mut left);
+                for (row, value) in sample.iter().enumerate() {
+                    prop_assert!(!matches(value) || left[row / 64] >> (row % 64) & 1 == 1, "row {row}: {value:?}");
+                }
+            }
+        }
+    }
+}
