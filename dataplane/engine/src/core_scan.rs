@@ -263,9 +263,14 @@ impl CoreScan {
                 let (compiled, meta) = (&self.compiled, &group.footer.row_groups[group.index]);
                 let fact =
                     |column: usize| compiled.column_fact(column, meta.columns.get(column).map(|chunk| &chunk.zone));
+                let rows = group.selected.iter().map(|(_, selection)| selection.count()).sum();
                 match &mut self.body {
-                    Body::Rows { machine, .. } => machine.specialise(&compiled.outputs.program, &fact),
-                    Body::Groups { aggregator, .. } => aggregator.start(&fact, &group.chunks),
+                    Body::Rows { machine, .. } => {
+                        let outputs = &compiled.outputs;
+                        machine.specialise(&outputs.program, &fact);
+                        machine.tabulate(&outputs.program, outputs.roots.iter().copied(), &group.chunks, rows);
+                    }
+                    Body::Groups { aggregator, .. } => aggregator.start(&fact, &group.chunks, rows),
                 }
                 group.stage = Stage::Body;
                 Ok(Step::Progress)

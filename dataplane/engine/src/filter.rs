@@ -1,9 +1,9 @@
 //! The filter: which rows of a block are in.
 //!
 //! Owns [`FilterPlan`] (the conjuncts and where each runs) and [`FilterRun`] (one core's state of it).
-//! A conjunct on one column becomes a [`ChunkPredicate`] that runs on encoded data; one over a single
-//! dictionary column runs once per dictionary entry; everything else runs in the evaluator over the rows that
-//! survived so far.
+//! A conjunct on one column becomes a [`ChunkPredicate`] that runs on encoded data, AND and OR of such a tree of
+//! them; one over a single dictionary column runs once per dictionary entry; everything else runs in the
+//! evaluator over the rows that survived so far.
 //!
 //! Invariants
 //! - A row group in which a conjunct can't be true is never read; a conjunct that zone maps prove always true
@@ -24,6 +24,11 @@ use crate::vector::{Vector, and_bits, bit, set_bit};
 
 pub(crate) use crate::encoded::split_conjuncts;
 use crate::encoded::{encoded_predicate, intersect};
+use crate::tree::{CompiledTree, PredicateTree};
+
+/// When at least one in this many rows is still in, a conjunct over fixed-width columns is evaluated over whole
+/// blocks: decoding the others costs less than compacting these, and conjuncts share what was decoded.
+const DENSE_DIVISOR: usize = 4;
 
 /// One conjunct.
 #[derive(Debug)]
@@ -36,10 +41,14 @@ pub(crate) struct Conjunct {
     pub columns: Vec<usize>,
     /// How it runs on encoded data, if it does.
     pub encoded: Option<(usize, ChunkPredicate)>,
+    /// AND and OR of predicates that do.
+    pub tree: Option<PredicateTree>,
     /// The one text column it reads, if it is over one: then it can run per dictionary entry.
     pub dictionary_column: Option<usize>,
     /// Rough cost per row, in units of a range predicate on packed integers.
     pub cost: f64,
+    /// Whether all columns it reads have fixed-width values, which are cheap to decode for rows that are out.
+    pub fixed_width: bool,
     /// Whether it can raise an error: then it runs after all that can't, and in the order written.
     pub fallible: bool,
 }
@@ -86,20 +95,25 @@ impl FilterPlan {
                 nodes += 1;
                 fallible |= can_fail(node);
             });
-            let cost = match &encoded {
-                Some((_, ChunkPredicate::BytesContains { .. } | ChunkPredicate::Bytes(_))) => 100.0,
-                Some((_, ChunkPredicate::BytesRange { .. } | ChunkPredicate::BytesSet { .. })) => 4.0,
-                Some(_) => 1.0,
-                None if dictionary_column.is_some() => 20.0,
-                None => 5.0 * f64::from(nodes),
+            let tree = if encoded.is_none() { PredicateTree::of(&expr) } else { None };
+            let cost = match (&encoded, &tree) {
+                (Some((_, predicate)), _) => encoded_cost(predicate),
+                (None, Some(tree)) => tree.cost(&encoded_cost),
+                (None, None) if dictionary_column.is_some() => 20.0,
+                (None, None) => 5.0 * f64::from(nodes),
             };
+            let fixed_width = columns
+                .iter()
+                .all(|column| schema.fields().get(*column).is_none_or(|field| field.data_type.lane() != Lane::Bytes));
             plan.conjuncts.push(Conjunct {
                 root: usize::MAX,
                 expr,
                 columns,
                 encoded,
+                tree,
                 dictionary_column,
                 cost,
+                fixed_width,
                 fallible,
             });
         }
@@ -110,6 +124,14 @@ impl FilterPlan {
         plan.columns.sort_unstable();
         plan.columns.dedup();
         Ok(plan)
+    }
+}
+
+fn encoded_cost(predicate: &ChunkPredicate) -> f64 {
+    match predicate {
+        ChunkPredicate::BytesContains { .. } | ChunkPredicate::Bytes(_) => 100.0,
+        ChunkPredicate::BytesRange { .. } | ChunkPredicate::BytesSet { .. } => 4.0,
+        _ => 1.0,
     }
 }
 
@@ -137,6 +159,7 @@ enum Method {
     /// Zone maps prove it true for every row.
     Always,
     Encoded(usize, CompiledPredicate),
+    Tree(CompiledTree),
     /// Per dictionary code, whether it is true.
     Dictionary(usize, Vec<u64>),
     Evaluate,
@@ -206,6 +229,8 @@ impl FilterRun {
             let conjunct = &plan.conjuncts[*index];
             self.methods[*index] = if let Some((column, predicate)) = &conjunct.encoded {
                 Method::Encoded(*column, chunk_of(chunks, *column)?.compile(predicate)?)
+            } else if let Some(tree) = &conjunct.tree {
+                Method::Tree(tree.compile(chunks)?)
             } else if let Some(column) = conjunct.dictionary_column {
                 match test_dictionary(&mut self.machine, plan, conjunct, chunk_of(chunks, column)?) {
                     Some(truth) => Method::Dictionary(column, truth),
@@ -215,6 +240,10 @@ impl FilterRun {
                 Method::Evaluate
             };
         }
+        let evaluated = self.order.iter().filter(|index| matches!(self.methods[**index], Method::Evaluate));
+        let roots: Vec<usize> = evaluated.map(|index| plan.conjuncts[*index].root).collect();
+        let rows = chunks.iter().flatten().map(Chunk::rows).next().unwrap_or(0);
+        self.machine.tabulate(&plan.program, roots, chunks, rows);
         Ok(())
     }
 
@@ -229,12 +258,19 @@ impl FilterRun {
     ) -> Result<(Selection, bool)> {
         let mut selection = Selection::all(block_rows);
         for index in &self.order {
-            if let Method::Encoded(column, predicate) = &self.methods[*index]
-                && chunk_of(chunks, *column)?.prune(block, predicate)? == BlockMatch::None
-            {
+            let none = match &self.methods[*index] {
+                Method::Encoded(column, predicate) => {
+                    chunk_of(chunks, *column)?.prune(block, predicate)? == BlockMatch::None
+                }
+                Method::Tree(tree) => tree.matches_none(chunks, block)?,
+                _ => false,
+            };
+            if none {
                 return Ok((Selection::none(), true));
             }
         }
+        // Whether the machine holds values of all rows of this block.
+        let mut whole_block = false;
         for position in 0..self.order.len() {
             let index = self.order[position];
             let before = selection.count();
@@ -243,6 +279,7 @@ impl FilterRun {
                 Method::Encoded(column, predicate) => {
                     chunk_of(chunks, *column)?.filter(block, predicate, &mut selection)?;
                 }
+                Method::Tree(tree) => tree.filter(chunks, block, &mut selection)?,
                 Method::Dictionary(column, truth) => {
                     let mut source = BlockSource::new(chunks, block, block_rows, &selection, scratch);
                     let mut codes = [0; BLOCK_ROWS];
@@ -262,7 +299,20 @@ impl FilterRun {
                     }
                     keep_rows(&mut selection, &keep);
                 }
+                Method::Evaluate if plan.conjuncts[index].fixed_width && before * DENSE_DIVISOR >= block_rows => {
+                    let root = plan.conjuncts[index].root;
+                    let all = Selection::all(block_rows);
+                    let mut source = BlockSource::new(chunks, block, block_rows, &all, scratch);
+                    if !whole_block {
+                        self.machine.begin(source.rows);
+                        whole_block = true;
+                    }
+                    self.machine.eval(&plan.program, root, selection.words(), &mut source)?;
+                    let value = self.machine.vector(&plan.program, root);
+                    selection.and(&and_bits(&value.bits, &value.valid_bits()));
+                }
                 Method::Evaluate => {
+                    whole_block = false;
                     let root = plan.conjuncts[index].root;
                     let mut source = BlockSource::new(chunks, block, block_rows, &selection, scratch);
                     self.machine.begin(source.rows);

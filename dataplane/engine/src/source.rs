@@ -140,6 +140,11 @@ impl ColumnSource for BlockSource<'_> {
         }
         Ok(())
     }
+
+    fn codes(&mut self, column: usize, out: &mut [u32; BLOCK_ROWS]) -> Result<Option<Bits>> {
+        BlockSource::codes(self, column, out)?;
+        self.validity(column)
+    }
 }
 
 impl BlockSource<'_> {

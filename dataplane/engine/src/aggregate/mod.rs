@@ -274,10 +274,12 @@ impl Aggregator {
         std::mem::replace(&mut self.groups, Groups::new(&self.plan))
     }
 
-    /// Prepares for a row group whose chunks are all there.
-    pub fn start(&mut self, column: &dyn Fn(usize) -> Fact, chunks: &[Option<Chunk>]) {
+    /// Prepares for a row group whose chunks are all there and of which `rows` rows are selected.
+    pub fn start(&mut self, column: &dyn Fn(usize) -> Fact, chunks: &[Option<Chunk>], rows: usize) {
         let plan = &self.plan;
         self.machine.specialise(&plan.program, column);
+        let roots = plan.keys.iter().copied().chain(plan.states.iter().filter_map(|(_, _, node)| *node));
+        self.machine.tabulate(&plan.program, roots, chunks, rows);
         self.magnitudes.clear();
         self.magnitudes.extend(plan.states.iter().map(|(_, _, node)| {
             let (min, max) = self.machine.fact((*node)?).integers()?;

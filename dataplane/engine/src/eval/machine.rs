@@ -7,12 +7,13 @@
 //! - A register holds valid values for (at least) the rows in its mask while its epoch is the current one.
 //!   Evaluating again for more rows keeps the values of the former ones.
 
-use hidb::plan::CompareOp;
-use hidb::{DataType, Lane, Result, Scalar};
+use heliostat_segment::{Chunk, dispatch};
+use hidb::{BLOCK_ROWS, DataType, Error, ErrorCode, Lane, Result, Scalar};
 
 use super::arithmetic::{self, overflow};
 use super::facts::{self, Fact, arithmetic_range, type_range};
-use super::{Op, Program, values};
+use super::tables::{By, Table, lookup_of};
+use super::{Op, Program, compare, values};
 use crate::vector::{
     Bits, NO_BITS, Vector, and_bits, and_not_bits, any_bit, first_bits, for_each_bit, or_bits, set_bit,
 };
@@ -21,6 +22,12 @@ use crate::vector::{
 pub(crate) trait ColumnSource {
     /// Fills `out` with the block's values of the column, one per row of the block at hand.
     fn load(&mut self, column: usize, out: &mut Vector) -> Result<()>;
+
+    /// The dictionary codes of a text column (those of NULL rows are arbitrary entries) and which rows are not
+    /// NULL, unless all are. Only asked for where the chunk has a dictionary.
+    fn codes(&mut self, column: usize, _out: &mut [u32; BLOCK_ROWS]) -> Result<Option<Bits>> {
+        Err(Error::new(ErrorCode::Internal, format!("column {column} has no dictionary here")))
+    }
 }
 
 /// A source for programs without columns, or whose columns are preset.
@@ -51,6 +58,8 @@ pub(crate) struct Machine {
     masks: Vec<Bits>,
     choices: Vec<Choice>,
     literal_ready: Vec<bool>,
+    /// By node: its values by the value of the one column it reads, in this row group.
+    tables: Vec<Option<Box<Table>>>,
     facts: Vec<Fact>,
     epoch: u64,
     rows: usize,
@@ -64,6 +73,8 @@ impl Machine {
         self.epochs.resize(count, 0);
         self.masks.resize(count, NO_BITS);
         self.literal_ready.resize(count, false);
+        self.tables.clear();
+        self.tables.resize_with(count, || None);
         let mut facts = std::mem::take(&mut self.facts);
         facts::analyse(program, column, &mut facts);
         self.choices.clear();
@@ -122,6 +133,64 @@ impl Machine {
         self.facts = facts;
     }
 
+    /// Computes once what these nodes compute from columns with few values, as far as that pays for `rows` rows.
+    /// Call after `specialise`, when the row group's chunks are there.
+    pub fn tabulate(
+        &mut self,
+        program: &Program,
+        roots: impl IntoIterator<Item = usize>,
+        chunks: &[Option<Chunk>],
+        rows: usize,
+    ) {
+        let mut pending: Vec<usize> = roots.into_iter().collect();
+        let mut seen = vec![false; program.nodes.len()];
+        // Installed only when all are computed: a table is no use while another is computed from entries.
+        let mut tables = Vec::new();
+        while let Some(node) = pending.pop() {
+            let node = self.resolve(program, node);
+            if std::mem::replace(&mut seen[node], true) {
+                continue;
+            }
+            let lookup = lookup_of(program, self, node, chunks, rows);
+            let table = lookup.and_then(|lookup| {
+                let chunk = chunks.get(lookup.1)?.as_ref()?;
+                Table::compute(self, program, node, chunk, lookup)
+            });
+            match table {
+                Some(table) => tables.push((node, table)),
+                None => pending.extend_from_slice(&program.nodes[node].children),
+            }
+        }
+        for (node, table) in tables {
+            self.tables[node] = Some(Box::new(table));
+        }
+    }
+
+    /// Evaluates a node by looking it up.
+    fn look_up(
+        &mut self,
+        program: &Program,
+        table: &Table,
+        out: &mut Vector,
+        source: &mut dyn ColumnSource,
+    ) -> Result<()> {
+        let rows = self.rows;
+        let mut positions = [0; BLOCK_ROWS];
+        match table.by {
+            By::Codes => {
+                if let Some(valid) = source.codes(table.column, &mut positions)? {
+                    table.place_nulls(&valid, rows, &mut positions);
+                }
+            }
+            By::Range { node, least } => {
+                self.eval_all(program, node, source)?;
+                table.positions_of(least, self.vector(program, node), rows, &mut positions);
+            }
+        }
+        table.look_up(&positions[..rows], out);
+        Ok(())
+    }
+
     /// What the last `specialise` found out about a node.
     pub fn fact(&self, node: usize) -> &Fact {
         &self.facts[node]
@@ -159,6 +228,16 @@ impl Machine {
             return Ok(());
         }
         let mut mask = if current { or_bits(active, &self.masks[index]) } else { *active };
+        if let Some(table) = self.tables[index].take() {
+            let mut out = std::mem::take(&mut self.registers[index]);
+            let run = self.look_up(program, &table, &mut out, source);
+            self.registers[index] = out;
+            self.tables[index] = Some(table);
+            run?;
+            self.epochs[index] = self.epoch;
+            self.masks[index] = [u64::MAX; 16];
+            return Ok(());
+        }
         match &program.nodes[index].op {
             Op::Column(column) => {
                 mask = [u64::MAX; 16];
@@ -212,7 +291,7 @@ impl Machine {
         let child = |i: usize| self.vector(program, node.children[i]);
         match &node.op {
             Op::Compare(op) => {
-                arithmetic::compare(*op, child(0), child(1), rows, &mut out.bits);
+                compare::compare(*op, child(0), child(1), rows, &mut out.bits);
                 out.set_valid_from(&[child(0), child(1)]);
             }
             Op::Not => {
@@ -252,7 +331,7 @@ impl Machine {
                 }
             }
             Op::In { integers, list, has_null } => {
-                in_list(child(0), integers, list, rows, &mut out.bits);
+                compare::in_list(child(0), integers, list, rows, &mut out.bits);
                 out.set_valid_from(&[child(0)]);
                 if *has_null {
                     out.valid = and_bits(&out.valid_bits(), &out.bits);
@@ -434,15 +513,51 @@ impl Machine {
                 valid = or_bits(&valid, &live);
                 match lane {
                     Lane::Bool => out.bits = or_bits(&out.bits, &and_bits(&value.bits, &live)),
-                    Lane::I64 => for_each_bit(&live, |row| out.i64s[row] = value.i64s[row]),
+                    Lane::I64 => blend_i64(&live, &value.i64s, &mut out.i64s),
                     Lane::I128 => for_each_bit(&live, |row| out.i128s[row] = value.integer(row)),
-                    _ => for_each_bit(&live, |row| out.f64s[row] = value.f64s[row]),
+                    _ => blend_f64(&live, &value.f64s, &mut out.f64s),
                 }
             }
         }
         out.has_nulls = any_bit(&and_not_bits(&first_bits(rows), &valid));
         out.valid = valid;
     }
+}
+
+#[inline(always)]
+fn blend<T: Copy>(taken: &Bits, values: &[T], out: &mut [T]) {
+    let (values, out) = (values.as_chunks::<64>().0, out.as_chunks_mut::<64>().0);
+    for ((taken, values), out) in taken.iter().zip(values).zip(out) {
+        match *taken {
+            0 => {}
+            u64::MAX => *out = *values,
+            taken => {
+                for (k, (out, value)) in out.iter_mut().zip(values).enumerate() {
+                    *out = if taken >> k & 1 == 1 { *value } else { *out };
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn blend_i64_body(taken: &Bits, values: &[i64], out: &mut [i64]) {
+    blend(taken, values, out);
+}
+
+#[inline(always)]
+fn blend_f64_body(taken: &Bits, values: &[f64], out: &mut [f64]) {
+    blend(taken, values, out);
+}
+
+dispatch! {
+    /// `out[k] = values[k]` where bit `k` of `taken` is set.
+    fn blend_i64(taken: &Bits, values: &[i64], out: &mut [i64]) = blend_i64_body;
+}
+
+dispatch! {
+    /// The same for floats.
+    fn blend_f64(taken: &Bits, values: &[f64], out: &mut [f64]) = blend_f64_body;
 }
 
 fn fill_literal(out: &mut Vector, lane: Lane, value: &Scalar) {
@@ -465,49 +580,6 @@ fn fill_literal(out: &mut Vector, lane: Lane, value: &Scalar) {
         Scalar::Bytes(v) => {
             out.bytes.push(v);
             out.bytes.constant = true;
-        }
-    }
-}
-
-fn in_list(value: &Vector, integers: &[i64], list: &[Scalar], rows: usize, out: &mut Bits) {
-    let mut matches = |row: usize, found: bool| {
-        if found {
-            set_bit(out, row);
-        }
-    };
-    match value.lane {
-        Lane::I64 if !integers.is_empty() || list.is_empty() => {
-            for row in 0..rows {
-                let v = value.i64s[row];
-                let found =
-                    if integers.len() <= 8 { integers.contains(&v) } else { integers.binary_search(&v).is_ok() };
-                matches(row, found);
-            }
-        }
-        Lane::Bytes => {
-            for row in 0..rows {
-                let v = value.bytes.get(row);
-                let found = list.binary_search_by(|item| match item {
-                    Scalar::Bytes(item) => item.as_slice().cmp(v),
-                    _ => std::cmp::Ordering::Less,
-                });
-                matches(row, found.is_ok());
-            }
-        }
-        Lane::I64 | Lane::I128 => {
-            for row in 0..rows {
-                let v = value.integer(row);
-                matches(row, list.binary_search_by(|item| item.as_i128().cmp(&Some(v))).is_ok());
-            }
-        }
-        Lane::F64 | Lane::Bool => {
-            for row in 0..rows {
-                let v = match value.lane {
-                    Lane::F64 => Scalar::F64(value.f64s[row]),
-                    _ => Scalar::Bool(crate::vector::bit(&value.bits, row)),
-                };
-                matches(row, list.iter().any(|item| item.compare(&v).is_some_and(|o| CompareOp::Equal.matches(o))));
-            }
         }
     }
 }
