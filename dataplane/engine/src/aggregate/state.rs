@@ -122,6 +122,10 @@ impl StateColumn {
         StateColumn { kind, lane, nulls: Vec::new(), groups: 0, values }
     }
 
+    pub fn kind(&self) -> StateKind {
+        self.kind
+    }
+
     /// Makes room for this many groups.
     pub fn resize(&mut self, groups: usize) {
         if groups <= self.groups {
@@ -229,7 +233,9 @@ impl StateColumn {
             }),
             Values::I64(states) => {
                 let values = &argument.i64s[..rows];
-                if maximum {
+                if all {
+                    super::extremes::update_i64(groups, values, maximum, states);
+                } else if maximum {
                     each(&mut |row, group| states[group] = states[group].max(values[row]));
                 } else {
                     each(&mut |row, group| states[group] = states[group].min(values[row]));
@@ -256,6 +262,14 @@ impl StateColumn {
                 counts[group] += i64::from(set.find_or_insert(key).1);
             }),
         }
+    }
+
+    /// Whether text whose 8-byte prefixes lie between these can't change the state of the only group.
+    pub fn is_beyond(&self, (least, greatest): (u64, u64)) -> bool {
+        let Values::Bytes { values, .. } = &self.values else { return false };
+        let [Some(state)] = values.as_slice() else { return false };
+        let state = super::extremes::prefix(state);
+        if self.kind == StateKind::Max { greatest < state } else { least > state }
     }
 
     /// Takes in another column's states; `groups[i]` is the group here of group `from + i` there.

@@ -224,12 +224,11 @@ fn fact_of(program: &Program, node: &Node, column: &dyn Fn(usize) -> Fact, facts
             (within_type(range), any_null())
         }
         Op::Cast => (cast_domain(node, child(0)).unwrap_or_else(typed), any_null()),
-        Op::Case { branches } => {
-            let values = (0..*branches).map(|b| b * 2 + 1).chain((node.children.len() % 2 == 1).then(|| branches * 2));
+        Op::Case { .. } | Op::Coalesce => {
             let mut union: Option<(i128, i128)> = None;
             let mut known = true;
-            for value in values {
-                match facts[node.children[value]].domain {
+            for value in node.values() {
+                match facts[value].domain {
                     Domain::Empty => {}
                     Domain::Integers(min, max) => {
                         union = Some(union.map_or((min, max), |(a, b)| (a.min(min), b.max(max))));

@@ -28,6 +28,12 @@ pub(crate) trait ColumnSource {
     fn codes(&mut self, column: usize, _out: &mut [u32; BLOCK_ROWS]) -> Result<Option<Bits>> {
         Err(Error::new(ErrorCode::Internal, format!("column {column} has no dictionary here")))
     }
+
+    /// The least and greatest first 8 bytes of a text column in the block (as big-endian numbers, short values
+    /// filled up with zeros), if they are known without decoding and no value is NULL.
+    fn prefixes(&mut self, _column: usize) -> Result<Option<(u64, u64)>> {
+        Ok(None)
+    }
 }
 
 /// A source for programs without columns, or whose columns are preset.
@@ -122,6 +128,12 @@ impl Machine {
                     let narrow = inside && all_i64 && fits;
                     Choice { lane: if narrow { Lane::I64 } else { lane }, safe: narrow, alias: false }
                 }
+                Op::Case { .. } | Op::Coalesce if lane == Lane::I128 && fits => {
+                    let narrow = node.values().all(|child| {
+                        child_is_i64(child) || matches!(program.nodes[child].op, Op::Literal(Scalar::Null))
+                    });
+                    Choice { lane: if narrow { Lane::I64 } else { lane }, safe: false, alias: false }
+                }
                 _ => Choice { lane, safe: false, alias: false },
             };
             self.choices.push(choice);
@@ -176,18 +188,22 @@ impl Machine {
     ) -> Result<()> {
         let rows = self.rows;
         let mut positions = [0; BLOCK_ROWS];
-        match table.by {
+        let nulls = match table.by {
             By::Codes => {
-                if let Some(valid) = source.codes(table.column, &mut positions)? {
-                    table.place_nulls(&valid, rows, &mut positions);
+                let valid = source.codes(table.column, &mut positions)?;
+                if let Some(valid) = &valid {
+                    table.place_nulls(valid, rows, &mut positions);
                 }
+                valid.is_some()
             }
             By::Range { node, least } => {
                 self.eval_all(program, node, source)?;
-                table.positions_of(least, self.vector(program, node), rows, &mut positions);
+                let value = self.vector(program, node);
+                table.positions_of(least, value, rows, &mut positions);
+                value.has_nulls
             }
-        }
-        table.look_up(&positions[..rows], out);
+        };
+        table.look_up(&positions[..rows], nulls, out);
         Ok(())
     }
 

@@ -74,6 +74,18 @@ pub(crate) struct Node {
     pub only_column: Option<usize>,
 }
 
+impl Node {
+    /// The children that a CASE or COALESCE takes its value from.
+    pub fn values(&self) -> impl Iterator<Item = usize> {
+        let conditions = if let Op::Case { branches } = self.op { branches } else { 0 };
+        self.children
+            .iter()
+            .enumerate()
+            .filter(move |(index, _)| *index >= conditions * 2 || index % 2 == 1)
+            .map(|(_, child)| *child)
+    }
+}
+
 /// Expressions over the columns of one input, compiled together.
 #[derive(Debug, Default)]
 pub(crate) struct Program {

@@ -47,7 +47,10 @@ pub(super) struct Table {
     i128s: Vec<i128>,
     f64s: Vec<f64>,
     bytes: ByteValues,
-    has_nulls: bool,
+    /// Whether any value gives NULL.
+    values_give_null: bool,
+    /// Whether NULL does.
+    null_gives_null: bool,
 }
 
 /// The values a table is computed from, up to a block at a time.
@@ -160,7 +163,8 @@ impl Table {
             i128s: Vec::new(),
             f64s: Vec::new(),
             bytes: ByteValues::default(),
-            has_nulls: false,
+            values_give_null: false,
+            null_gives_null: false,
         };
         for first in (0..=values).step_by(BLOCK_ROWS) {
             let count = (values + 1 - first).min(BLOCK_ROWS);
@@ -170,7 +174,11 @@ impl Table {
             table.lane = value.lane;
             for row in 0..count {
                 let valid = value.is_valid(row);
-                table.has_nulls |= !valid;
+                if first + row == values {
+                    table.null_gives_null = !valid;
+                } else {
+                    table.values_give_null |= !valid;
+                }
                 table.flags.push(u8::from(valid) << 1 | u8::from(bit(&value.bits, row)));
             }
             match value.lane {
@@ -188,11 +196,7 @@ impl Table {
 
     /// Turns the column's integers into positions in the table.
     pub fn positions_of(&self, least: i64, value: &Vector, rows: usize, out: &mut [u32; BLOCK_ROWS]) {
-        let last = i64::from(self.null);
-        for (position, value) in out[..rows].iter_mut().zip(&value.i64s) {
-            // Only a NULL's arbitrary value is out of range.
-            *position = value.wrapping_sub(least).clamp(0, last) as u32;
-        }
+        offsets(&value.i64s[..rows], least, self.null, out);
         if value.has_nulls {
             self.place_nulls(&value.valid, rows, out);
         }
@@ -207,41 +211,50 @@ impl Table {
         }
     }
 
-    /// The values at these positions.
-    pub fn look_up(&self, positions: &[u32], out: &mut Vector) {
+    /// The values at these positions; `nulls`: the position of NULL may be among them.
+    pub fn look_up(&self, positions: &[u32], nulls: bool, out: &mut Vector) {
         out.reset(self.lane, BLOCK_ROWS);
         match self.lane {
-            Lane::Bool => look_up_flags(positions, &self.flags, &mut out.bits, &mut out.valid),
+            Lane::Bool => look_up_bit(positions, &self.flags, 0, &mut out.bits),
             Lane::I64 => look_up_i64(positions, &self.i64s, &mut out.i64s),
             Lane::I128 => look_up_each(positions, &self.i128s, &mut out.i128s),
             Lane::F64 => look_up_each(positions, &self.f64s, &mut out.f64s),
             Lane::Bytes => positions.iter().for_each(|position| out.bytes.push(self.bytes.get(*position as usize))),
         }
-        if self.has_nulls {
+        if self.values_give_null || nulls && self.null_gives_null {
             out.has_nulls = true;
-            if self.lane != Lane::Bool {
-                let mut ignored = crate::vector::NO_BITS;
-                look_up_flags(positions, &self.flags, &mut ignored, &mut out.valid);
-            }
+            look_up_bit(positions, &self.flags, 1, &mut out.valid);
         }
     }
 }
 
 #[inline(always)]
-fn look_up_flags_body(positions: &[u32], flags: &[u8], truth: &mut Bits, valid: &mut Bits) {
-    for ((positions, truth), valid) in positions.chunks(64).zip(truth).zip(valid) {
-        let (mut of_truth, mut of_valid) = ([0u8; 64], [0u8; 64]);
-        for ((position, truth), valid) in positions.iter().zip(&mut of_truth).zip(&mut of_valid) {
-            let flag = flags[*position as usize];
-            (*truth, *valid) = (flag & 1, flag >> 1);
-        }
-        (*truth, *valid) = (pack(&of_truth), pack(&of_valid));
+fn offsets_body(values: &[i64], least: i64, last: u32, out: &mut [u32; BLOCK_ROWS]) {
+    for (position, value) in out.iter_mut().zip(values) {
+        // Only a NULL's arbitrary value is out of range.
+        *position = (value.wrapping_sub(least) as u64).min(u64::from(last)) as u32;
     }
 }
 
 dispatch! {
-    /// Bits 0 and 1 of the flags at these positions.
-    fn look_up_flags(positions: &[u32], flags: &[u8], truth: &mut Bits, valid: &mut Bits) = look_up_flags_body;
+    /// `values[k] - least`, at most `last`.
+    fn offsets(values: &[i64], least: i64, last: u32, out: &mut [u32; BLOCK_ROWS]) = offsets_body;
+}
+
+#[inline(always)]
+fn look_up_bit_body(positions: &[u32], flags: &[u8], shift: u32, out: &mut Bits) {
+    for (positions, out) in positions.chunks(64).zip(out) {
+        let mut bytes = [0u8; 64];
+        for (position, byte) in positions.iter().zip(&mut bytes) {
+            *byte = flags[*position as usize] >> shift & 1;
+        }
+        *out = pack(&bytes);
+    }
+}
+
+dispatch! {
+    /// A bit of the flags at these positions.
+    fn look_up_bit(positions: &[u32], flags: &[u8], shift: u32, out: &mut Bits) = look_up_bit_body;
 }
 
 #[inline(always)]
