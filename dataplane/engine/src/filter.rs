@@ -262,7 +262,7 @@ impl FilterRun {
                 Method::Encoded(column, predicate) => {
                     chunk_of(chunks, *column)?.prune(block, predicate)? == BlockMatch::None
                 }
-                Method::Tree(tree) => tree.matches_none(chunks, block)?,
+                Method::Tree(tree) => tree.prune(chunks, block)? == BlockMatch::None,
                 _ => false,
             };
             if none {

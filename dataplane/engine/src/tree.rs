@@ -70,27 +70,25 @@ impl PredicateTree {
 }
 
 impl CompiledTree {
-    /// Whether a block's zone maps prove that no row can match.
-    pub fn matches_none(&self, chunks: &[Option<Chunk>], block: usize) -> Result<bool> {
-        Ok(match self {
-            Tree::Leaf(column, predicate) => chunk_of(chunks, *column)?.prune(block, predicate)? == BlockMatch::None,
-            Tree::All(parts) => {
-                for part in parts {
-                    if part.matches_none(chunks, block)? {
-                        return Ok(true);
-                    }
-                }
-                false
+    /// What a block's zone maps alone say.
+    pub fn prune(&self, chunks: &[Option<Chunk>], block: usize) -> Result<BlockMatch> {
+        // One branch that says `settles` settles it; all must agree for the other extreme.
+        let (parts, settles, agreed) = match self {
+            Tree::Leaf(column, predicate) => return Ok(chunk_of(chunks, *column)?.prune(block, predicate)?),
+            Tree::All(parts) => (parts, BlockMatch::None, BlockMatch::All),
+            Tree::Any(parts) => (parts, BlockMatch::All, BlockMatch::None),
+        };
+        let mut verdict = agreed;
+        for part in parts {
+            let of_part = part.prune(chunks, block)?;
+            if of_part == settles {
+                return Ok(settles);
             }
-            Tree::Any(parts) => {
-                for part in parts {
-                    if !part.matches_none(chunks, block)? {
-                        return Ok(false);
-                    }
-                }
-                true
+            if of_part != agreed {
+                verdict = BlockMatch::Some;
             }
-        })
+        }
+        Ok(verdict)
     }
 
     /// Keeps the rows of `selection` that match.

@@ -7,10 +7,11 @@
 //! - A register holds valid values for (at least) the rows in its mask while its epoch is the current one.
 //!   Evaluating again for more rows keeps the values of the former ones.
 
-use heliostat_segment::{Chunk, dispatch};
+use heliostat_segment::Chunk;
 use hidb::{BLOCK_ROWS, DataType, Error, ErrorCode, Lane, Result, Scalar};
 
 use super::arithmetic::{self, overflow};
+use super::blend::{blend_f64, blend_i64};
 use super::facts::{self, Fact, arithmetic_range, type_range};
 use super::tables::{By, Table, lookup_of};
 use super::{Op, Program, compare, values};
@@ -538,42 +539,6 @@ impl Machine {
         out.has_nulls = any_bit(&and_not_bits(&first_bits(rows), &valid));
         out.valid = valid;
     }
-}
-
-#[inline(always)]
-fn blend<T: Copy>(taken: &Bits, values: &[T], out: &mut [T]) {
-    let (values, out) = (values.as_chunks::<64>().0, out.as_chunks_mut::<64>().0);
-    for ((taken, values), out) in taken.iter().zip(values).zip(out) {
-        match *taken {
-            0 => {}
-            u64::MAX => *out = *values,
-            taken => {
-                for (k, (out, value)) in out.iter_mut().zip(values).enumerate() {
-                    *out = if taken >> k & 1 == 1 { *value } else { *out };
-                }
-            }
-        }
-    }
-}
-
-#[inline(always)]
-fn blend_i64_body(taken: &Bits, values: &[i64], out: &mut [i64]) {
-    blend(taken, values, out);
-}
-
-#[inline(always)]
-fn blend_f64_body(taken: &Bits, values: &[f64], out: &mut [f64]) {
-    blend(taken, values, out);
-}
-
-dispatch! {
-    /// `out[k] = values[k]` where bit `k` of `taken` is set.
-    fn blend_i64(taken: &Bits, values: &[i64], out: &mut [i64]) = blend_i64_body;
-}
-
-dispatch! {
-    /// The same for floats.
-    fn blend_f64(taken: &Bits, values: &[f64], out: &mut [f64]) = blend_f64_body;
 }
 
 fn fill_literal(out: &mut Vector, lane: Lane, value: &Scalar) {

@@ -12,6 +12,7 @@
 //! - No allocation per block once the registers have grown to their size.
 
 pub(crate) mod arithmetic;
+mod blend;
 mod compare;
 pub(crate) mod facts;
 pub(crate) mod machine;
