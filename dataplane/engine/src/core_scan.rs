@@ -25,6 +25,7 @@ use crate::aggregate::{AggregatePlan, Aggregator, Groups};
 use crate::compile::CompiledScan;
 use crate::emit::{Emitter, GatherFrom, Input};
 use crate::eval::machine::Machine;
+use crate::eval::tables::ENTRIES_MAX;
 use crate::filter::FilterRun;
 use crate::options::{Budget, ScanStats, SharedScan};
 use crate::output::{GroupOutput, keep_sorted};
@@ -268,7 +269,13 @@ impl CoreScan {
                     Body::Rows { machine, .. } => {
                         let outputs = &compiled.outputs;
                         machine.specialise(&outputs.program, &fact);
-                        machine.tabulate(&outputs.program, outputs.roots.iter().copied(), &group.chunks, rows);
+                        machine.tabulate(
+                            &outputs.program,
+                            outputs.roots.iter().copied(),
+                            &group.chunks,
+                            rows,
+                            ENTRIES_MAX,
+                        );
                     }
                     Body::Groups { aggregator, .. } => aggregator.start(&fact, &group.chunks, rows),
                 }

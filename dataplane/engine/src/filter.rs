@@ -14,13 +14,13 @@
 
 use heliostat_segment::{BlockMatch, Chunk, ChunkPredicate, CompiledPredicate, Selection};
 use hidb::plan::{Expr, ExprKind};
-use hidb::{BLOCK_ROWS, Lane, Result, Schema};
+use hidb::{Lane, Result, Schema};
 
 use crate::eval::Program;
 use crate::eval::facts::Fact;
-use crate::eval::machine::{ColumnSource, Machine};
+use crate::eval::machine::Machine;
 use crate::source::{BlockSource, Scratch, chunk_of};
-use crate::vector::{Vector, and_bits, bit, set_bit};
+use crate::vector::{and_bits, bit};
 
 pub(crate) use crate::encoded::split_conjuncts;
 use crate::encoded::{encoded_predicate, intersect};
@@ -29,6 +29,9 @@ use crate::tree::{CompiledTree, PredicateTree};
 /// When at least one in this many rows is still in, a conjunct over fixed-width columns is evaluated over whole
 /// blocks: decoding the others costs less than compacting these, and conjuncts share what was decoded.
 const DENSE_DIVISOR: usize = 4;
+
+/// Up to as many dictionary entries a conjunct is evaluated on each before the rows are looked at.
+const DICTIONARY_ENTRIES_MAX: usize = 1 << 16;
 
 /// One conjunct.
 #[derive(Debug)]
@@ -160,9 +163,11 @@ enum Method {
     Always,
     Encoded(usize, CompiledPredicate),
     Tree(CompiledTree),
-    /// Per dictionary code, whether it is true.
-    Dictionary(usize, Vec<u64>),
-    Evaluate,
+    /// In the evaluator (which may have a table by dictionary codes). `dense`: over whole blocks while many rows
+    /// are in, because values of rows that are out cost little.
+    Evaluate {
+        dense: bool,
+    },
 }
 
 /// What was measured of a conjunct.
@@ -231,19 +236,19 @@ impl FilterRun {
                 Method::Encoded(*column, chunk_of(chunks, *column)?.compile(predicate)?)
             } else if let Some(tree) = &conjunct.tree {
                 Method::Tree(tree.compile(chunks)?)
-            } else if let Some(column) = conjunct.dictionary_column {
-                match test_dictionary(&mut self.machine, plan, conjunct, chunk_of(chunks, column)?) {
-                    Some(truth) => Method::Dictionary(column, truth),
-                    None => Method::Evaluate,
-                }
             } else {
-                Method::Evaluate
+                Method::Evaluate { dense: conjunct.fixed_width }
             };
         }
-        let evaluated = self.order.iter().filter(|index| matches!(self.methods[**index], Method::Evaluate));
+        let evaluated = self.order.iter().filter(|index| matches!(self.methods[**index], Method::Evaluate { .. }));
         let roots: Vec<usize> = evaluated.map(|index| plan.conjuncts[*index].root).collect();
         let rows = chunks.iter().flatten().map(Chunk::rows).next().unwrap_or(0);
-        self.machine.tabulate(&plan.program, roots, chunks, rows);
+        self.machine.tabulate(&plan.program, roots, chunks, rows, DICTIONARY_ENTRIES_MAX);
+        for (conjunct, method) in plan.conjuncts.iter().zip(&mut self.methods) {
+            if let Method::Evaluate { dense } = method {
+                *dense |= self.machine.is_tabulated(&plan.program, conjunct.root);
+            }
+        }
         Ok(())
     }
 
@@ -280,26 +285,7 @@ impl FilterRun {
                     chunk_of(chunks, *column)?.filter(block, predicate, &mut selection)?;
                 }
                 Method::Tree(tree) => tree.filter(chunks, block, &mut selection)?,
-                Method::Dictionary(column, truth) => {
-                    let mut source = BlockSource::new(chunks, block, block_rows, &selection, scratch);
-                    let mut codes = [0; BLOCK_ROWS];
-                    source.codes(*column, &mut codes)?;
-                    let (rows, valid) = (source.rows, source.validity(*column)?);
-                    let mut keep = crate::vector::NO_BITS;
-                    // The truth for NULL is kept behind the last code.
-                    let null = truth.len() * 64 - 1;
-                    for (row, code) in codes[..rows].iter().enumerate() {
-                        let entry = match &valid {
-                            Some(valid) if !bit(valid, row) => null,
-                            _ => *code as usize,
-                        };
-                        if truth.get(entry / 64).is_some_and(|word| word >> (entry % 64) & 1 == 1) {
-                            set_bit(&mut keep, row);
-                        }
-                    }
-                    keep_rows(&mut selection, &keep);
-                }
-                Method::Evaluate if plan.conjuncts[index].fixed_width && before * DENSE_DIVISOR >= block_rows => {
+                Method::Evaluate { dense: true } if before * DENSE_DIVISOR >= block_rows => {
                     let root = plan.conjuncts[index].root;
                     let all = Selection::all(block_rows);
                     let mut source = BlockSource::new(chunks, block, block_rows, &all, scratch);
@@ -311,7 +297,7 @@ impl FilterRun {
                     let value = self.machine.vector(&plan.program, root);
                     selection.and(&and_bits(&value.bits, &value.valid_bits()));
                 }
-                Method::Evaluate => {
+                Method::Evaluate { .. } => {
                     whole_block = false;
                     let root = plan.conjuncts[index].root;
                     let mut source = BlockSource::new(chunks, block, block_rows, &selection, scratch);
@@ -345,57 +331,4 @@ fn keep_rows(selection: &mut Selection, keep: &crate::vector::Bits) {
         position += 1;
     });
     *selection = kept;
-}
-
-/// A dictionary's entries as the values of the one column a program reads.
-struct Entries<'a> {
-    chunk: &'a Chunk,
-    first: u32,
-    count: usize,
-    /// Adds a NULL after the entries.
-    null: bool,
-}
-
-impl ColumnSource for Entries<'_> {
-    fn load(&mut self, _column: usize, out: &mut Vector) -> Result<()> {
-        out.reset(Lane::Bytes, BLOCK_ROWS);
-        if let Some(dictionary) = self.chunk.dictionary() {
-            for entry in 0..self.count as u32 {
-                out.bytes.push(dictionary.bytes(self.first + entry)?);
-            }
-        }
-        if self.null {
-            out.bytes.close();
-            out.has_nulls = true;
-            out.valid = crate::vector::first_bits(self.count);
-        }
-        Ok(())
-    }
-}
-
-/// The truth of a conjunct for every dictionary entry, and in the very last bit for NULL. `None` if the chunk
-/// has no dictionary, or if an entry (which may belong to no surviving row) raises an error.
-fn test_dictionary(machine: &mut Machine, plan: &FilterPlan, conjunct: &Conjunct, chunk: &Chunk) -> Option<Vec<u64>> {
-    let entries = chunk.dictionary()?.len();
-    let mut truth = vec![0u64; entries.div_ceil(64) + 1];
-    let null = truth.len() * 64 - 1;
-    let mut first = 0;
-    loop {
-        let count = (entries - first).min(BLOCK_ROWS - 1);
-        let last = first + count == entries;
-        let mut source = Entries { chunk, first: first as u32, count, null: last };
-        machine.begin(count + usize::from(last));
-        machine.eval_all(&plan.program, conjunct.root, &mut source).ok()?;
-        let value = machine.vector(&plan.program, conjunct.root);
-        for row in 0..count + usize::from(last) {
-            if bit(&value.bits, row) && value.is_valid(row) {
-                let entry = if row == count { null } else { first + row };
-                truth[entry / 64] |= 1 << (entry % 64);
-            }
-        }
-        first += count;
-        if last {
-            return Some(truth);
-        }
-    }
 }

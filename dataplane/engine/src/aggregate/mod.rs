@@ -33,6 +33,7 @@ use hidb::{BLOCK_ROWS, DataType, Error, ErrorCode, Lane, Result, decimal};
 use crate::eval::Program;
 use crate::eval::facts::{Fact, type_range};
 use crate::eval::machine::{ColumnSource, Machine};
+use crate::eval::tables::ENTRIES_MAX;
 use crate::rows::{read_value, write_bytes, write_value};
 use crate::source::BlockSource;
 use crate::vector::{Vector, bit};
@@ -281,7 +282,7 @@ impl Aggregator {
         let plan = &self.plan;
         self.machine.specialise(&plan.program, column);
         let roots = plan.keys.iter().copied().chain(plan.states.iter().filter_map(|(_, _, node)| *node));
-        self.machine.tabulate(&plan.program, roots, chunks, rows);
+        self.machine.tabulate(&plan.program, roots, chunks, rows, ENTRIES_MAX);
         self.magnitudes.clear();
         self.magnitudes.extend(plan.states.iter().map(|(_, _, node)| {
             let (min, max) = self.machine.fact((*node)?).integers()?;

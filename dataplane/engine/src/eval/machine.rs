@@ -146,14 +146,15 @@ impl Machine {
         self.facts = facts;
     }
 
-    /// Computes once what these nodes compute from columns with few values, as far as that pays for `rows` rows.
-    /// Call after `specialise`, when the row group's chunks are there.
+    /// Computes once what these nodes compute from columns with few values, as far as that pays for `rows` rows
+    /// and takes at most `entries_max` values. Call after `specialise`, when the row group's chunks are there.
     pub fn tabulate(
         &mut self,
         program: &Program,
         roots: impl IntoIterator<Item = usize>,
         chunks: &[Option<Chunk>],
         rows: usize,
+        entries_max: usize,
     ) {
         let mut pending: Vec<usize> = roots.into_iter().collect();
         let mut seen = vec![false; program.nodes.len()];
@@ -164,7 +165,7 @@ impl Machine {
             if std::mem::replace(&mut seen[node], true) {
                 continue;
             }
-            let lookup = lookup_of(program, self, node, chunks, rows);
+            let lookup = lookup_of(program, self, node, chunks, (rows, entries_max));
             let table = lookup.and_then(|lookup| {
                 let chunk = chunks.get(lookup.1)?.as_ref()?;
                 Table::compute(self, program, node, chunk, lookup)
@@ -177,6 +178,11 @@ impl Machine {
         for (node, table) in tables {
             self.tables[node] = Some(Box::new(table));
         }
+    }
+
+    /// Whether the node is looked up in this row group.
+    pub fn is_tabulated(&self, program: &Program, node: usize) -> bool {
+        self.tables[self.resolve(program, node)].is_some()
     }
 
     /// Evaluates a node by looking it up.

@@ -16,7 +16,7 @@ mod blend;
 mod compare;
 pub(crate) mod facts;
 pub(crate) mod machine;
-mod tables;
+pub(crate) mod tables;
 mod values;
 
 use std::collections::HashMap;

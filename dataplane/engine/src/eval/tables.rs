@@ -20,7 +20,7 @@ use super::{Node, Op, Program};
 use crate::vector::{Bits, ByteValues, Vector, bit};
 
 /// More entries would make the step that computes them too long.
-const ENTRIES_MAX: usize = 8192;
+pub(crate) const ENTRIES_MAX: usize = 8192;
 /// A table must save at least this many evaluations per entry.
 const ROWS_PER_ENTRY: usize = 4;
 
@@ -118,13 +118,14 @@ fn column_node(program: &Program, node: usize) -> Option<usize> {
     }
 }
 
-/// How a node could be looked up in this row group, of which `rows` rows are left, and by how many values.
+/// How a node could be looked up in this row group, of which `rows` rows are left, and by how many values
+/// (at most `entries_max`).
 pub(super) fn lookup_of(
     program: &Program,
     machine: &Machine,
     node: usize,
     chunks: &[Option<Chunk>],
-    rows: usize,
+    (rows, entries_max): (usize, usize),
 ) -> Option<(By, usize, usize)> {
     let column = program.nodes[node].only_column?;
     if matches!(program.nodes[node].op, Op::Column(_)) {
@@ -141,7 +142,7 @@ pub(super) fn lookup_of(
         }
         _ => return None,
     };
-    (values <= ENTRIES_MAX.min(rows / ROWS_PER_ENTRY)).then_some((by, column, values))
+    (values <= entries_max.min(rows / ROWS_PER_ENTRY)).then_some((by, column, values))
 }
 
 impl Table {
