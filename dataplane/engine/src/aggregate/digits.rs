@@ -25,6 +25,7 @@ fn add_codes_body(codes: &[u32], null: u32, stride: u32, slots: &mut [u32]) {
 fn find_body(direct: &[u32], unknown: u32, mark: u32, slots: &mut [u32]) -> bool {
     let mut any = false;
     for slot in slots {
+        // Single loads: gather instructions took longer.
         let group = direct[*slot as usize];
         any |= group == unknown;
         *slot = if group == unknown { *slot | mark } else { group };

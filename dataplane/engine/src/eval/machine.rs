@@ -67,6 +67,10 @@ pub(crate) struct Machine {
     literal_ready: Vec<bool>,
     /// By node: its values by the value of the one column it reads, in this row group.
     tables: Vec<Option<Box<Table>>>,
+    /// Those of the row group before: dates often have the same range.
+    former_tables: Vec<Option<Box<Table>>>,
+    /// Where in a table the rows' values are.
+    positions: Option<Box<[u32; BLOCK_ROWS]>>,
     facts: Vec<Fact>,
     epoch: u64,
     rows: usize,
@@ -80,8 +84,11 @@ impl Machine {
         self.epochs.resize(count, 0);
         self.masks.resize(count, NO_BITS);
         self.literal_ready.resize(count, false);
-        self.tables.clear();
         self.tables.resize_with(count, || None);
+        self.former_tables.resize_with(count, || None);
+        for (table, former) in self.tables.iter_mut().zip(&mut self.former_tables) {
+            *former = table.take().or_else(|| former.take());
+        }
         let mut facts = std::mem::take(&mut self.facts);
         facts::analyse(program, column, &mut facts);
         self.choices.clear();
@@ -166,9 +173,16 @@ impl Machine {
                 continue;
             }
             let lookup = lookup_of(program, self, node, chunks, (rows, entries_max));
+            let lane = self.choices[node].lane;
+            if let Some(lookup) = lookup
+                && let Some(table) = self.former_tables[node].take_if(|table| table.covers(lookup, lane))
+            {
+                tables.push((node, table));
+                continue;
+            }
             let table = lookup.and_then(|lookup| {
                 let chunk = chunks.get(lookup.1)?.as_ref()?;
-                Table::compute(self, program, node, chunk, lookup)
+                Table::compute(self, program, node, chunk, lookup).map(Box::new)
             });
             match table {
                 Some(table) => tables.push((node, table)),
@@ -176,7 +190,7 @@ impl Machine {
             }
         }
         for (node, table) in tables {
-            self.tables[node] = Some(Box::new(table));
+            self.tables[node] = Some(table);
         }
     }
 
@@ -194,7 +208,7 @@ impl Machine {
         source: &mut dyn ColumnSource,
     ) -> Result<()> {
         let rows = self.rows;
-        let mut positions = [0; BLOCK_ROWS];
+        let mut positions = std::mem::take(&mut self.positions).unwrap_or_else(|| Box::new([0; BLOCK_ROWS]));
         let nulls = match table.by {
             By::Codes => {
                 let valid = source.codes(table.column, &mut positions)?;
@@ -211,6 +225,7 @@ impl Machine {
             }
         };
         table.look_up(&positions[..rows], nulls, out);
+        self.positions = Some(positions);
         Ok(())
     }
 

@@ -195,6 +195,13 @@ impl Table {
         Some(table)
     }
 
+    /// Whether this table of an earlier row group holds what is looked for in this one. A dictionary's doesn't.
+    pub fn covers(&self, (by, column, values): (By, usize, usize), lane: Lane) -> bool {
+        let (By::Range { least: from, .. }, By::Range { least, .. }) = (self.by, by) else { return false };
+        let (end, needed) = (i128::from(from) + i128::from(self.null), i128::from(least) + values as i128);
+        self.column == column && self.lane == lane && from <= least && needed <= end
+    }
+
     /// Turns the column's integers into positions in the table.
     pub fn positions_of(&self, least: i64, value: &Vector, rows: usize, out: &mut [u32; BLOCK_ROWS]) {
         offsets(&value.i64s[..rows], least, self.null, out);
@@ -261,6 +268,7 @@ dispatch! {
 #[inline(always)]
 fn look_up_each<T: Copy>(positions: &[u32], values: &[T], out: &mut [T]) {
     for (out, position) in out.iter_mut().zip(positions) {
+        // Single loads: gather instructions took a fifth longer (Xeon with the microcode against downfall).
         *out = values[*position as usize];
     }
 }
