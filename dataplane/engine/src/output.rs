@@ -93,6 +93,10 @@ impl TextBound {
         if outputs.types[key.output].lane() != Lane::Bytes {
             return None;
         }
+        Self::new(outputs.roots[key.output], key, threshold)
+    }
+
+    fn new(node: usize, key: SortKey, threshold: &[u8]) -> Option<TextBound> {
         // The threshold is not NULL.
         let mut encoded = threshold.strip_prefix(&[1])?.iter().map(|byte| if key.descending { !byte } else { *byte });
         let mut value = [0; 8];
@@ -103,7 +107,7 @@ impl TextBound {
                 next => *byte = next,
             }
         }
-        Some(TextBound { node: outputs.roots[key.output], key, prefix: u64::from_be_bytes(value) })
+        Some(TextBound { node, key, prefix: u64::from_be_bytes(value) })
     }
 
     /// Whether a value with this prefix loses, whatever follows.
@@ -273,5 +277,48 @@ impl GroupOutput {
             visible.iter().map(|root| Input::Vector(self.machine.vector(program, *root))).collect();
         emitter.push(take as usize, &inputs, None)?;
         Ok(limits.1 > 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_text_that_sorts_behind_the_threshold_loses_by_its_prefix() {
+        let values: [&[u8]; 12] = [
+            b"",
+            b"\0",
+            b"\0\0",
+            b"\0a",
+            b"a",
+            b"a\0",
+            b"a\0b",
+            b"ab",
+            b"\xff",
+            b"\xff\0\xff",
+            b"\xff\0\0",
+            b"abcdefgh\0",
+        ];
+        let mut vector = Vector::default();
+        vector.reset(Lane::Bytes, values.len());
+        values.iter().for_each(|value| vector.bytes.push(value));
+        for descending in [false, true] {
+            let key = SortKey { output: 0, descending, nulls_first: false };
+            let encode = |row| {
+                let mut out = Vec::new();
+                write_sort_key(&vector, Lane::Bytes, &key, row, &mut out);
+                out
+            };
+            for threshold in 0..values.len() {
+                let bound = TextBound::new(0, key, &encode(threshold)).unwrap();
+                assert_eq!(bound.prefix, prefix(values[threshold]));
+                let candidates = bound.candidates(&vector, values.len());
+                for row in 0..values.len() {
+                    let wins = candidates[0] >> row & 1 == 1;
+                    assert!(wins || encode(row) > encode(threshold), "{row} {threshold} {descending}");
+                }
+            }
+        }
     }
 }

@@ -73,9 +73,38 @@ pub(crate) fn prefix(value: &[u8]) -> u64 {
     u64::from_be_bytes(first)
 }
 
+/// Whether no text whose prefix lies between these is less (greater, for a maximum) than the state.
+pub(super) fn is_beyond(state: &[u8], (least, greatest): (u64, u64), maximum: bool) -> bool {
+    let state = prefix(state);
+    if maximum { greatest < state } else { least > state }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn text_with_the_prefix_of_the_state_can_still_win() {
+        let values: [&[u8]; 8] = [
+            b"",
+            b"\0",
+            b"a",
+            b"a\0",
+            b"zzzzzzzz",
+            b"zzzzzzzz1",
+            b"zzzzzzzz2",
+            b"\xff\xff\xff\xff\xff\xff\xff\xff\xff",
+        ];
+        for state in values {
+            for value in values {
+                let bounds = (prefix(value), prefix(value));
+                assert!(!is_beyond(state, bounds, true) || value < state);
+                assert!(!is_beyond(state, bounds, false) || value > state);
+            }
+        }
+        assert!(is_beyond(b"b", (prefix(b""), prefix(b"a")), true));
+        assert!(is_beyond(b"b", (prefix(b"c"), prefix(b"d")), false));
+    }
 
     #[test]
     fn extremes_are_those_of_single_values_for_one_few_and_many_groups() {

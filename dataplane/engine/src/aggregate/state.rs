@@ -265,11 +265,9 @@ impl StateColumn {
     }
 
     /// Whether text whose 8-byte prefixes lie between these can't change the state of the only group.
-    pub fn is_beyond(&self, (least, greatest): (u64, u64)) -> bool {
+    pub fn is_beyond(&self, bounds: (u64, u64)) -> bool {
         let Values::Bytes { values, .. } = &self.values else { return false };
-        let [Some(state)] = values.as_slice() else { return false };
-        let state = super::extremes::prefix(state);
-        if self.kind == StateKind::Max { greatest < state } else { least > state }
+        matches!(values.as_slice(), [Some(state)] if super::extremes::is_beyond(state, bounds, self.kind == StateKind::Max))
     }
 
     /// Takes in another column's states; `groups[i]` is the group here of group `from + i` there.
