@@ -25,6 +25,7 @@ use crate::aggregate::{AggregatePlan, Aggregator, Groups};
 use crate::compile::CompiledScan;
 use crate::emit::{Emitter, GatherFrom, Input};
 use crate::eval::machine::Machine;
+use crate::eval::tables::ENTRIES_MAX;
 use crate::filter::FilterRun;
 use crate::options::{Budget, ScanStats, SharedScan};
 use crate::output::{GroupOutput, keep_sorted};
@@ -263,9 +264,20 @@ impl CoreScan {
                 let (compiled, meta) = (&self.compiled, &group.footer.row_groups[group.index]);
                 let fact =
                     |column: usize| compiled.column_fact(column, meta.columns.get(column).map(|chunk| &chunk.zone));
+                let rows = group.selected.iter().map(|(_, selection)| selection.count()).sum();
                 match &mut self.body {
-                    Body::Rows { machine, .. } => machine.specialise(&compiled.outputs.program, &fact),
-                    Body::Groups { aggregator, .. } => aggregator.start(&fact, &group.chunks),
+                    Body::Rows { machine, .. } => {
+                        let outputs = &compiled.outputs;
+                        machine.specialise(&outputs.program, &fact);
+                        machine.tabulate(
+                            &outputs.program,
+                            outputs.roots.iter().copied(),
+                            &group.chunks,
+                            rows,
+                            ENTRIES_MAX,
+                        );
+                    }
+                    Body::Groups { aggregator, .. } => aggregator.start(&fact, &group.chunks, rows),
                 }
                 group.stage = Stage::Body;
                 Ok(Step::Progress)

@@ -32,7 +32,7 @@ fn column_of(expr: &Expr) -> Option<usize> {
 }
 
 /// `negate`: the predicate for which NOT `expr` is true.
-fn simple(expr: &Expr, negate: bool) -> Option<(usize, ChunkPredicate)> {
+pub(crate) fn simple(expr: &Expr, negate: bool) -> Option<(usize, ChunkPredicate)> {
     match &expr.kind {
         ExprKind::Not(inner) => simple(inner, !negate),
         ExprKind::Column(column) => Some((*column, ChunkPredicate::Bool(!negate))),

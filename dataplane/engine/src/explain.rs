@@ -69,10 +69,11 @@ impl CompiledScan {
         order.sort_by(|a, b| self.filter.conjuncts[*a].cost.total_cmp(&self.filter.conjuncts[*b].cost));
         for index in order {
             let conjunct = &self.filter.conjuncts[index];
-            let place = match (&conjunct.encoded, conjunct.dictionary_column) {
-                (Some(_), _) => "on encoded data",
-                (None, Some(_)) => "once per dictionary entry, or on surviving rows without a dictionary",
-                (None, None) => "on surviving rows",
+            let on_encoded = conjunct.encoded.is_some() || conjunct.tree.is_some();
+            let place = match (on_encoded, conjunct.dictionary_column) {
+                (true, _) => "on encoded data",
+                (false, Some(_)) => "once per dictionary entry, or on surviving rows without a dictionary",
+                (false, None) => "on surviving rows",
             };
             let predicate = hidb::plan::explain::expression(&conjunct.expr, &names);
             let skipped = match always[index] {

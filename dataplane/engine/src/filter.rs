@@ -1,9 +1,9 @@
 //! The filter: which rows of a block are in.
 //!
 //! Owns [`FilterPlan`] (the conjuncts and where each runs) and [`FilterRun`] (one core's state of it).
-//! A conjunct on one column becomes a [`ChunkPredicate`] that runs on encoded data; one over a single
-//! dictionary column runs once per dictionary entry; everything else runs in the evaluator over the rows that
-//! survived so far.
+//! A conjunct on one column becomes a [`ChunkPredicate`] that runs on encoded data, AND and OR of such a tree of
+//! them; one over a single dictionary column runs once per dictionary entry; everything else runs in the
+//! evaluator over the rows that survived so far.
 //!
 //! Invariants
 //! - A row group in which a conjunct can't be true is never read; a conjunct that zone maps prove always true
@@ -14,16 +14,24 @@
 
 use heliostat_segment::{BlockMatch, Chunk, ChunkPredicate, CompiledPredicate, Selection};
 use hidb::plan::{Expr, ExprKind};
-use hidb::{BLOCK_ROWS, Lane, Result, Schema};
+use hidb::{Lane, Result, Schema};
 
 use crate::eval::Program;
 use crate::eval::facts::Fact;
-use crate::eval::machine::{ColumnSource, Machine};
+use crate::eval::machine::Machine;
 use crate::source::{BlockSource, Scratch, chunk_of};
-use crate::vector::{Vector, and_bits, bit, set_bit};
+use crate::vector::{and_bits, bit};
 
 pub(crate) use crate::encoded::split_conjuncts;
 use crate::encoded::{encoded_predicate, intersect};
+use crate::tree::{CompiledTree, PredicateTree};
+
+/// When at least one in this many rows is still in, a conjunct over fixed-width columns is evaluated over whole
+/// blocks: decoding the others costs less than compacting these, and conjuncts share what was decoded.
+const DENSE_DIVISOR: usize = 4;
+
+/// Up to as many dictionary entries a conjunct is evaluated on each before the rows are looked at.
+const DICTIONARY_ENTRIES_MAX: usize = 1 << 16;
 
 /// One conjunct.
 #[derive(Debug)]
@@ -36,10 +44,14 @@ pub(crate) struct Conjunct {
     pub columns: Vec<usize>,
     /// How it runs on encoded data, if it does.
     pub encoded: Option<(usize, ChunkPredicate)>,
+    /// AND and OR of predicates that do.
+    pub tree: Option<PredicateTree>,
     /// The one text column it reads, if it is over one: then it can run per dictionary entry.
     pub dictionary_column: Option<usize>,
     /// Rough cost per row, in units of a range predicate on packed integers.
     pub cost: f64,
+    /// Whether all columns it reads have fixed-width values, which are cheap to decode for rows that are out.
+    pub fixed_width: bool,
     /// Whether it can raise an error: then it runs after all that can't, and in the order written.
     pub fallible: bool,
 }
@@ -86,20 +98,25 @@ impl FilterPlan {
                 nodes += 1;
                 fallible |= can_fail(node);
             });
-            let cost = match &encoded {
-                Some((_, ChunkPredicate::BytesContains { .. } | ChunkPredicate::Bytes(_))) => 100.0,
-                Some((_, ChunkPredicate::BytesRange { .. } | ChunkPredicate::BytesSet { .. })) => 4.0,
-                Some(_) => 1.0,
-                None if dictionary_column.is_some() => 20.0,
-                None => 5.0 * f64::from(nodes),
+            let tree = if encoded.is_none() { PredicateTree::of(&expr) } else { None };
+            let cost = match (&encoded, &tree) {
+                (Some((_, predicate)), _) => encoded_cost(predicate),
+                (None, Some(tree)) => tree.cost(&encoded_cost),
+                (None, None) if dictionary_column.is_some() => 20.0,
+                (None, None) => 5.0 * f64::from(nodes),
             };
+            let fixed_width = columns
+                .iter()
+                .all(|column| schema.fields().get(*column).is_none_or(|field| field.data_type.lane() != Lane::Bytes));
             plan.conjuncts.push(Conjunct {
                 root: usize::MAX,
                 expr,
                 columns,
                 encoded,
+                tree,
                 dictionary_column,
                 cost,
+                fixed_width,
                 fallible,
             });
         }
@@ -110,6 +127,14 @@ impl FilterPlan {
         plan.columns.sort_unstable();
         plan.columns.dedup();
         Ok(plan)
+    }
+}
+
+fn encoded_cost(predicate: &ChunkPredicate) -> f64 {
+    match predicate {
+        ChunkPredicate::BytesContains { .. } | ChunkPredicate::Bytes(_) => 100.0,
+        ChunkPredicate::BytesRange { .. } | ChunkPredicate::BytesSet { .. } => 4.0,
+        _ => 1.0,
     }
 }
 
@@ -137,9 +162,12 @@ enum Method {
     /// Zone maps prove it true for every row.
     Always,
     Encoded(usize, CompiledPredicate),
-    /// Per dictionary code, whether it is true.
-    Dictionary(usize, Vec<u64>),
-    Evaluate,
+    Tree(CompiledTree),
+    /// In the evaluator (which may have a table by dictionary codes). `dense`: over whole blocks while many rows
+    /// are in, because values of rows that are out cost little.
+    Evaluate {
+        dense: bool,
+    },
 }
 
 /// What was measured of a conjunct.
@@ -208,14 +236,20 @@ impl FilterRun {
             let conjunct = &plan.conjuncts[*index];
             self.methods[*index] = if let Some((column, predicate)) = &conjunct.encoded {
                 Method::Encoded(*column, chunk_of(chunks, *column)?.compile(predicate)?)
-            } else if let Some(column) = conjunct.dictionary_column {
-                match test_dictionary(&mut self.machine, plan, conjunct, chunk_of(chunks, column)?) {
-                    Some(truth) => Method::Dictionary(column, truth),
-                    None => Method::Evaluate,
-                }
+            } else if let Some(tree) = &conjunct.tree {
+                Method::Tree(tree.compile(chunks)?)
             } else {
-                Method::Evaluate
+                Method::Evaluate { dense: conjunct.fixed_width }
             };
+        }
+        let evaluated = self.order.iter().filter(|index| matches!(self.methods[**index], Method::Evaluate { .. }));
+        let roots: Vec<usize> = evaluated.map(|index| plan.conjuncts[*index].root).collect();
+        let rows = chunks.iter().flatten().map(Chunk::rows).next().unwrap_or(0);
+        self.machine.tabulate(&plan.program, roots, chunks, rows, DICTIONARY_ENTRIES_MAX);
+        for (conjunct, method) in plan.conjuncts.iter().zip(&mut self.methods) {
+            if let Method::Evaluate { dense } = method {
+                *dense |= self.machine.is_tabulated(&plan.program, conjunct.root);
+            }
         }
         Ok(())
     }
@@ -233,8 +267,9 @@ impl FilterRun {
         for index in &self.order {
             let pruned = match &self.methods[*index] {
                 Method::Encoded(column, predicate) => chunk_of(chunks, *column)?.prune(block, predicate)?,
+                Method::Tree(tree) => tree.prune(chunks, block)?,
                 Method::Always => BlockMatch::All,
-                _ => BlockMatch::Some,
+                Method::Evaluate { .. } => BlockMatch::Some,
             };
             if pruned == BlockMatch::None {
                 return Ok((Selection::none(), true));
@@ -243,6 +278,8 @@ impl FilterRun {
         }
         let mut selection = Selection::all(block_rows);
         let mut after = block_rows;
+        // Whether the machine holds values of all rows of this block.
+        let mut whole_block = false;
         for position in 0..self.order.len() {
             let index = self.order[position];
             if self.pruned[position] == BlockMatch::All {
@@ -254,26 +291,21 @@ impl FilterRun {
                 Method::Encoded(column, predicate) => {
                     chunk_of(chunks, *column)?.filter_values(block, predicate, &mut selection)?;
                 }
-                Method::Dictionary(column, truth) => {
-                    let mut source = BlockSource::new(chunks, block, block_rows, &selection, scratch);
-                    let mut codes = [0; BLOCK_ROWS];
-                    source.codes(*column, &mut codes)?;
-                    let (rows, valid) = (source.rows, source.validity(*column)?);
-                    let mut keep = crate::vector::NO_BITS;
-                    // The truth for NULL is kept behind the last code.
-                    let null = truth.len() * 64 - 1;
-                    for (row, code) in codes[..rows].iter().enumerate() {
-                        let entry = match &valid {
-                            Some(valid) if !bit(valid, row) => null,
-                            _ => *code as usize,
-                        };
-                        if truth.get(entry / 64).is_some_and(|word| word >> (entry % 64) & 1 == 1) {
-                            set_bit(&mut keep, row);
-                        }
+                Method::Tree(tree) => tree.filter(chunks, block, &mut selection)?,
+                Method::Evaluate { dense: true } if before * DENSE_DIVISOR >= block_rows => {
+                    let root = plan.conjuncts[index].root;
+                    let all = Selection::all(block_rows);
+                    let mut source = BlockSource::new(chunks, block, block_rows, &all, scratch);
+                    if !whole_block {
+                        self.machine.begin(source.rows);
+                        whole_block = true;
                     }
-                    keep_rows(&mut selection, &keep);
+                    self.machine.eval(&plan.program, root, selection.words(), &mut source)?;
+                    let value = self.machine.vector(&plan.program, root);
+                    selection.and(&and_bits(&value.bits, &value.valid_bits()));
                 }
-                Method::Evaluate => {
+                Method::Evaluate { .. } => {
+                    whole_block = false;
                     let root = plan.conjuncts[index].root;
                     let mut source = BlockSource::new(chunks, block, block_rows, &selection, scratch);
                     self.machine.begin(source.rows);
@@ -306,57 +338,4 @@ fn keep_rows(selection: &mut Selection, keep: &crate::vector::Bits) {
         position += 1;
     });
     *selection = kept;
-}
-
-/// A dictionary's entries as the values of the one column a program reads.
-struct Entries<'a> {
-    chunk: &'a Chunk,
-    first: u32,
-    count: usize,
-    /// Adds a NULL after the entries.
-    null: bool,
-}
-
-impl ColumnSource for Entries<'_> {
-    fn load(&mut self, _column: usize, out: &mut Vector) -> Result<()> {
-        out.reset(Lane::Bytes, BLOCK_ROWS);
-        if let Some(dictionary) = self.chunk.dictionary() {
-            for entry in 0..self.count as u32 {
-                out.bytes.push(dictionary.bytes(self.first + entry)?);
-            }
-        }
-        if self.null {
-            out.bytes.close();
-            out.has_nulls = true;
-            out.valid = crate::vector::first_bits(self.count);
-        }
-        Ok(())
-    }
-}
-
-/// The truth of a conjunct for every dictionary entry, and in the very last bit for NULL. `None` if the chunk
-/// has no dictionary, or if an entry (which may belong to no surviving row) raises an error.
-fn test_dictionary(machine: &mut Machine, plan: &FilterPlan, conjunct: &Conjunct, chunk: &Chunk) -> Option<Vec<u64>> {
-    let entries = chunk.dictionary()?.len();
-    let mut truth = vec![0u64; entries.div_ceil(64) + 1];
-    let null = truth.len() * 64 - 1;
-    let mut first = 0;
-    loop {
-        let count = (entries - first).min(BLOCK_ROWS - 1);
-        let last = first + count == entries;
-        let mut source = Entries { chunk, first: first as u32, count, null: last };
-        machine.begin(count + usize::from(last));
-        machine.eval_all(&plan.program, conjunct.root, &mut source).ok()?;
-        let value = machine.vector(&plan.program, conjunct.root);
-        for row in 0..count + usize::from(last) {
-            if bit(&value.bits, row) && value.is_valid(row) {
-                let entry = if row == count { null } else { first + row };
-                truth[entry / 64] |= 1 << (entry % 64);
-            }
-        }
-        first += count;
-        if last {
-            return Some(truth);
-        }
-    }
 }

@@ -33,6 +33,7 @@ mod prune;
 mod rows;
 mod sort;
 mod source;
+mod tree;
 mod vector;
 
 pub use aggregate::state::merge_intermediate;

@@ -20,6 +20,10 @@ use hidb::plan::{ScanPlan, SortKey};
 /// Keeping more rows than this for a LIMIT is like keeping all: the answer is merged from runs.
 const TOP_ROWS_MAX: u64 = 65_536;
 
+/// The rest is dropped once at least this many rows more than wanted have come together: small, because every time
+/// the threshold gets sharper, and whole blocks need not be decoded any more.
+const RUN_MIN: usize = 128;
+
 /// What to sort by and how much of it is wanted.
 #[derive(Clone, Debug)]
 pub(crate) struct SortPlan {
@@ -111,7 +115,7 @@ impl SortedRows {
             self.runs.push(self.entries.len());
         }
         if let Some(top) = plan.top()
-            && self.entries.len() >= (2 * top).max(top + 2048)
+            && self.entries.len() >= (2 * top).max(top + RUN_MIN)
         {
             self.keep_best(top);
         }

@@ -156,6 +156,16 @@ impl ColumnSource for BlockSource<'_> {
         }
         Ok(())
     }
+
+    fn prefixes(&mut self, column: usize) -> Result<Option<(u64, u64)>> {
+        let chunk = chunk_of(self.chunks, column)?;
+        if chunk.null_count() > 0 { Ok(None) } else { Ok(chunk.prefixes(self.block)?) }
+    }
+
+    fn codes(&mut self, column: usize, out: &mut [u32; BLOCK_ROWS]) -> Result<Option<Bits>> {
+        BlockSource::codes(self, column, out)?;
+        self.validity(column)
+    }
 }
 
 impl BlockSource<'_> {

@@ -17,6 +17,8 @@
 //!
 //! Cost: direct 1.5 ns a row for two keys; hashed 15 ns plus a cache miss; sums 0.6 ns per row and column.
 
+mod digits;
+pub(crate) mod extremes;
 mod few;
 pub(crate) mod float_sum;
 pub(crate) mod groups;
@@ -32,7 +34,8 @@ use hidb::{BLOCK_ROWS, DataType, Error, ErrorCode, Lane, Result, decimal};
 
 use crate::eval::Program;
 use crate::eval::facts::{Fact, type_range};
-use crate::eval::machine::Machine;
+use crate::eval::machine::{ColumnSource, Machine};
+use crate::eval::tables::ENTRIES_MAX;
 use crate::rows::{read_value, write_bytes, write_value};
 use crate::source::BlockSource;
 use crate::vector::{Bits, Vector, bit, count_bits, first_bits};
@@ -284,10 +287,12 @@ impl Aggregator {
         std::mem::replace(&mut self.groups, Groups::new(&self.plan))
     }
 
-    /// Prepares for a row group whose chunks are all there.
-    pub fn start(&mut self, column: &dyn Fn(usize) -> Fact, chunks: &[Option<Chunk>]) {
+    /// Prepares for a row group whose chunks are all there and of which `rows` rows are selected.
+    pub fn start(&mut self, column: &dyn Fn(usize) -> Fact, chunks: &[Option<Chunk>], rows: usize) {
         let plan = &self.plan;
         self.machine.specialise(&plan.program, column);
+        let roots = plan.keys.iter().copied().chain(plan.states.iter().filter_map(|(_, _, node)| *node));
+        self.machine.tabulate(&plan.program, roots, chunks, rows, ENTRIES_MAX);
         self.magnitudes.clear();
         self.magnitudes.extend(plan.states.iter().map(|(_, _, node)| {
             let (min, max) = self.machine.fact((*node)?).integers()?;
@@ -359,6 +364,14 @@ impl Aggregator {
         for ((state, (_, _, node)), magnitude) in self.groups.states.iter_mut().zip(&plan.states).zip(&self.magnitudes)
         {
             if let Some(node) = node {
+                // A block whose text can't change the minimum or maximum is not decoded.
+                if plan.keys.is_empty()
+                    && matches!(state.kind(), StateKind::Min | StateKind::Max)
+                    && let Some(column) = plan.program.plain_column(*node)
+                    && source.prefixes(column)?.is_some_and(|prefixes| state.is_beyond(prefixes))
+                {
+                    continue;
+                }
                 self.machine.eval_all(&plan.program, *node, source)?;
                 state.update(group_of, self.machine.vector(&plan.program, *node), *magnitude);
             }
@@ -416,11 +429,7 @@ impl Aggregator {
                 Digit::Codes { column, null } => {
                     source.codes(column, &mut self.codes)?;
                     match source.validity(column)? {
-                        None => {
-                            for (slot, code) in slots[..rows].iter_mut().zip(self.codes.iter()) {
-                                *slot += code.min(&null) * stride;
-                            }
-                        }
+                        None => digits::add_codes(&self.codes[..rows], null, *stride, &mut slots[..rows]),
                         Some(valid) => {
                             for (row, (slot, code)) in slots[..rows].iter_mut().zip(self.codes.iter()).enumerate() {
                                 *slot += (if bit(&valid, row) { *code.min(&null) } else { null }) * stride;
@@ -431,6 +440,10 @@ impl Aggregator {
                 Digit::Range { node, least, null } => {
                     self.machine.eval(&plan.program, node, active, source)?;
                     let value = self.machine.vector(&plan.program, node);
+                    if !value.has_nulls {
+                        digits::add_range(&value.i64s[..rows], least, null, *stride, &mut slots[..rows]);
+                        continue;
+                    }
                     for (row, (slot, v)) in slots[..rows].iter_mut().zip(&value.i64s).enumerate() {
                         let offset = v.wrapping_sub(least).clamp(0, i64::from(null)) as u32;
                         *slot += (if value.is_valid(row) { offset } else { null }) * stride;
@@ -453,13 +466,8 @@ impl Aggregator {
         let rows = source.rows;
         self.slots(plan, source, &first_bits(rows))?;
         // One pass that the compiler can unroll; only a block with a combination not met before takes a second.
-        let mut unknown = false;
-        for slot in &mut self.group_of[..rows] {
-            let group = self.direct[*slot as usize];
-            unknown |= group == UNKNOWN_GROUP;
-            // Group ids stay far below the bit that marks a slot without a group yet.
-            *slot = if group == UNKNOWN_GROUP { *slot | UNSEEN_SLOT } else { group };
-        }
+        // Group ids stay far below the bit that marks a slot without a group yet.
+        let unknown = digits::find(&self.direct, UNKNOWN_GROUP, UNSEEN_SLOT, &mut self.group_of[..rows]);
         if unknown {
             for row in 0..rows {
                 let slot = self.group_of[row];

@@ -123,6 +123,10 @@ impl StateColumn {
         StateColumn { kind, lane, nulls: Vec::new(), groups: 0, values }
     }
 
+    pub fn kind(&self) -> StateKind {
+        self.kind
+    }
+
     /// Makes room for this many groups.
     pub fn resize(&mut self, groups: usize) {
         if groups <= self.groups {
@@ -230,7 +234,9 @@ impl StateColumn {
             }),
             Values::I64(states) => {
                 let values = &argument.i64s[..rows];
-                if maximum {
+                if all {
+                    super::extremes::update_i64(groups, values, maximum, states);
+                } else if maximum {
                     each(&mut |row, group| states[group] = states[group].max(values[row]));
                 } else {
                     each(&mut |row, group| states[group] = states[group].min(values[row]));
@@ -292,6 +298,12 @@ impl StateColumn {
             }
             _ => {}
         }
+    }
+
+    /// Whether text whose 8-byte prefixes lie between these can't change the state of the only group.
+    pub fn is_beyond(&self, bounds: (u64, u64)) -> bool {
+        let Values::Bytes { values, .. } = &self.values else { return false };
+        matches!(values.as_slice(), [Some(state)] if super::extremes::is_beyond(state, bounds, self.kind == StateKind::Max))
     }
 
     /// Takes in another column's states; `groups[i]` is the group here of group `from + i` there.

@@ -1,4 +1,4 @@
-//! Loops of arithmetic and comparison over plain slices.
+//! Loops of arithmetic over plain slices.
 //!
 //! Owns the kernels that the evaluator picks per node and row group: unchecked `i64` where facts prove the
 //! result in range, checked `i64` and `i128` otherwise, `f64`. Invariant: only active rows raise errors; a
@@ -7,8 +7,7 @@
 //! Cost: `i64` add 0.1 ns a row (auto-vectorised), multiply 0.3 ns, checked 0.5 ns, `i128` 1.5 ns.
 
 use heliostat_segment::dispatch;
-use hidb::plan::{ArithmeticOp, CompareOp};
-use hidb::types::compare_f64;
+use hidb::plan::ArithmeticOp;
 use hidb::{DataType, Error, ErrorCode, Lane, Result};
 
 use super::facts::type_range;
@@ -155,53 +154,6 @@ pub(super) fn floats(
     }
     let _ = active;
     Ok(())
-}
-
-#[inline(always)]
-fn fill(rows: usize, out: &mut Bits, test: impl Fn(usize) -> bool) {
-    for (index, word) in out.iter_mut().enumerate().take(rows.div_ceil(64)) {
-        let start = index * 64;
-        let mut bits = 0u64;
-        for offset in 0..(rows - start).min(64) {
-            bits |= u64::from(test(start + offset)) << offset;
-        }
-        *word = bits;
-    }
-}
-
-macro_rules! by_operator {
-    ($op:expr, $rows:expr, $out:expr, |$row:ident| $a:expr, $b:expr) => {
-        match $op {
-            CompareOp::Equal => fill($rows, $out, |$row| $a == $b),
-            CompareOp::NotEqual => fill($rows, $out, |$row| $a != $b),
-            CompareOp::Less => fill($rows, $out, |$row| $a < $b),
-            CompareOp::LessOrEqual => fill($rows, $out, |$row| $a <= $b),
-            CompareOp::Greater => fill($rows, $out, |$row| $a > $b),
-            CompareOp::GreaterOrEqual => fill($rows, $out, |$row| $a >= $b),
-        }
-    };
-}
-
-/// `left op right` as bits, for operands of one lane (or the two integer lanes).
-pub(super) fn compare(op: CompareOp, left: &Vector, right: &Vector, rows: usize, out: &mut Bits) {
-    match (left.lane, right.lane) {
-        (Lane::I64, Lane::I64) => {
-            let (a, b) = (&left.i64s[..rows], &right.i64s[..rows]);
-            by_operator!(op, rows, out, |row| a[row], b[row]);
-        }
-        (Lane::F64, _) => {
-            let (a, b) = (&left.f64s[..rows], &right.f64s[..rows]);
-            fill(rows, out, |row| op.matches(compare_f64(a[row], b[row])));
-        }
-        (Lane::Bytes, _) => {
-            by_operator!(op, rows, out, |row| left.bytes.get(row), right.bytes.get(row));
-        }
-        (Lane::Bool, _) => {
-            let (a, b) = (&left.bits, &right.bits);
-            by_operator!(op, rows, out, |row| crate::vector::bit(a, row), crate::vector::bit(b, row));
-        }
-        _ => by_operator!(op, rows, out, |row| left.integer(row), right.integer(row)),
-    }
 }
 
 #[cfg(test)]

@@ -9,7 +9,8 @@
 
 use std::cmp::Ordering;
 
-use hidb::plan::{ArithmeticOp, CompareOp};
+use hidb::calendar;
+use hidb::plan::{ArithmeticOp, CompareOp, DateField};
 use hidb::types::compare_f64;
 use hidb::{DataType, Lane, Scalar};
 
@@ -162,12 +163,12 @@ fn truth(fact: &Fact) -> (bool, bool) {
 pub(crate) fn analyse(program: &Program, column: &dyn Fn(usize) -> Fact, facts: &mut Vec<Fact>) {
     facts.clear();
     for node in &program.nodes {
-        let fact = fact_of(node, column, facts);
+        let fact = fact_of(program, node, column, facts);
         facts.push(fact);
     }
 }
 
-fn fact_of(node: &Node, column: &dyn Fn(usize) -> Fact, facts: &[Fact]) -> Fact {
+fn fact_of(program: &Program, node: &Node, column: &dyn Fn(usize) -> Fact, facts: &[Fact]) -> Fact {
     let child = |index: usize| &facts[node.children[index]];
     let any_null = || node.children.iter().any(|child| facts[*child].may_be_null);
     let typed = || type_range(&node.data_type).map_or(Domain::Unknown, |(min, max)| Domain::Integers(min, max));
@@ -223,12 +224,11 @@ fn fact_of(node: &Node, column: &dyn Fn(usize) -> Fact, facts: &[Fact]) -> Fact 
             (within_type(range), any_null())
         }
         Op::Cast => (cast_domain(node, child(0)).unwrap_or_else(typed), any_null()),
-        Op::Case { branches } => {
-            let values = (0..*branches).map(|b| b * 2 + 1).chain((node.children.len() % 2 == 1).then(|| branches * 2));
+        Op::Case { .. } | Op::Coalesce => {
             let mut union: Option<(i128, i128)> = None;
             let mut known = true;
-            for value in values {
-                match facts[node.children[value]].domain {
+            for value in node.values() {
+                match facts[value].domain {
                     Domain::Empty => {}
                     Domain::Integers(min, max) => {
                         union = Some(union.map_or((min, max), |(a, b)| (a.min(min), b.max(max))));
@@ -239,10 +239,40 @@ fn fact_of(node: &Node, column: &dyn Fn(usize) -> Fact, facts: &[Fact]) -> Fact 
             (if known { within_type(union.or(Some((0, 0)))) } else { typed() }, true)
         }
         Op::Length => (Domain::Integers(0, 1 << 31), any_null()),
+        Op::Extract(field) => {
+            let from = &program.nodes[node.children[0]].data_type;
+            (extract_domain(*field, from, child(0)).unwrap_or_else(typed), any_null())
+        }
         _ => (typed(), true),
     };
     let may_be_null = may_be_null && node.nullable || matches!(node.op, Op::Literal(Scalar::Null));
     Fact { domain, may_be_null }
+}
+
+/// The fields that grow with time keep their order, the others have the range of the calendar.
+fn extract_domain(field: DateField, from: &DataType, value: &Fact) -> Option<Domain> {
+    let (min, max) = match field {
+        DateField::Quarter => (1, 4),
+        DateField::Month => (1, 12),
+        DateField::Week => (1, 53),
+        DateField::Day => (1, 31),
+        DateField::DayOfWeek => (0, 6),
+        DateField::DayOfYear => (1, 366),
+        DateField::Hour => (0, 23),
+        DateField::Minute | DateField::Second => (0, 59),
+        DateField::Year | DateField::Epoch => {
+            let Domain::Integers(min, max) = value.domain else { return None };
+            let extract = |value: i128| {
+                let value = i64::try_from(value).ok()?;
+                Some(i128::from(match from {
+                    DataType::Date => calendar::extract_from_date(field, value),
+                    _ => calendar::extract_from_timestamp(field, value),
+                }))
+            };
+            (extract(min)?, extract(max)?)
+        }
+    };
+    Some(Domain::Integers(min, max))
 }
 
 /// Integer and decimal casts keep their range, scaled.

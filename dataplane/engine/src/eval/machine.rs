@@ -7,12 +7,14 @@
 //! - A register holds valid values for (at least) the rows in its mask while its epoch is the current one.
 //!   Evaluating again for more rows keeps the values of the former ones.
 
-use hidb::plan::CompareOp;
-use hidb::{DataType, Lane, Result, Scalar};
+use heliostat_segment::Chunk;
+use hidb::{BLOCK_ROWS, DataType, Error, ErrorCode, Lane, Result, Scalar};
 
 use super::arithmetic::{self, overflow};
+use super::blend::{blend_f64, blend_i64};
 use super::facts::{self, Fact, arithmetic_range, type_range};
-use super::{Op, Program, values};
+use super::tables::{By, Table, lookup_of};
+use super::{Op, Program, compare, values};
 use crate::vector::{
     Bits, NO_BITS, Vector, and_bits, and_not_bits, any_bit, first_bits, for_each_bit, or_bits, set_bit,
 };
@@ -21,6 +23,18 @@ use crate::vector::{
 pub(crate) trait ColumnSource {
     /// Fills `out` with the block's values of the column, one per row of the block at hand.
     fn load(&mut self, column: usize, out: &mut Vector) -> Result<()>;
+
+    /// The dictionary codes of a text column (those of NULL rows are arbitrary entries) and which rows are not
+    /// NULL, unless all are. Only asked for where the chunk has a dictionary.
+    fn codes(&mut self, column: usize, _out: &mut [u32; BLOCK_ROWS]) -> Result<Option<Bits>> {
+        Err(Error::new(ErrorCode::Internal, format!("column {column} has no dictionary here")))
+    }
+
+    /// The least and greatest first 8 bytes of a text column in the block (as big-endian numbers, short values
+    /// filled up with zeros), if they are known without decoding and no value is NULL.
+    fn prefixes(&mut self, _column: usize) -> Result<Option<(u64, u64)>> {
+        Ok(None)
+    }
 }
 
 /// A source for programs without columns, or whose columns are preset.
@@ -51,6 +65,12 @@ pub(crate) struct Machine {
     masks: Vec<Bits>,
     choices: Vec<Choice>,
     literal_ready: Vec<bool>,
+    /// By node: its values by the value of the one column it reads, in this row group.
+    tables: Vec<Option<Box<Table>>>,
+    /// Those of the row group before: dates often have the same range.
+    former_tables: Vec<Option<Box<Table>>>,
+    /// Where in a table the rows' values are.
+    positions: Option<Box<[u32; BLOCK_ROWS]>>,
     facts: Vec<Fact>,
     epoch: u64,
     rows: usize,
@@ -64,6 +84,11 @@ impl Machine {
         self.epochs.resize(count, 0);
         self.masks.resize(count, NO_BITS);
         self.literal_ready.resize(count, false);
+        self.tables.resize_with(count, || None);
+        self.former_tables.resize_with(count, || None);
+        for (table, former) in self.tables.iter_mut().zip(&mut self.former_tables) {
+            *former = table.take().or_else(|| former.take());
+        }
         let mut facts = std::mem::take(&mut self.facts);
         facts::analyse(program, column, &mut facts);
         self.choices.clear();
@@ -111,6 +136,12 @@ impl Machine {
                     let narrow = inside && all_i64 && fits;
                     Choice { lane: if narrow { Lane::I64 } else { lane }, safe: narrow, alias: false }
                 }
+                Op::Case { .. } | Op::Coalesce if lane == Lane::I128 && fits => {
+                    let narrow = node.values().all(|child| {
+                        child_is_i64(child) || matches!(program.nodes[child].op, Op::Literal(Scalar::Null))
+                    });
+                    Choice { lane: if narrow { Lane::I64 } else { lane }, safe: false, alias: false }
+                }
                 _ => Choice { lane, safe: false, alias: false },
             };
             self.choices.push(choice);
@@ -120,6 +151,82 @@ impl Machine {
             }
         }
         self.facts = facts;
+    }
+
+    /// Computes once what these nodes compute from columns with few values, as far as that pays for `rows` rows
+    /// and takes at most `entries_max` values. Call after `specialise`, when the row group's chunks are there.
+    pub fn tabulate(
+        &mut self,
+        program: &Program,
+        roots: impl IntoIterator<Item = usize>,
+        chunks: &[Option<Chunk>],
+        rows: usize,
+        entries_max: usize,
+    ) {
+        let mut pending: Vec<usize> = roots.into_iter().collect();
+        let mut seen = vec![false; program.nodes.len()];
+        // Installed only when all are computed: a table is no use while another is computed from entries.
+        let mut tables = Vec::new();
+        while let Some(node) = pending.pop() {
+            let node = self.resolve(program, node);
+            if std::mem::replace(&mut seen[node], true) {
+                continue;
+            }
+            let lookup = lookup_of(program, self, node, chunks, (rows, entries_max));
+            let lane = self.choices[node].lane;
+            if let Some(lookup) = lookup
+                && let Some(table) = self.former_tables[node].take_if(|table| table.covers(lookup, lane))
+            {
+                tables.push((node, table));
+                continue;
+            }
+            let table = lookup.and_then(|lookup| {
+                let chunk = chunks.get(lookup.1)?.as_ref()?;
+                Table::compute(self, program, node, chunk, lookup).map(Box::new)
+            });
+            match table {
+                Some(table) => tables.push((node, table)),
+                None => pending.extend_from_slice(&program.nodes[node].children),
+            }
+        }
+        for (node, table) in tables {
+            self.tables[node] = Some(table);
+        }
+    }
+
+    /// Whether the node is looked up in this row group.
+    pub fn is_tabulated(&self, program: &Program, node: usize) -> bool {
+        self.tables[self.resolve(program, node)].is_some()
+    }
+
+    /// Evaluates a node by looking it up.
+    fn look_up(
+        &mut self,
+        program: &Program,
+        table: &Table,
+        out: &mut Vector,
+        source: &mut dyn ColumnSource,
+    ) -> Result<()> {
+        let rows = self.rows;
+        let mut positions = std::mem::take(&mut self.positions).unwrap_or_else(|| Box::new([0; BLOCK_ROWS]));
+        let nulls = match table.by {
+            By::Codes => {
+                let valid = source.codes(table.column, &mut positions)?;
+                if let Some(valid) = &valid {
+                    table.place_nulls(valid, rows, &mut positions);
+                }
+                valid.is_some()
+            }
+            By::Range { node, least } => {
+                self.eval_all(program, node, source)?;
+                let value = self.vector(program, node);
+                table.positions_of(least, value, rows, &mut positions);
+                value.has_nulls
+            }
+        };
+        table.look_up(&positions[..rows], nulls, out);
+        self.positions = Some(positions);
+        Ok(())
     }
 
     /// What the last `specialise` found out about a node.
@@ -159,6 +266,16 @@ impl Machine {
             return Ok(());
         }
         let mut mask = if current { or_bits(active, &self.masks[index]) } else { *active };
+        if let Some(table) = self.tables[index].take() {
+            let mut out = std::mem::take(&mut self.registers[index]);
+            let run = self.look_up(program, &table, &mut out, source);
+            self.registers[index] = out;
+            self.tables[index] = Some(table);
+            run?;
+            self.epochs[index] = self.epoch;
+            self.masks[index] = [u64::MAX; 16];
+            return Ok(());
+        }
         match &program.nodes[index].op {
             Op::Column(column) => {
                 mask = [u64::MAX; 16];
@@ -212,7 +329,7 @@ impl Machine {
         let child = |i: usize| self.vector(program, node.children[i]);
         match &node.op {
             Op::Compare(op) => {
-                arithmetic::compare(*op, child(0), child(1), rows, &mut out.bits);
+                compare::compare(*op, child(0), child(1), rows, &mut out.bits);
                 out.set_valid_from(&[child(0), child(1)]);
             }
             Op::Not => {
@@ -252,7 +369,7 @@ impl Machine {
                 }
             }
             Op::In { integers, list, has_null } => {
-                in_list(child(0), integers, list, rows, &mut out.bits);
+                compare::in_list(child(0), integers, list, rows, &mut out.bits);
                 out.set_valid_from(&[child(0)]);
                 if *has_null {
                     out.valid = and_bits(&out.valid_bits(), &out.bits);
@@ -434,9 +551,9 @@ impl Machine {
                 valid = or_bits(&valid, &live);
                 match lane {
                     Lane::Bool => out.bits = or_bits(&out.bits, &and_bits(&value.bits, &live)),
-                    Lane::I64 => for_each_bit(&live, |row| out.i64s[row] = value.i64s[row]),
+                    Lane::I64 => blend_i64(&live, &value.i64s, &mut out.i64s),
                     Lane::I128 => for_each_bit(&live, |row| out.i128s[row] = value.integer(row)),
-                    _ => for_each_bit(&live, |row| out.f64s[row] = value.f64s[row]),
+                    _ => blend_f64(&live, &value.f64s, &mut out.f64s),
                 }
             }
         }
@@ -465,49 +582,6 @@ fn fill_literal(out: &mut Vector, lane: Lane, value: &Scalar) {
         Scalar::Bytes(v) => {
             out.bytes.push(v);
             out.bytes.constant = true;
-        }
-    }
-}
-
-fn in_list(value: &Vector, integers: &[i64], list: &[Scalar], rows: usize, out: &mut Bits) {
-    let mut matches = |row: usize, found: bool| {
-        if found {
-            set_bit(out, row);
-        }
-    };
-    match value.lane {
-        Lane::I64 if !integers.is_empty() || list.is_empty() => {
-            for row in 0..rows {
-                let v = value.i64s[row];
-                let found =
-                    if integers.len() <= 8 { integers.contains(&v) } else { integers.binary_search(&v).is_ok() };
-                matches(row, found);
-            }
-        }
-        Lane::Bytes => {
-            for row in 0..rows {
-                let v = value.bytes.get(row);
-                let found = list.binary_search_by(|item| match item {
-                    Scalar::Bytes(item) => item.as_slice().cmp(v),
-                    _ => std::cmp::Ordering::Less,
-                });
-                matches(row, found.is_ok());
-            }
-        }
-        Lane::I64 | Lane::I128 => {
-            for row in 0..rows {
-                let v = value.integer(row);
-                matches(row, list.binary_search_by(|item| item.as_i128().cmp(&Some(v))).is_ok());
-            }
-        }
-        Lane::F64 | Lane::Bool => {
-            for row in 0..rows {
-                let v = match value.lane {
-                    Lane::F64 => Scalar::F64(value.f64s[row]),
-                    _ => Scalar::Bool(crate::vector::bit(&value.bits, row)),
-                };
-                matches(row, list.iter().any(|item| item.compare(&v).is_some_and(|o| CompareOp::Equal.matches(o))));
-            }
         }
     }
 }

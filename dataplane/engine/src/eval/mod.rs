@@ -1,7 +1,8 @@
 //! The general evaluator: expressions compiled to a flat program over registers, run a block at a time.
 //!
 //! Owns [`Program`] (nodes in post-order, equal subexpressions shared), [`facts`] (what zone maps prove
-//! about every node: value ranges, possible truth values) and [`machine`] (the registers and the run).
+//! about every node: value ranges, possible truth values), [`tables`] (functions of a column with few values) and
+//! [`machine`] (the registers and the run).
 //! Called by the filter, projection and aggregation.
 //!
 //! Invariants
@@ -11,8 +12,11 @@
 //! - No allocation per block once the registers have grown to their size.
 
 pub(crate) mod arithmetic;
+mod blend;
+mod compare;
 pub(crate) mod facts;
 pub(crate) mod machine;
+pub(crate) mod tables;
 mod values;
 
 use std::collections::HashMap;
@@ -67,6 +71,20 @@ pub(crate) struct Node {
     pub nullable: bool,
     /// For a cast between integers and decimals: digits the unscaled value gains (or loses).
     pub scale_shift: Option<i32>,
+    /// The column it reads, if it reads just one.
+    pub only_column: Option<usize>,
+}
+
+impl Node {
+    /// The children that a CASE or COALESCE takes its value from.
+    pub fn values(&self) -> impl Iterator<Item = usize> {
+        let conditions = if let Op::Case { branches } = self.op { branches } else { 0 };
+        self.children
+            .iter()
+            .enumerate()
+            .filter(move |(index, _)| *index >= conditions * 2 || index % 2 == 1)
+            .map(|(_, child)| *child)
+    }
 }
 
 /// Expressions over the columns of one input, compiled together.
@@ -128,7 +146,12 @@ impl Program {
             },
             _ => None,
         };
-        self.nodes.push(Node { op, children, data_type: expr.data_type, nullable: expr.nullable, scale_shift });
+        let only_column = match expr.columns().as_slice() {
+            [column] => Some(*column),
+            _ => None,
+        };
+        let (data_type, nullable) = (expr.data_type, expr.nullable);
+        self.nodes.push(Node { op, children, data_type, nullable, scale_shift, only_column });
         let node = self.nodes.len() - 1;
         self.known.insert(key, node);
         Ok(node)

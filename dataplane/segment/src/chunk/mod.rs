@@ -18,7 +18,7 @@ use hidb::types::{DataType, Lane, Scalar};
 use crate::BLOCK_ROWS;
 use crate::encoding::fsst_decode::SymbolTable;
 use crate::encoding::integers::{Integers, Mapping};
-use crate::encoding::text::Text;
+use crate::encoding::text::{self, Text};
 use crate::encoding::{bitmap, dictionary, plain, u16_at, u32_at};
 use crate::error::{Result, SegmentError};
 use crate::footer::Encoding;
@@ -263,6 +263,23 @@ impl Chunk {
             _ => {}
         }
         Ok(zone)
+    }
+
+    /// Text: bounds of the first 8 bytes of block `b`'s values, as big-endian numbers with zeros after the end (a
+    /// NULL counts as empty or as any entry), without decoding. `None` for other types.
+    pub fn prefixes(&self, b: usize) -> Result<Option<(u64, u64)>> {
+        self.check_block(b)?;
+        Ok(match self.header.layout {
+            Layout::Text | Layout::TextFsst => {
+                let block = self.text().block(b)?;
+                Some((block.prefix_min, block.prefix_max))
+            }
+            Layout::DictionaryBytes => {
+                let record = self.integers().record(b)?;
+                Some((text::prefix(self.entry_bytes(record.min)?), text::prefix(self.entry_bytes(record.max())?)))
+            }
+            _ => None,
+        })
     }
 
     fn entry_i64(&self, code: i64) -> Result<i64> {
