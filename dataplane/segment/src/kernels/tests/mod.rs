@@ -6,6 +6,8 @@ use rand_chacha::ChaCha8Rng;
 use super::*;
 use crate::simd::at_every_level;
 
+mod properties;
+
 fn packing<W: Word + std::fmt::Debug>(rng: &mut ChaCha8Rng) {
     for width in 0..=W::BITS {
         let limit = if width == 64 { u64::MAX } else { (1 << width) - 1 };
