@@ -2,8 +2,13 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
-use heliostat_segment::{RowIds, SegmentBuilder, SegmentIdentity, encode_row_group};
+use arrow_array::{
+    ArrayRef, BinaryArray, BooleanArray, Decimal128Array, Float32Array, Float64Array, Int16Array, Int32Array,
+    Int64Array, StringArray,
+};
+use heliostat_segment::{RowIds, SegmentBuilder, SegmentIdentity, encode_chunk, encode_row_group};
 use hidb::arrow_mapping::to_arrow_schema;
 use hidb::auth::scram::{Verifier, client, server};
 use hidb::frame::{FrameKind, encode_frame, payload_crc};
@@ -98,6 +103,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
          rate=1m,500k\noffset=20%\npercentile_list=50:99.9\ncpus_allowed=0,2-3\nruntime=1.5m\n";
     write("job_file", "values", every.as_bytes())?;
 
+    chunks()?;
+
     for rows in [0, 5] {
         let mut image = ImageWriter::new(&ImageLayout::new(&schema, true, 4096)?);
         for row in 0..rows {
@@ -121,6 +128,130 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             segment.push(group)?;
             write("segment_footer", "small", &segment.finish().tail)?;
         }
+    }
+    Ok(())
+}
+
+/// A chunk of every layout. The first byte is the type as `targets/chunk.rs` numbers them.
+fn chunks() -> Result<(), Box<dyn std::error::Error>> {
+    const ROWS: usize = 1100;
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    let mut random = move |below: u64| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state % below
+    };
+    let words = ["special", "requests", "carefully", "final", "", "deposits"];
+    let phrases: Vec<String> =
+        (0..ROWS).map(|_| (0..3).map(|_| words[random(6) as usize]).collect::<Vec<_>>().join(" ") + "....").collect();
+    let mut key = 0;
+    let with_nulls = |row: usize| row % 7 != 3;
+    let chunks: Vec<(&str, u8, &str, ArrayRef)> = vec![
+        ("bitmap", 0, "boolean", Arc::new((0..ROWS).map(|_| Some(random(2) == 0)).collect::<BooleanArray>())),
+        ("constant-boolean", 0, "boolean", Arc::new(BooleanArray::from(vec![true; ROWS]))),
+        ("packed", 1, "int16", Arc::new((0..ROWS).map(|_| Some(random(700) as i16)).collect::<Int16Array>())),
+        (
+            "nulls",
+            2,
+            "int32",
+            Arc::new((0..ROWS).map(|row| with_nulls(row).then(|| random(9) as i32)).collect::<Int32Array>()),
+        ),
+        (
+            "delta",
+            3,
+            "int64",
+            Arc::new(Int64Array::from_iter_values((0..ROWS).map(|_| {
+                key += random(4) as i64;
+                key
+            }))),
+        ),
+        (
+            "runs",
+            3,
+            "int64",
+            Arc::new(Int64Array::from_iter_values((0..ROWS).map(|row| (row / 90 * 1_000_003) as i64))),
+        ),
+        (
+            "dictionary-integers",
+            3,
+            "int64",
+            Arc::new(Int64Array::from_iter_values(
+                (0..ROWS).map(|_| (random(9) as i64).wrapping_mul(0x1234_5678_9abc_def1)),
+            )),
+        ),
+        (
+            "alp-single",
+            4,
+            "float32",
+            Arc::new(Float32Array::from_iter_values((0..ROWS).map(|_| random(500) as f32 / 10.0))),
+        ),
+        (
+            "alp",
+            5,
+            "float64",
+            Arc::new(
+                (0..ROWS)
+                    .map(|row| {
+                        with_nulls(row).then(|| if row % 100 == 9 { f64::NAN } else { random(900) as f64 / 100.0 })
+                    })
+                    .collect::<Float64Array>(),
+            ),
+        ),
+        (
+            "alp-split",
+            4,
+            "float32",
+            Arc::new(Float32Array::from_iter_values((0..ROWS).map(|_| 1.0 + random(1 << 23) as f32 / 8_388_608.0))),
+        ),
+        (
+            "plain-floats",
+            4,
+            "float32",
+            Arc::new(Float32Array::from_iter_values((0..ROWS).map(|_| f32::from_bits(random(1 << 32) as u32)))),
+        ),
+        ("constant-float", 5, "float64", Arc::new(Float64Array::from(vec![-0.5; ROWS]))),
+        (
+            "narrow-decimal",
+            7,
+            "decimal(38,4)",
+            Arc::new(
+                Decimal128Array::from_iter_values((0..ROWS).map(|_| i128::from(random(900))))
+                    .with_precision_and_scale(38, 4)?,
+            ),
+        ),
+        (
+            "plain-decimal",
+            7,
+            "decimal(38,4)",
+            Arc::new(
+                Decimal128Array::from_iter_values((0..200).map(|_| i128::from(random(u64::MAX)) << 40))
+                    .with_precision_and_scale(38, 4)?,
+            ),
+        ),
+        (
+            "dictionary-text",
+            8,
+            "text",
+            Arc::new(StringArray::from_iter_values((0..ROWS).map(|_| words[random(6) as usize]))),
+        ),
+        ("fsst", 8, "text", Arc::new(StringArray::from(phrases))),
+        (
+            "plain-text",
+            9,
+            "bytea",
+            Arc::new(BinaryArray::from_iter_values((0..300).map(|_| random(1 << 40).to_le_bytes()))),
+        ),
+    ];
+    for (name, kind, data_type, array) in chunks {
+        let encoded = encode_chunk("c", &data_type.parse()?, &[array])?;
+        let mut bytes = vec![kind];
+        // Constants of the predicates: 3.5 as a float is a large integer and text.
+        bytes.extend(3.5f64.to_le_bytes());
+        bytes.extend(b"sdepl re");
+        bytes.extend(encoded.bytes);
+        write("chunk", name, &bytes)?;
+        println!("chunk {name}: {} {} bytes", encoded.meta.encoding.name(), bytes.len());
     }
     Ok(())
 }

@@ -14,18 +14,11 @@ use crate::vector::{Bits, NO_BITS, Vector};
 pub(crate) struct Scratch {
     pub indices: Box<[u16; BLOCK_ROWS]>,
     pub codes: Box<[u32; BLOCK_ROWS]>,
-    wide: Vec<i128>,
-    floats: Box<[f64; BLOCK_ROWS]>,
 }
 
 impl Default for Scratch {
     fn default() -> Self {
-        Scratch {
-            indices: Box::new([0; BLOCK_ROWS]),
-            codes: Box::new([0; BLOCK_ROWS]),
-            wide: Vec::new(),
-            floats: Box::new([0.0; BLOCK_ROWS]),
-        }
+        Scratch { indices: Box::new([0; BLOCK_ROWS]), codes: Box::new([0; BLOCK_ROWS]) }
     }
 }
 
@@ -148,7 +141,24 @@ impl ColumnSource for BlockSource<'_> {
                 let bytes = &mut out.bytes;
                 chunk.gather_bytes(self.block, self.wanted(), &mut bytes.offsets, &mut bytes.data)?;
             }
-            Lane::F64 | Lane::I128 => self.load_wide(column, lane, out)?,
+            Lane::F64 => {
+                if let Some(values) = out.f64s.first_chunk_mut::<BLOCK_ROWS>() {
+                    if self.all {
+                        chunk.decode_f64(self.block, values)?;
+                    } else {
+                        chunk.gather_f64(self.block, self.wanted(), values)?;
+                    }
+                }
+            }
+            Lane::I128 => {
+                if let Some(values) = out.i128s.first_chunk_mut::<BLOCK_ROWS>() {
+                    if self.all {
+                        chunk.decode_i128(self.block, values)?;
+                    } else {
+                        chunk.gather_i128(self.block, self.wanted(), values)?;
+                    }
+                }
+            }
         }
         if let Some(valid) = self.validity(column)? {
             out.has_nulls = true;
@@ -165,36 +175,5 @@ impl ColumnSource for BlockSource<'_> {
     fn codes(&mut self, column: usize, out: &mut [u32; BLOCK_ROWS]) -> Result<Option<Bits>> {
         BlockSource::codes(self, column, out)?;
         self.validity(column)
-    }
-}
-
-impl BlockSource<'_> {
-    fn load_wide(&mut self, column: usize, lane: Lane, out: &mut Vector) -> Result<()> {
-        self.index();
-        let chunk = chunk_of(self.chunks, column)?;
-        let indices = &self.scratch.indices[..self.rows];
-        if lane == Lane::F64 {
-            if let (true, Some(values)) = (self.all, out.f64s.first_chunk_mut::<BLOCK_ROWS>()) {
-                chunk.decode_f64(self.block, values)?;
-                return Ok(());
-            }
-            chunk.decode_f64(self.block, &mut self.scratch.floats)?;
-            for (out, index) in out.f64s.iter_mut().zip(indices) {
-                *out = self.scratch.floats[usize::from(*index) & (BLOCK_ROWS - 1)];
-            }
-            return Ok(());
-        }
-        if let (true, Some(values)) = (self.all, out.i128s.first_chunk_mut::<BLOCK_ROWS>()) {
-            chunk.decode_i128(self.block, values)?;
-            return Ok(());
-        }
-        self.scratch.wide.resize(BLOCK_ROWS, 0);
-        if let Some(values) = self.scratch.wide.first_chunk_mut::<BLOCK_ROWS>() {
-            chunk.decode_i128(self.block, values)?;
-            for (out, index) in out.i128s.iter_mut().zip(indices) {
-                *out = values[usize::from(*index) & (BLOCK_ROWS - 1)];
-            }
-        }
-        Ok(())
     }
 }

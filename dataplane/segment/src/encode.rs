@@ -19,9 +19,10 @@ use hidb::types::{DataType, Lane, Scalar};
 use crate::chunk::header::{Header, Layout};
 use crate::encoding::fsst_decode;
 use crate::encoding::integers::{self, EncodedIntegers, Mapping};
-use crate::encoding::{bitmap, dictionary, plain, text};
+use crate::encoding::{alp, bitmap, dictionary, plain, text};
 use crate::error::{Result, SegmentError};
 use crate::footer::{ChunkMeta, Encoding};
+use crate::kernels::Float;
 use crate::zone::{ZONE_BYTES_MAX, ZoneMap};
 use crate::{BLOCK_ROWS, ROW_GROUP_ROWS_MAX};
 
@@ -125,15 +126,8 @@ pub fn encode_chunk(name: &str, data_type: &DataType, parts: &[ArrayRef]) -> Res
         DataType::Timestamp { .. } => column.encode_i64(&numbers!(TimestampMicrosecondType, i64)),
         DataType::Decimal { .. } if data_type.lane() == Lane::I64 => column.encode_i64(&numbers!(Decimal64Type, i64)),
         DataType::Decimal { .. } => column.encode_i128(&numbers!(Decimal128Type, i128)),
-        DataType::Float32 => {
-            let values = numbers!(Float32Type, f32);
-            let wide: Vec<f64> = values.iter().map(|value| f64::from(*value)).collect();
-            column.encode_float(&wide, values.iter().flat_map(|value| value.to_le_bytes()).collect(), 4)
-        }
-        DataType::Float64 => {
-            let values = numbers!(Float64Type, f64);
-            column.encode_float(&values, values.iter().flat_map(|value| value.to_le_bytes()).collect(), 8)
-        }
+        DataType::Float32 => column.encode_float(&numbers!(Float32Type, f32)),
+        DataType::Float64 => column.encode_float(&numbers!(Float64Type, f64)),
         DataType::Varchar(_) | DataType::Text => {
             let mut values: Vec<&[u8]> = Vec::with_capacity(rows);
             for part in parts {
@@ -284,29 +278,35 @@ impl Column<'_> {
         self.finish(parts, zone)
     }
 
-    fn encode_float(&self, values: &[f64], payload: Vec<u8>, width: usize) -> Result<EncodedChunk> {
+    fn encode_float<F: Float>(&self, values: &[F]) -> Result<EncodedChunk> {
         let (mut min, mut max, mut has_nan) = (f64::INFINITY, f64::NEG_INFINITY, false);
         for value in values {
+            let value = value.to_f64();
             has_nan |= value.is_nan();
-            min = min.min(*value);
-            max = max.max(*value);
+            min = min.min(value);
+            max = max.max(value);
         }
         if min > max {
             (min, max) = (f64::NAN, f64::NAN);
         }
         let mut zone = self.zone(Scalar::F64(min + 0.0), Scalar::F64(max + 0.0));
         zone.has_nan = has_nan && self.null_count < self.rows;
-        if !payload.is_empty() && payload.chunks_exact(width).all(|value| value == &payload[..width]) {
-            let mut origin = [0u8; 16];
-            origin[..width].copy_from_slice(&payload[..width]);
+        if let Some(first) = values.first()
+            && values.iter().all(|value| value.bits() == first.bits())
+        {
             let mut parts = Parts::new(Encoding::Constant, Layout::Constant);
-            parts.mapping.origin = i128::from_le_bytes(origin);
+            parts.mapping.origin = i128::from(first.bits());
+            return self.finish(parts, zone);
+        }
+        if let Some(encoded) = alp::encode(values) {
+            let mut parts = Parts::new(encoded.encoding(), Layout::Alp);
+            (parts.directory, parts.payload) = (encoded.directory, encoded.payload);
             return self.finish(parts, zone);
         }
         let mut parts = Parts::new(Encoding::Plain, Layout::Plain);
         parts.directory = plain::float_directory(values);
-        parts.value_width = width;
-        parts.payload = payload;
+        parts.value_width = F::BYTES;
+        parts.payload = plain::float_bytes(values);
         self.finish(parts, zone)
     }
 

@@ -48,6 +48,10 @@ pub enum Encoding {
     Fsst = 7,
     /// One bit per row.
     Bitmap = 8,
+    /// Floats as decimal integers, bit packed (ALP).
+    Alp = 9,
+    /// Floats cut into a dictionary of heads and bit-packed tails (ALP-RD).
+    AlpSplit = 10,
 }
 
 impl Encoding {
@@ -61,6 +65,8 @@ impl Encoding {
             6 => Encoding::Plain,
             7 => Encoding::Fsst,
             8 => Encoding::Bitmap,
+            9 => Encoding::Alp,
+            10 => Encoding::AlpSplit,
             _ => return None,
         })
     }
@@ -76,6 +82,8 @@ impl Encoding {
             Encoding::Plain => "plain",
             Encoding::Fsst => "fsst",
             Encoding::Bitmap => "bitmap",
+            Encoding::Alp => "alp",
+            Encoding::AlpSplit => "alpsplit",
         }
     }
 }

@@ -74,3 +74,17 @@ impl SimdLevel {
         CURRENT.store(level.min(Self::supported()) as u8, Ordering::Relaxed);
     }
 }
+
+/// Runs `check` at every level that the CPU has. Tests that force a level take turns.
+#[cfg(test)]
+pub(crate) fn at_every_level(mut check: impl FnMut(SimdLevel)) {
+    static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    for level in [SimdLevel::Portable, SimdLevel::Avx2, SimdLevel::Avx512] {
+        if level <= SimdLevel::supported() {
+            SimdLevel::force(level);
+            check(level);
+        }
+    }
+    SimdLevel::force(SimdLevel::supported());
+}

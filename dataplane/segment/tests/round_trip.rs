@@ -49,7 +49,10 @@ fn read(chunk: &Chunk, b: usize, selection: &Selection) -> Vec<Scalar> {
             chunk.decode_i128(b, &mut values).unwrap();
             let mut fixed = vec![0u8; 16 * 1024];
             assert_eq!(chunk.gather_fixed(b, wanted, &mut fixed).unwrap(), count);
+            let mut gathered = [0i128; 1024];
+            assert_eq!(chunk.gather_i128(b, wanted, &mut gathered).unwrap(), count);
             for (k, row) in rows.iter().enumerate() {
+                assert_eq!(gathered[k], values[*row as usize]);
                 assert_eq!(fixed[k * 16..][..16], values[*row as usize].to_le_bytes());
             }
             out.extend(rows.iter().map(|row| Scalar::I128(values[*row as usize])));
@@ -57,11 +60,14 @@ fn read(chunk: &Chunk, b: usize, selection: &Selection) -> Vec<Scalar> {
         Lane::F64 => {
             let mut values = [0f64; 1024];
             chunk.decode_f64(b, &mut values).unwrap();
+            let mut gathered = [0f64; 1024];
+            assert_eq!(chunk.gather_f64(b, wanted, &mut gathered).unwrap(), count);
             let width = chunk.data_type().fixed_width().unwrap();
             let mut fixed = vec![0u8; width * 1024];
             assert_eq!(chunk.gather_fixed(b, wanted, &mut fixed).unwrap(), count);
             for (k, row) in rows.iter().enumerate() {
                 let value = values[*row as usize];
+                assert_eq!(gathered[k].to_bits(), value.to_bits());
                 let bytes = &fixed[k * width..][..width];
                 if !value.is_nan() {
                     match width {
@@ -161,6 +167,12 @@ fn each_distribution_gets_the_encoding_made_for_it() {
     assert_eq!(encoding(DataType::Text, 4), Encoding::Plain);
     assert_eq!(encoding(DataType::Text, 7), Encoding::Fsst);
     assert_eq!(encoding(DataType::Float64, 0), Encoding::Constant);
+    assert_eq!(encoding(DataType::Float64, 3), Encoding::Plain);
+    for data_type in [DataType::Float32, DataType::Float64] {
+        assert_eq!(encoding(data_type, 5), Encoding::Alp);
+        assert_eq!(encoding(data_type, 6), Encoding::Alp);
+        assert_eq!(encoding(data_type, 7), Encoding::AlpSplit);
+    }
     assert_eq!(encoding(DataType::Boolean, 5), Encoding::Bitmap);
 }
 

@@ -7,7 +7,7 @@
 use std::cell::RefCell;
 use std::ops::Bound;
 
-use hidb::types::{DataType, Lane};
+use hidb::types::Lane;
 use memchr::memmem::Finder;
 
 use super::Chunk;
@@ -17,7 +17,7 @@ use crate::encoding::fsst_search::CodeTest;
 use crate::encoding::integers::IntTest;
 use crate::encoding::{plain, text};
 use crate::error::Result;
-use crate::kernels::{RangeMask, float_keys_f32, float_keys_f64, order_key};
+use crate::kernels::order_key;
 use crate::predicate::{BlockMatch, BytesMatcher, ChunkPredicate, Compiled, CompiledPredicate, TextTest};
 use crate::selection::{Rows, Selection};
 
@@ -185,14 +185,6 @@ impl Chunk {
         })
     }
 
-    fn float_zone(&self, b: usize) -> (i64, i64) {
-        if self.header.layout == Layout::Constant {
-            let key = order_key(self.constant_f64());
-            return (key, key);
-        }
-        plain::float_keys(self.section(&self.sections.directory), b)
-    }
-
     /// Keeps the rows of `selection` that match. Returns what the zone map said (`None` or `All`: no payload
     /// was touched).
     pub fn filter(&self, b: usize, predicate: &CompiledPredicate, selection: &mut Selection) -> Result<BlockMatch> {
@@ -250,28 +242,6 @@ impl Chunk {
                     }
                 });
             }
-        }
-        Ok(())
-    }
-
-    fn filter_floats(&self, b: usize, lo: i64, hi: i64, negated: bool, selection: &mut Selection) -> Result<()> {
-        let mut keys = [0u64; 1024];
-        if self.data_type == DataType::Float32 && self.header.layout == Layout::Plain {
-            let mut values = [0f32; 1024];
-            for (value, bytes) in values.iter_mut().zip(self.plain_block(b)?.as_chunks::<4>().0) {
-                *value = f32::from_le_bytes(*bytes);
-            }
-            float_keys_f32(&values, &mut keys);
-        } else {
-            let mut values = [0f64; 1024];
-            self.decode_f64(b, &mut values)?;
-            float_keys_f64(&values, &mut keys);
-        }
-        let mask = if lo > hi { [0; 16] } else { u64::range_mask(&keys, lo as u64, hi.wrapping_sub(lo) as u64) };
-        if negated {
-            selection.and_not(&mask)
-        } else {
-            selection.and(&mask)
         }
         Ok(())
     }

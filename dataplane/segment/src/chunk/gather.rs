@@ -31,8 +31,48 @@ impl Chunk {
         Ok(count)
     }
 
+    /// 128-bit lane: the selected values, compacted into the front of `out`. Returns how many.
+    pub fn gather_i128(&self, b: usize, rows: Rows<'_>, out: &mut [i128; 1024]) -> Result<usize> {
+        if self.data_type.lane() != Lane::I128 {
+            return Err(self.wrong_lane("gather_i128"));
+        }
+        let count = self.check_rows(b, rows)?;
+        if count == 0 {
+            return Ok(0);
+        }
+        if self.header.layout == Layout::Integers {
+            self.take_i128(b, rows, &mut out[..count])?;
+            return Ok(count);
+        }
+        let block = self.plain_block(b)?.as_chunks::<16>().0;
+        match rows {
+            Rows::All(_) => {
+                for (out, value) in out.iter_mut().zip(block) {
+                    *out = i128::from_le_bytes(*value);
+                }
+            }
+            Rows::At(indices) => {
+                for (out, index) in out.iter_mut().zip(indices) {
+                    *out = i128::from_le_bytes(block[usize::from(*index)]);
+                }
+            }
+        }
+        Ok(count)
+    }
+
+    /// Narrow 128-bit values at `rows`.
+    fn take_i128(&self, b: usize, rows: Rows<'_>, out: &mut [i128]) -> Result<()> {
+        let mut stored = [0i64; 1024];
+        self.integers().take(b, &Mapping::IDENTITY, rows, &mut stored[..out.len()])?;
+        let mapping = self.mapping();
+        for (out, stored) in out.iter_mut().zip(stored) {
+            *out = mapping.value(stored);
+        }
+        Ok(())
+    }
+
     /// Whether block `b` is there and has these rows.
-    fn check_rows(&self, b: usize, rows: Rows<'_>) -> Result<usize> {
+    pub(super) fn check_rows(&self, b: usize, rows: Rows<'_>) -> Result<usize> {
         self.check_block(b)?;
         let end = match rows {
             Rows::All(count) => count,
@@ -62,11 +102,10 @@ impl Chunk {
             (Layout::Integers, 4) => self.take_native::<i32, 4>(b, rows, out)?,
             (Layout::Integers, 8) => self.take_native::<i64, 8>(b, rows, out)?,
             (Layout::Integers, _) => {
-                let mut stored = [0i64; 1024];
-                self.integers().take(b, &Mapping::IDENTITY, rows, &mut stored[..count])?;
-                let mapping = self.mapping();
-                for (out, stored) in out.as_chunks_mut::<16>().0.iter_mut().zip(stored) {
-                    *out = mapping.value(stored).to_le_bytes();
+                let mut values = [0i128; 1024];
+                self.take_i128(b, rows, &mut values[..count])?;
+                for (out, value) in out.as_chunks_mut::<16>().0.iter_mut().zip(values) {
+                    *out = value.to_le_bytes();
                 }
             }
             (Layout::DictionaryI64, _) => {
@@ -77,6 +116,7 @@ impl Chunk {
                     out.copy_from_slice(&value.to_le_bytes()[..width]);
                 }
             }
+            (Layout::Alp, _) => self.take_float_bytes(b, rows, out)?,
             (Layout::Plain, _) => plain::take(self.plain_block(b)?, width, rows, out),
             (Layout::Constant, _) => {
                 let value = self.constant_bytes();

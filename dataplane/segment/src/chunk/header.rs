@@ -34,6 +34,7 @@ pub(crate) enum Layout {
     Bitmap = 7,
     /// One fixed-width value of at most 16 bytes, in `origin`.
     Constant = 8,
+    Alp = 9,
 }
 
 /// A parsed header.
@@ -91,6 +92,7 @@ impl Header {
             6 => Layout::Plain,
             7 => Layout::Bitmap,
             8 => Layout::Constant,
+            9 => Layout::Alp,
             other => return Err(corrupt(format!("layout {other}"))),
         };
         let mut origin = [0u8; 16];
@@ -115,6 +117,7 @@ impl Header {
             (Layout::Plain, Lane::Bytes) => vector,
             (Layout::Constant, Lane::F64 | Lane::Bool) => true,
             (Layout::Bitmap, Lane::Bool) => true,
+            (Layout::Alp, Lane::F64) => true,
             _ => false,
         };
         if !fits {
@@ -139,7 +142,7 @@ impl Header {
         let blocks = (self.rows as usize).div_ceil(BLOCK_ROWS);
         let [directory, validity, auxiliary, payload] = self.lengths.map(|length| length as usize);
         let record = match self.layout {
-            Layout::Integers | Layout::DictionaryI64 | Layout::DictionaryBytes => integers::RECORD_BYTES,
+            Layout::Integers | Layout::DictionaryI64 | Layout::DictionaryBytes | Layout::Alp => integers::RECORD_BYTES,
             Layout::Text | Layout::TextFsst => text::RECORD_BYTES,
             Layout::Plain | Layout::Bitmap | Layout::Constant => 0,
         };

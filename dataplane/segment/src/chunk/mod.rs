@@ -1,7 +1,8 @@
 //! Chunks: one column of one row group, read in place.
 //!
 //! Owns the chunk's header and sections, and [`Chunk`], through which the engine reads and filters
-//! blocks. `filter` evaluates predicates; `gather` copies selected rows out; `header` is the layout; the encodings do the work.
+//! blocks. `filter` evaluates predicates; `gather` copies selected rows out; `floats` is what differs for float
+//! columns; `header` is the layout; the encodings do the work.
 //!
 //! Invariants
 //! - Opening checks the header and that every section lies inside the bytes; each block's payload range is
@@ -9,6 +10,7 @@
 //! - Values of NULL rows are arbitrary (text: empty), never read from outside the chunk.
 
 mod filter;
+mod floats;
 mod gather;
 pub(crate) mod header;
 
@@ -19,7 +21,7 @@ use crate::BLOCK_ROWS;
 use crate::encoding::fsst_decode::SymbolTable;
 use crate::encoding::integers::{Integers, Mapping};
 use crate::encoding::text::{self, Text};
-use crate::encoding::{bitmap, dictionary, plain, u16_at, u32_at};
+use crate::encoding::{bitmap, dictionary, u16_at, u32_at};
 use crate::error::{Result, SegmentError};
 use crate::footer::Encoding;
 use crate::selection::Selection;
@@ -241,24 +243,8 @@ impl Chunk {
                 };
                 (zone.min, zone.max, zone.exact) = (entry(record.min)?, entry(record.max())?, nulls == 0);
             }
-            Layout::Plain if self.data_type.is_float() => {
-                let (low, high) = plain::float_keys(self.section(&self.sections.directory), b);
-                let float = |key: i64| f64::from_bits((key ^ ((key >> 63) as u64 >> 1) as i64) as u64);
-                zone.has_nan = high == i64::MAX;
-                zone.min = Scalar::F64(float(low));
-                zone.exact = !zone.has_nan && nulls == 0;
-                zone.max = if low == i64::MAX {
-                    zone.min.clone()
-                } else if zone.has_nan {
-                    Scalar::F64(f64::INFINITY)
-                } else {
-                    Scalar::F64(float(high))
-                };
-            }
-            Layout::Constant if self.data_type.is_float() => {
-                let value = self.constant_f64();
-                zone.has_nan = value.is_nan();
-                (zone.min, zone.max, zone.exact) = (Scalar::F64(value + 0.0), Scalar::F64(value + 0.0), true);
+            Layout::Plain | Layout::Alp | Layout::Constant if self.data_type.is_float() => {
+                self.set_float_bounds(b, &mut zone);
             }
             _ => {}
         }
@@ -290,14 +276,6 @@ impl Chunk {
     fn entry_bytes(&self, code: i64) -> Result<&[u8]> {
         let len = self.header.dictionary_len as usize;
         dictionary::bytes_entry(self.section(&self.sections.auxiliary), len, code as usize)
-    }
-
-    fn constant_f64(&self) -> f64 {
-        let bytes = self.constant_bytes();
-        match self.data_type {
-            DataType::Float32 => f64::from(f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])),
-            _ => f64::from_bits(self.header.origin as u64),
-        }
     }
 
     /// 64-bit lane: all values of block `b`. NULL rows, and `out` past the block's rows, hold arbitrary values.
@@ -355,28 +333,6 @@ impl Chunk {
             }
             _ => Err(self.wrong_lane("decode_i128")),
         }
-    }
-
-    /// Float lane: all values of block `b` (32-bit floats widened).
-    pub fn decode_f64(&self, b: usize, out: &mut [f64; 1024]) -> Result<()> {
-        match (self.header.layout, self.data_type) {
-            (Layout::Plain, DataType::Float64) => {
-                for (out, value) in out.iter_mut().zip(self.plain_block(b)?.as_chunks::<8>().0) {
-                    *out = f64::from_le_bytes(*value);
-                }
-            }
-            (Layout::Plain, DataType::Float32) => {
-                for (out, value) in out.iter_mut().zip(self.plain_block(b)?.as_chunks::<4>().0) {
-                    *out = f64::from(f32::from_le_bytes(*value));
-                }
-            }
-            (Layout::Constant, DataType::Float32 | DataType::Float64) => {
-                self.check_block(b)?;
-                out.fill(self.constant_f64());
-            }
-            _ => return Err(self.wrong_lane("decode_f64")),
-        }
-        Ok(())
     }
 
     /// Boolean lane: the values of block `b` as a bitmap; bits of NULL rows and past the rows are arbitrary.

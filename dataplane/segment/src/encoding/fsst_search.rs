@@ -344,7 +344,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::kernels::at_every_level;
+    use crate::simd::at_every_level;
 
     proptest! {
         #[test]

@@ -1,13 +1,14 @@
 //! Encodings: one module each, with the same four parts: encode, decode, compare, take.
 //!
 //! `integers` holds a directory of blocks, each encoded by `packed` (frame of reference), `delta` or
-//! `runs`; dictionary codes and scaled values are integers too. `text` is plain or FSST; `plain` is
-//! everything of fixed width that is not packed; booleans are `bitmap`.
+//! `runs`; dictionary codes and scaled values are integers too. `text` is plain or FSST; `alp` is
+//! floats; `plain` is everything of fixed width that is not packed; booleans are `bitmap`.
 //!
 //! Invariants
 //! - A block's compare writes a mask for 1,024 rows; rows past the end and NULL rows get arbitrary bits,
 //!   which the chunk masks out.
 
+pub(crate) mod alp;
 pub(crate) mod bitmap;
 pub(crate) mod delta;
 pub(crate) mod dictionary;

@@ -1,7 +1,7 @@
 //! Kernels: tight loops over plain slices, one instance per SIMD level.
 //!
 //! Owns bit packing (the interleaved layout of FastLanes, Afroozeh and Boncz, VLDB 2023), range
-//! comparison to bitmaps, widening, gathering and selection indices. Called by `encoding`.
+//! comparison to bitmaps, widening, gathering, float arithmetic and selection indices. Called by `encoding`.
 //!
 //! Layout of a packed block of width `w`: the smallest word of 8, 16, 32 or 64 bits that holds `w` bits;
 //! `LANES = 1024 / word bits`; value `i` lies in lane `i % LANES` at bit `(i / LANES) * w` of the lane's
@@ -16,13 +16,13 @@
 //! registers for 16-bit words, about 100 cycles or 0.04 ns a value at AVX-512.
 
 mod compare;
+pub(crate) mod floats;
 mod widen;
 
 pub(crate) use compare::RangeMask;
 pub use compare::equal_mask;
-pub(crate) use widen::{
-    Native, float_keys_f32, float_keys_f64, gather, greatest, order_key, prefix_sum, take_each, widen,
-};
+pub(crate) use floats::{Float, float_keys, order_key, value_of_key};
+pub(crate) use widen::{Native, gather, greatest, prefix_sum, take_each, widen};
 
 use std::mem::MaybeUninit;
 
@@ -348,5 +348,3 @@ pub(crate) fn extract_bits(bits: u64, mask: u64) -> u64 {
 
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
-pub(crate) use tests::at_every_level;

@@ -1,4 +1,4 @@
-//! From packed words to values: widening, gathering, prefix sums, float keys.
+//! From packed words to values: widening, gathering, prefix sums.
 //!
 //! Plain loops; the compiler vectorises them under each level's target features.
 
@@ -108,30 +108,6 @@ fn prefix_sum_body<W: Word>(words: &[W; 1024], first: u64, step: u64, out: &mut 
     }
 }
 
-#[inline(always)]
-fn float_keys_f64_body(values: &[f64; 1024], out: &mut [u64; 1024]) {
-    for (out, value) in out.iter_mut().zip(values) {
-        *out = order_key(*value) as u64;
-    }
-}
-
-#[inline(always)]
-fn float_keys_f32_body(values: &[f32; 1024], out: &mut [u64; 1024]) {
-    for (out, value) in out.iter_mut().zip(values) {
-        *out = order_key(f64::from(*value)) as u64;
-    }
-}
-
-/// A key whose signed order is [`hidb::types::compare_f64`]: equal values (and all NaNs) have equal
-/// keys, NaN has the greatest.
-#[inline(always)]
-pub(crate) fn order_key(value: f64) -> i64 {
-    // Adding +0.0 turns -0.0 into +0.0 and changes no other number.
-    let bits = (value + 0.0).to_bits() as i64;
-    let key = bits ^ ((bits >> 63) as u64 >> 1) as i64;
-    if value.is_nan() { i64::MAX } else { key }
-}
-
 dispatch! {
     /// `out[i] = base + words[i] * scale`, for as many values as `out` has (at most 1,024).
     pub(crate) fn widen<W: Word, N: Native>(words: &[W; 1024], base: u64, scale: u64, out: &mut [N]) = widen_body;
@@ -151,14 +127,6 @@ dispatch! {
 dispatch! {
     /// `out[i] = first + sum of (words[j] + step) for 1 <= j <= i`.
     pub(crate) fn prefix_sum<W: Word>(words: &[W; 1024], first: u64, step: u64, out: &mut [i64; 1024]) = prefix_sum_body;
-}
-dispatch! {
-    /// [`order_key`] of each value.
-    pub(crate) fn float_keys_f64(values: &[f64; 1024], out: &mut [u64; 1024]) = float_keys_f64_body;
-}
-dispatch! {
-    /// [`order_key`] of each value, widened.
-    pub(crate) fn float_keys_f32(values: &[f32; 1024], out: &mut [u64; 1024]) = float_keys_f32_body;
 }
 #[inline(always)]
 fn greatest_body(codes: &[u32]) -> u32 {

@@ -67,7 +67,13 @@ fn float(shape: usize, row: usize, rng: &mut ChaCha8Rng) -> f64 {
         2 => *[f64::NAN, 0.0, -0.0, f64::INFINITY, f64::NEG_INFINITY, 5e-324, -1.0].choose(rng).unwrap(),
         3 => f64::from_bits(rng.random()),
         4 => f64::NAN,
-        _ => row as f64,
+        5 => row as f64,
+        6 => rng.random_range(0..10_000_000) as f64 / 100.0,
+        7 => rng.random(),
+        // Sensor readings with gaps.
+        8 if rng.random_range(0..20) == 0 => *[f64::NAN, -0.0, f64::INFINITY].choose(rng).unwrap(),
+        8 => ((20.0 + (row as f64 / 100.0).sin() * 5.0) * 1000.0).round() / 1000.0,
+        _ => rng.random_range(-1e9..1e9),
     }
 }
 
@@ -214,6 +220,30 @@ pub fn scalar(array: &dyn Array, data_type: &DataType, row: usize) -> Scalar {
 pub fn chunk(array: &ArrayRef, data_type: &DataType) -> Chunk {
     let encoded = encode_chunk("c", data_type, std::slice::from_ref(array)).unwrap();
     Chunk::open(encoded.bytes.into(), data_type, array.len() as u32).unwrap()
+}
+
+/// A plain float chunk of these values, as it was written before floats had an encoding of their own. No NULLs.
+pub fn plain_float_chunk(array: &ArrayRef, data_type: &DataType) -> Chunk {
+    let data = array.to_data();
+    let width = data_type.fixed_width().unwrap();
+    let values = &data.buffers()[0].as_slice()[data.offset() * width..][..array.len() * width];
+    let blocks = array.len().div_ceil(1024);
+    let mut bytes = vec![6u8, 6, 0, 0];
+    // Rows, NULLs, dictionary entries; lengths of directory, validity, auxiliary, payload.
+    for word in [array.len(), 0, 0, blocks * 24, 0, 0, values.len()] {
+        bytes.extend((word as u32).to_le_bytes());
+    }
+    bytes.extend(0i128.to_le_bytes());
+    bytes.extend(1u64.to_le_bytes());
+    bytes.extend((width as u32).to_le_bytes());
+    bytes.extend([0; 4]);
+    for _ in 0..blocks {
+        bytes.extend(i64::MIN.to_le_bytes());
+        bytes.extend(i64::MAX.to_le_bytes());
+        bytes.extend([0; 8]);
+    }
+    bytes.extend(values);
+    Chunk::open(bytes.into(), data_type, array.len() as u32).unwrap()
 }
 
 /// A random selection of about `percent` of 1,024 rows.

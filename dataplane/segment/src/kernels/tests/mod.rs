@@ -1,26 +1,12 @@
 //! Every kernel at every level against a plain reference.
 
-use std::sync::Mutex;
-
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::*;
-use crate::simd::SimdLevel;
+use crate::simd::at_every_level;
 
-/// Tests that force a level take turns.
-static LEVEL: Mutex<()> = Mutex::new(());
-
-pub(crate) fn at_every_level(mut check: impl FnMut(SimdLevel)) {
-    let _turn = LEVEL.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    for level in [SimdLevel::Portable, SimdLevel::Avx2, SimdLevel::Avx512] {
-        if level <= SimdLevel::supported() {
-            SimdLevel::force(level);
-            check(level);
-        }
-    }
-    SimdLevel::force(SimdLevel::supported());
-}
+mod properties;
 
 fn packing<W: Word + std::fmt::Debug>(rng: &mut ChaCha8Rng) {
     for width in 0..=W::BITS {
@@ -163,9 +149,9 @@ fn float_keys_have_the_order_of_compare_f64_at_every_level() {
     let singles: [f32; 1024] = std::array::from_fn(|i| special[i % special.len()] as f32);
     at_every_level(|level| {
         let mut keys = [0u64; 1024];
-        float_keys_f64(&values, &mut keys);
+        float_keys(&values, &mut keys);
         let mut single_keys = [0u64; 1024];
-        float_keys_f32(&singles, &mut single_keys);
+        float_keys(&singles, &mut single_keys);
         for a in 0..special.len() {
             for b in 0..special.len() {
                 let order = hidb::types::compare_f64(values[a], values[b]);
