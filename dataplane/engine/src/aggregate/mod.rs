@@ -22,6 +22,7 @@ mod finish;
 mod float_sum;
 pub(crate) mod groups;
 mod intermediate;
+mod near;
 mod packed_keys;
 pub(crate) mod paged;
 mod slots;

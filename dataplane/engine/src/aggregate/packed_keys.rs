@@ -13,6 +13,7 @@
 use heliostat_segment::dispatch;
 use hidb::{BLOCK_ROWS, DataType, Lane};
 
+use super::near::NearKeys;
 use super::paged::Paged;
 use super::slots::{NOT_FOUND, Slots, mix};
 use crate::rows::canonical;
@@ -56,9 +57,13 @@ pub(super) struct PackedKeys {
     /// The words of every key.
     words: Vec<Paged<u64>>,
     slots: Slots,
+    near: NearKeys,
     /// Words and hashes of the block at hand.
     block: Vec<Words>,
     hashes: Words,
+    /// Rows not found in `near`, and their numbers.
+    missing: Box<[u16; BLOCK_ROWS]>,
+    numbers: Box<[u32; BLOCK_ROWS]>,
 }
 
 #[inline(always)]
@@ -116,6 +121,9 @@ impl PackedKeys {
             null: None,
             words: vec![Paged::default(); words],
             slots: Slots::default(),
+            near: NearKeys::default(),
+            missing: Box::new([0; BLOCK_ROWS]),
+            numbers: Box::new([0; BLOCK_ROWS]),
             block: (0..words).map(|_| Box::new([0; BLOCK_ROWS])).collect(),
             hashes: Box::new([0; BLOCK_ROWS]),
         })
@@ -126,7 +134,7 @@ impl PackedKeys {
     }
 
     pub fn memory_bytes(&self) -> usize {
-        self.slots.memory_bytes() + self.words.iter().map(Paged::memory_bytes).sum::<usize>()
+        self.slots.memory_bytes() + self.near.memory_bytes() + self.words.iter().map(Paged::memory_bytes).sum::<usize>()
     }
 
     fn pack(&mut self, vectors: &[&Vector], rows: usize) {
@@ -191,20 +199,58 @@ impl PackedKeys {
 
     /// Finds the packed keys; those of a lone key that are not `valid` are NULL.
     fn find_packed(&mut self, rows: usize, out: &mut [u32; BLOCK_ROWS], valid: Option<&Bits>) {
-        self.hash();
-        self.slots.first_probe(&self.hashes, rows, out);
-        if self.words.len() > 1 {
-            self.verify(rows, out);
+        let near = if self.words.len() == 1 { self.near.probe(&self.block[0][..rows], out) } else { None };
+        if near == Some(0) && valid.is_none() {
+            return;
+        }
+        if let Some(valid) = valid {
+            // NULL rows have arbitrary values: any number keeps them from being looked up.
+            (0..rows).filter(|row| !bit(valid, *row)).for_each(|row| out[row] = 0);
+        }
+        if near.is_some() {
+            self.find_missing(rows, out);
+        } else {
+            self.hash();
+            self.slots.first_probe(&self.hashes, rows, out);
+            if self.words.len() > 1 {
+                self.verify(rows, out);
+            }
+            if let Some(valid) = valid {
+                (0..rows).filter(|row| !bit(valid, *row)).for_each(|row| out[row] = 0);
+            }
+            for (row, number) in out[..rows].iter_mut().enumerate() {
+                if *number == NOT_FOUND {
+                    *number = self.find_or_insert(row, row);
+                }
+            }
         }
         if let Some(valid) = valid {
             for row in (0..rows).filter(|row| !bit(valid, *row)) {
                 out[row] = self.null_number();
             }
         }
-        for (row, number) in out[..rows].iter_mut().enumerate() {
-            if *number == NOT_FOUND {
-                *number = self.find_or_insert(row);
-            }
+    }
+
+    /// Looks up the rows that have no number yet, for keys of one word.
+    fn find_missing(&mut self, rows: usize, out: &mut [u32; BLOCK_ROWS]) {
+        let mut missing = 0;
+        for (row, number) in out[..rows].iter().enumerate() {
+            self.missing[missing] = row as u16;
+            missing += usize::from(*number == NOT_FOUND);
+        }
+        let rows_of = |k: usize, missing: &[u16; BLOCK_ROWS]| usize::from(missing[k]) & (BLOCK_ROWS - 1);
+        for k in 0..missing {
+            self.hashes[k] = mix(self.block[0][rows_of(k, &self.missing)]);
+        }
+        // Brings the slots of new keys into the cache, too.
+        self.slots.first_probe(&self.hashes, missing, &mut self.numbers);
+        for k in 0..missing {
+            let row = rows_of(k, &self.missing);
+            out[row] = match self.numbers[k] {
+                NOT_FOUND => self.find_or_insert(row, k),
+                number => number,
+            };
+            self.near.learn(self.block[0][row], out[row]);
         }
     }
 
@@ -229,17 +275,18 @@ impl PackedKeys {
         number
     }
 
+    /// The number of a row's key, whose hash is the one at `hash`.
     #[inline]
-    fn find_or_insert(&mut self, row: usize) -> u32 {
+    fn find_or_insert(&mut self, row: usize, hash: usize) -> u32 {
         let Self { words, slots, block, hashes, .. } = self;
         let is_meant = |number: u32| {
             words.len() == 1 || words.iter().zip(block.iter()).all(|(words, block)| words[number as usize] == block[row])
         };
-        if let Some(number) = slots.find(hashes[row], is_meant) {
+        if let Some(number) = slots.find(hashes[hash], is_meant) {
             return number;
         }
         let number = words[0].len() as u32;
-        slots.insert(hashes[row], number);
+        slots.insert(hashes[hash], number);
         words.iter_mut().zip(block).for_each(|(words, block)| words.push(block[row]));
         number
     }
