@@ -6,7 +6,7 @@ use hidb::plan::{Aggregate, AggregateFunction};
 use hidb::{BLOCK_ROWS, DataType, Lane, Result, Scalar};
 
 use super::paged::Paged;
-use super::state::{StateColumn, Values, overflow};
+use super::state::{StateColumn, Values, overflow, total_of};
 use crate::eval::facts::type_range;
 use crate::vector::Vector;
 
@@ -94,7 +94,7 @@ impl StateColumn {
     /// The exact sum of a group.
     pub(super) fn integer_sum(&self, group: usize) -> i128 {
         match &self.values {
-            Values::IntegerSum { partial, total, .. } => total[group].saturating_add(partial[group].into()),
+            Values::IntegerSum { partial, total, .. } => total_of(total, group).saturating_add(partial[group].into()),
             _ => 0,
         }
     }

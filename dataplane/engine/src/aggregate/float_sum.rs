@@ -177,12 +177,7 @@ fn parts(value: f64, base: u64) -> (i64, i64, u64) {
 }
 
 #[inline(always)]
-fn split_body(
-    values: &[f64; BLOCK_ROWS],
-    base: i32,
-    low: &mut [i64; BLOCK_ROWS],
-    high: &mut [i64; BLOCK_ROWS],
-) -> u64 {
+fn split_body(values: &[f64; BLOCK_ROWS], base: i32, low: &mut [i64; BLOCK_ROWS], high: &mut [i64; BLOCK_ROWS]) -> u64 {
     let mut count = 0;
     for ((value, low), high) in values.iter().zip(low).zip(high) {
         let outside;

@@ -28,7 +28,8 @@ pub(crate) struct GroupTable {
 impl GroupTable {
     /// A table for keys of these types.
     pub fn new(types: &[DataType]) -> Self {
-        let keys = PackedKeys::new(types).map_or_else(|| Keys::Bytes(Box::default()), |keys| Keys::Packed(Box::new(keys)));
+        let keys =
+            PackedKeys::new(types).map_or_else(|| Keys::Bytes(Box::default()), |keys| Keys::Packed(Box::new(keys)));
         GroupTable { lanes: types.iter().map(DataType::lane).collect(), keys }
     }
 
@@ -149,9 +150,9 @@ mod tests {
             DataType::Int16 => Scalar::I64(i64::from(number as i16)),
             DataType::Int32 | DataType::Date => Scalar::I64(i64::from(number as i32)),
             DataType::Int64 => Scalar::I64(number.wrapping_mul(0x1_0000_0000_0001)),
-            DataType::Float64 => {
-                Scalar::F64(*[f64::NAN, 0.0, -0.0, f64::INFINITY, number as f64, number as f64 / 3.0].choose(random).unwrap())
-            }
+            DataType::Float64 => Scalar::F64(
+                *[f64::NAN, 0.0, -0.0, f64::INFINITY, number as f64, number as f64 / 3.0].choose(random).unwrap(),
+            ),
             DataType::Text => Scalar::Bytes(format!("text {number}").into_bytes()),
             _ => Scalar::I128(i128::from(number) << 60),
         }

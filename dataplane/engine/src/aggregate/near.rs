@@ -7,8 +7,8 @@
 //! Invariants
 //! - What it knows is true; what it does not know may still be in the slots.
 //! - At most [`PAGES_PER_BLOCK`] pages are allocated for a block of rows, so that no step stalls, and no more than
-//!   are worth it: 16 places per key known.
-//! - It closes for good when fewer than a quarter of the rows find their keys in it.
+//!   are worth it: 16 places per key of the table.
+//! - It closes for good when fewer than a quarter of the keys met again are found in it.
 //!
 //! Cost: 2 ns a row while the pages in use fit the second-level cache; 4 bytes a place.
 
@@ -38,10 +38,10 @@ pub(super) struct NearKeys {
     allocated: usize,
     /// Pages that may still be allocated for this block.
     allowed: usize,
-    known: usize,
     blocks: u32,
+    /// Rows found here, and rows whose keys were known to the table but not here.
     found: u64,
-    rows: u64,
+    strangers: u64,
     closed: bool,
 }
 
@@ -51,7 +51,8 @@ impl NearKeys {
     }
 
     /// Looks a block up; returns the number of rows that were not found. `None`: the window is closed.
-    pub fn probe(&mut self, words: &[u64], out: &mut [u32; BLOCK_ROWS]) -> Option<usize> {
+    /// The table has `keys` keys.
+    pub fn probe(&mut self, words: &[u64], keys: usize, out: &mut [u32; BLOCK_ROWS]) -> Option<usize> {
         if self.closed {
             return None;
         }
@@ -64,7 +65,8 @@ impl NearKeys {
             self.base = least.wrapping_sub(WINDOW / 4) & !(PAGE_WORDS as u64 - 1);
             self.pages.resize_with(PAGES + 1, Box::default);
         }
-        self.allowed = PAGES_PER_BLOCK;
+        let worth = PAGES_FREE + keys * PLACES_PER_KEY / PAGE_WORDS;
+        self.allowed = worth.saturating_sub(self.allocated).min(PAGES_PER_BLOCK);
         let mut missing = 0;
         for (word, out) in words.iter().zip(out) {
             let offset = word.wrapping_sub(self.base);
@@ -73,17 +75,21 @@ impl NearKeys {
             missing += usize::from(number == 0);
             *out = number.wrapping_sub(1);
         }
-        self.blocks += 1;
-        self.rows += words.len() as u64;
         self.found += (words.len() - missing) as u64;
-        if self.blocks == TRIAL_BLOCKS {
-            if self.found < self.rows / 4 {
-                (self.pages, self.allocated, self.closed) = (Vec::new(), 0, true);
-            }
-            (self.blocks, self.rows, self.found) = (0, 0, 0);
-        }
         debug_assert_eq!(NOT_FOUND, 0u32.wrapping_sub(1));
         Some(missing)
+    }
+
+    /// Ends a block, of whose rows so many had keys that the table knew and this did not.
+    pub fn judge(&mut self, strangers: usize) {
+        self.blocks += 1;
+        self.strangers += strangers as u64;
+        if self.blocks == TRIAL_BLOCKS {
+            if self.found < (self.found + self.strangers) / 4 {
+                (self.pages, self.allocated, self.closed) = (Vec::new(), 0, true);
+            }
+            (self.blocks, self.found, self.strangers) = (0, 0, 0);
+        }
     }
 
     /// Learns the number of a key, if it lies in the window and its page is worth having.
@@ -92,17 +98,14 @@ impl NearKeys {
         let offset = word.wrapping_sub(self.base);
         let Some(page) = self.pages.get_mut((offset >> PAGE_BITS).min(PAGES as u64) as usize) else { return };
         if page.is_empty() {
-            let worth = PAGES_FREE + self.known * PLACES_PER_KEY / PAGE_WORDS;
-            if offset >= WINDOW || self.allowed == 0 || self.allocated >= worth {
+            if offset >= WINDOW || self.allowed == 0 {
                 return;
             }
             self.allowed -= 1;
             self.allocated += 1;
             *page = vec![0; PAGE_WORDS].into_boxed_slice();
         }
-        let place = &mut page[offset as usize & (PAGE_WORDS - 1)];
-        self.known += usize::from(*place == 0);
-        *place = number + 1;
+        page[offset as usize & (PAGE_WORDS - 1)] = number + 1;
     }
 }
 
@@ -117,7 +120,8 @@ mod tests {
         let mut found = 0;
         for words in blocks {
             let mut out = [0; BLOCK_ROWS];
-            if near.probe(words, &mut out).is_none() {
+            let before = numbers.len();
+            if near.probe(words, before, &mut out).is_none() {
                 continue;
             }
             for (word, got) in words.iter().zip(out) {
@@ -127,6 +131,8 @@ mod tests {
                 found += usize::from(got != NOT_FOUND);
                 near.learn(*word, number);
             }
+            let strangers = out[..words.len()].iter().filter(|got| **got == NOT_FOUND).count();
+            near.judge(strangers.saturating_sub(numbers.len() - before));
         }
         assert!(near.memory_bytes() <= 20_000 + (PAGES_FREE + 1) * PAGE_WORDS * 4 + numbers.len() * PLACES_PER_KEY * 4);
         found
@@ -144,7 +150,7 @@ mod tests {
     #[test]
     fn sparse_keys_close_the_window() {
         let mut near = NearKeys::default();
-        let block = |at: u64| (0..1024).map(|i| (at * 1024 + i).wrapping_mul(0x9e37_79b9_7f4a_7c15)).collect();
+        let block = |at: u64| (0..1024).map(|i| (at % 10 * 1024 + i).wrapping_mul(0x9e37_79b9_7f4a_7c15)).collect();
         learn_all(&mut near, &(0..300).map(block).collect::<Vec<_>>());
         assert!(near.closed && near.memory_bytes() == 0);
     }

@@ -199,8 +199,13 @@ impl PackedKeys {
 
     /// Finds the packed keys; those of a lone key that are not `valid` are NULL.
     fn find_packed(&mut self, rows: usize, out: &mut [u32; BLOCK_ROWS], valid: Option<&Bits>) {
-        let near = if self.words.len() == 1 { self.near.probe(&self.block[0][..rows], out) } else { None };
+        let near = if self.words.len() == 1 {
+            self.near.probe(&self.block[0][..rows], self.words[0].len(), out)
+        } else {
+            None
+        };
         if near == Some(0) && valid.is_none() {
+            self.near.judge(0);
             return;
         }
         if let Some(valid) = valid {
@@ -244,6 +249,7 @@ impl PackedKeys {
         }
         // Brings the slots of new keys into the cache, too.
         self.slots.first_probe(&self.hashes, missing, &mut self.numbers);
+        let before = self.words[0].len();
         for k in 0..missing {
             let row = rows_of(k, &self.missing);
             out[row] = match self.numbers[k] {
@@ -252,6 +258,7 @@ impl PackedKeys {
             };
             self.near.learn(self.block[0][row], out[row]);
         }
+        self.near.judge(missing - (self.words[0].len() - before).min(missing));
     }
 
     /// Forgets numbers whose words are not those of the row.
@@ -280,7 +287,8 @@ impl PackedKeys {
     fn find_or_insert(&mut self, row: usize, hash: usize) -> u32 {
         let Self { words, slots, block, hashes, .. } = self;
         let is_meant = |number: u32| {
-            words.len() == 1 || words.iter().zip(block.iter()).all(|(words, block)| words[number as usize] == block[row])
+            words.len() == 1
+                || words.iter().zip(block.iter()).all(|(words, block)| words[number as usize] == block[row])
         };
         if let Some(number) = slots.find(hashes[hash], is_meant) {
             return number;
@@ -319,9 +327,11 @@ impl PackedKeys {
                 Lane::F64 => {
                     vector.f64s.iter_mut().zip(words).for_each(|(value, word)| *value = f64::from_bits(*word));
                 }
-                Lane::Bool => words.enumerate().filter(|(_, word)| **word >> field.shift & 1 == 1).for_each(|(row, _)| {
-                    set_bit(&mut vector.bits, row);
-                }),
+                Lane::Bool => {
+                    words.enumerate().filter(|(_, word)| **word >> field.shift & 1 == 1).for_each(|(row, _)| {
+                        set_bit(&mut vector.bits, row);
+                    })
+                }
                 Lane::I128 => {
                     let high = self.words[field.word + 1].range(first, count);
                     for (value, (low, high)) in vector.i128s.iter_mut().zip(words.zip(high)) {

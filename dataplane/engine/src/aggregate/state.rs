@@ -45,7 +45,8 @@ impl StateKind {
 #[derive(Debug)]
 pub(super) enum Values {
     Count,
-    /// `i64` partial sums that are flushed into the `i128` ones before they can overflow.
+    /// `i64` partial sums that are flushed into the `i128` ones before they can overflow. Groups beyond the end of
+    /// `total` have nothing in it.
     IntegerSum {
         partial: Paged<i64>,
         total: Paged<i128>,
@@ -70,7 +71,7 @@ pub(crate) struct StateColumn {
     pub(super) lane: Lane,
     /// How many arguments were NULL, per group. Empty while none was.
     pub(super) nulls: Paged<i64>,
-    groups: usize,
+    pub(super) groups: usize,
     pub(super) values: Values,
 }
 
@@ -88,9 +89,11 @@ impl StateColumn {
     pub fn new(kind: StateKind, lane: Lane, grouped: bool) -> Self {
         let values = match (kind, lane) {
             (StateKind::Count, _) => Values::Count,
-            (StateKind::IntegerSum, _) => {
-                Values::IntegerSum { partial: Paged::default(), total: Paged::default(), headroom: i128::from(i64::MAX) }
-            }
+            (StateKind::IntegerSum, _) => Values::IntegerSum {
+                partial: Paged::default(),
+                total: Paged::default(),
+                headroom: i128::from(i64::MAX),
+            },
             (StateKind::FloatSum, _) => Values::FloatSum(FloatSums::default()),
             (StateKind::Distinct, _) => Values::Distinct(Box::new(DistinctSets::new(lane, grouped))),
             (_, Lane::I64 | Lane::Bool) => Values::I64(Paged::default()),
@@ -115,7 +118,10 @@ impl StateColumn {
             Values::Count => {}
             Values::IntegerSum { partial, total, .. } => {
                 partial.resize(groups, 0);
-                total.resize(groups, 0);
+                // Beyond, most sums stay partial ones, and whoever adds to totals makes room.
+                if groups <= LOCAL_GROUPS_MAX {
+                    total.resize(groups, 0);
+                }
             }
             Values::FloatSum(sums) => sums.resize(groups),
             Values::I64(values) => values.resize(groups, if least { i64::MIN } else { i64::MAX }),
@@ -198,6 +204,7 @@ impl StateColumn {
                 }
                 // 38 digits times 2^63 rows could leave i128; saturating keeps such a sum out of every
                 // type's range, so that reading it is an error.
+                total.resize(group_count, 0);
                 each(&mut |row, group| total[group] = total[group].saturating_add(argument.integer(row)));
             }
             Values::FloatSum(sums) => sums.add_block(groups, &argument.f64s, &valid),
@@ -246,8 +253,9 @@ impl StateColumn {
         let pairs = groups.iter().enumerate().map(|(index, group)| (from + index, *group as usize));
         match (&mut self.values, &other.values) {
             (Values::IntegerSum { total, .. }, Values::IntegerSum { partial: p, total: t, .. }) => {
+                total.resize(self.groups, 0);
                 pairs.for_each(|(from, group)| {
-                    total[group] = total[group].saturating_add(t[from]).saturating_add(p[from].into());
+                    total[group] = total[group].saturating_add(total_of(t, from)).saturating_add(p[from].into());
                 });
             }
             (Values::FloatSum(sums), Values::FloatSum(theirs)) => {
@@ -325,7 +333,14 @@ pub(super) fn offer_bytes(maximum: bool, value: &[u8], state: &mut Option<Box<[u
     }
 }
 
+/// The total of a group, which may have none.
+#[inline]
+pub(super) fn total_of(total: &Paged<i128>, group: usize) -> i128 {
+    if group < total.len() { total[group] } else { 0 }
+}
+
 fn flush(partial: &mut Paged<i64>, total: &mut Paged<i128>) {
+    total.resize(partial.len(), 0);
     let partials = partial.pages_mut().flatten();
     for (partial, total) in partials.zip(total.pages_mut().flatten()) {
         *total = total.saturating_add(i128::from(*partial));

@@ -94,6 +94,7 @@ impl StateColumn {
         match (kind, &mut self.values) {
             (1, Values::Count) => {}
             (2, Values::IntegerSum { total, .. }) => {
+                total.resize(self.groups, 0);
                 total[group] = total[group].saturating_add(i128::from_le_bytes(take(&mut bytes)?));
             }
             (3, Values::FloatSum(sums)) => {
