@@ -62,10 +62,7 @@ const QUESTIONS: &[(&str, &str)] = &[
     ("part", "select l_orderkey, l_quantity from t where l_partkey = 123456"),
     ("prefix", "select count(*) from t where l_comment like 'furiously%'"),
     ("suffix", "select count(*) from t where l_comment like '%deposits'"),
-    (
-        "year",
-        "select extract(year from l_shipdate), sum(l_extendedprice) from t group by extract(year from l_shipdate)",
-    ),
+    ("year", "select extract(year from l_shipdate), sum(l_extendedprice) from t group by extract(year from l_shipdate)"),
 ];
 
 type Segment = (Arc<SegmentFooter>, Vec<Bytes>);

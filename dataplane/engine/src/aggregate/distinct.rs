@@ -8,7 +8,7 @@ use hidb::{BLOCK_ROWS, DataType, Lane, Result};
 use super::groups::GroupTable;
 use super::paged::Paged;
 use crate::rows::read_value;
-use crate::vector::{Bits, Vector, for_each_bit};
+use crate::vector::{Bits, NO_BITS, Vector, bit, for_each_bit, set_bit};
 
 /// Bytes of a group number in a key's row encoding.
 const GROUP_BYTES: usize = 9;
@@ -91,12 +91,13 @@ impl DistinctSets {
         let before = self.table.len();
         let (both, one) = ([&self.groups, values], [values]);
         self.table.find_block(if self.grouped { &both } else { &one }, rows, &mut self.numbers);
-        // New entries are numbered in the order of their rows.
-        let mut next = before as u32;
+        // Every new entry has a number from `before`, and counts once.
+        let mut seen = NO_BITS;
         for (number, group) in self.numbers[..rows].iter().zip(&self.groups.i64s) {
-            if *number == next {
+            let fresh = (*number as usize).wrapping_sub(before);
+            if fresh < BLOCK_ROWS && !bit(&seen, fresh) {
+                set_bit(&mut seen, fresh);
                 self.counts[*group as usize] += 1;
-                next += 1;
             }
         }
     }

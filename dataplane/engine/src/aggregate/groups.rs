@@ -208,4 +208,48 @@ mod tests {
             assert_eq!(other.len(), table.len());
         }
     }
+
+    #[test]
+    fn dense_keys_have_one_number_while_pages_are_allocated_filled_and_made_whole() {
+        for seed in 0..40 {
+            let mut random = ChaCha8Rng::seed_from_u64(seed);
+            let data_type = *[DataType::Int64, DataType::Int32, DataType::Date].choose(&mut random).unwrap();
+            let range = *[1000i64, 50_000, 600_000, 10_000_000].choose(&mut random).unwrap();
+            let start = *[0, -range / 2, 1_000_000_000].choose(&mut random).unwrap();
+            let ascending = random.random_bool(0.3);
+            let mut table = GroupTable::new(&[data_type]);
+            let mut expected: HashMap<Option<i64>, u32> = HashMap::new();
+            for block in 0..300 {
+                let rows = if random.random_bool(0.8) { BLOCK_ROWS } else { random.random_range(1..=BLOCK_ROWS) };
+                let mut vector = Vector::default();
+                vector.reset(Lane::I64, BLOCK_ROWS);
+                let nulls = random.random_bool(0.2);
+                let keys: Vec<Option<i64>> = (0..rows as i64)
+                    .map(|row| match ascending {
+                        _ if nulls && row % 50 == 3 => None,
+                        true => Some(start + (block * 700 + row) % range),
+                        false => Some(start + random.random_range(0..range)),
+                    })
+                    .collect();
+                for (row, key) in keys.iter().enumerate() {
+                    vector.store(row, &key.map_or(Scalar::Null, Scalar::I64));
+                }
+                let mut numbers = [0; BLOCK_ROWS];
+                table.find_block(&[&vector], rows, &mut numbers);
+                for (key, number) in keys.iter().zip(numbers) {
+                    assert_eq!(*expected.entry(*key).or_insert(number), number, "seed {seed}, block {block}, {key:?}");
+                }
+                assert_eq!(table.len(), expected.len(), "seed {seed}, block {block}");
+            }
+            let mut vectors = [Vector::default()];
+            for first in (0..table.len()).step_by(BLOCK_ROWS) {
+                let count = (table.len() - first).min(BLOCK_ROWS);
+                table.read(first, count, &mut vectors).unwrap();
+                for row in 0..count {
+                    let key = vectors[0].is_valid(row).then(|| vectors[0].i64s[row]);
+                    assert_eq!(expected[&key] as usize, first + row, "seed {seed}");
+                }
+            }
+        }
+    }
 }

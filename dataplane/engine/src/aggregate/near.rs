@@ -1,14 +1,18 @@
 //! Numbers of the keys that lie near each other, by the key itself.
 //!
-//! Owns [`NearKeys`], a cache in front of [`super::slots::Slots`] for keys of one word: identifiers and dates are often
+//! Owns [`NearKeys`], which stands before [`super::slots::Slots`] for keys of one word: identifiers and dates are often
 //! dense, and an array indexed by them takes a tenth of the memory of a hash table and no comparison. It covers
 //! a window of [`WINDOW`] words around the first keys, in pages that are allocated when a key falls into them.
 //!
+//! Keys come faster than pages may be allocated, so a page may begin as a cache of what is in the slots. The
+//! table's keys are then walked, some with every block, until the page knows all of its keys; from there on it is
+//! the only place of its new ones.
+//!
 //! Invariants
-//! - What it knows is true; what it does not know may still be in the slots.
+//! - What it knows is true. What a page in [`PageState::Whole`] does not know is not in the table.
 //! - At most [`PAGES_PER_BLOCK`] pages are allocated for a block of rows, so that no step stalls, and no more than
 //!   are worth it: 16 places per key of the table.
-//! - It closes for good when fewer than a quarter of the keys met again are found in it.
+//! - It closes for good when fewer than a quarter of the keys met again are found in it, unless a page is whole.
 //!
 //! Cost: 2 ns a row while the pages in use fit the second-level cache; 4 bytes a place.
 
@@ -29,13 +33,43 @@ const PAGES_FREE: usize = 4;
 /// Blocks after which the rate of hits decides.
 const TRIAL_BLOCKS: u32 = 256;
 
+/// Keys of the table walked per block while pages are filled.
+const WALK_KEYS: usize = 4096;
+
+/// Pages that are worth a walk of their own while more of them come.
+const WALK_PAGES: usize = 128;
+
+/// What a page knows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum PageState {
+    /// There is no key of it in the table.
+    #[default]
+    Empty,
+    /// There is no page; its keys are in the slots.
+    Absent,
+    /// All its keys are in the slots, some of them here.
+    Cache,
+    /// As `Cache`, and the walk that is under way will make it whole.
+    Filling,
+    /// All its keys are here.
+    Whole,
+}
+
 /// Key words to numbers, for words in a window.
 #[derive(Debug, Default)]
 pub(super) struct NearKeys {
     base: u64,
     /// A number plus one per word; empty until the first key of the page, and the last one always.
     pages: Vec<Box<[u32]>>,
+    states: Vec<PageState>,
     allocated: usize,
+    /// Pages in [`PageState::Cache`], and whether any is whole.
+    caches: usize,
+    any_whole: bool,
+    /// `allocated` at the end of the last block: pages are waited for, so that one walk fills many.
+    settled: usize,
+    /// The next key of the walk, if one is under way.
+    walk: Option<usize>,
     /// Pages that may still be allocated for this block.
     allowed: usize,
     blocks: u32,
@@ -47,7 +81,7 @@ pub(super) struct NearKeys {
 
 impl NearKeys {
     pub fn memory_bytes(&self) -> usize {
-        self.allocated * PAGE_WORDS * 4 + self.pages.capacity() * 16
+        self.allocated * PAGE_WORDS * 4 + self.pages.capacity() * 16 + self.states.capacity()
     }
 
     /// Looks a block up; returns the number of rows that were not found. `None`: the window is closed.
@@ -64,6 +98,8 @@ impl NearKeys {
             let least = words.iter().min().copied().unwrap_or(0);
             self.base = least.wrapping_sub(WINDOW / 4) & !(PAGE_WORDS as u64 - 1);
             self.pages.resize_with(PAGES + 1, Box::default);
+            // What came before is in the slots.
+            self.states.resize(PAGES, if keys == 0 { PageState::Empty } else { PageState::Absent });
         }
         let worth = PAGES_FREE + keys * PLACES_PER_KEY / PAGE_WORDS;
         self.allowed = worth.saturating_sub(self.allocated).min(PAGES_PER_BLOCK);
@@ -85,27 +121,90 @@ impl NearKeys {
         self.blocks += 1;
         self.strangers += strangers as u64;
         if self.blocks == TRIAL_BLOCKS {
-            if self.found < (self.found + self.strangers) / 4 {
-                (self.pages, self.allocated, self.closed) = (Vec::new(), 0, true);
+            if self.found < (self.found + self.strangers) / 4 && !self.any_whole {
+                *self = NearKeys { closed: true, ..NearKeys::default() };
             }
             (self.blocks, self.found, self.strangers) = (0, 0, 0);
         }
     }
 
-    /// Learns the number of a key, if it lies in the window and its page is worth having.
+    /// The place of a key whose page is whole: its number plus one, or 0 for a new key, which then belongs here alone.
+    #[inline]
+    pub fn whole_place(&mut self, word: u64) -> Option<&mut u32> {
+        let offset = word.wrapping_sub(self.base);
+        let page = (offset >> PAGE_BITS).min(PAGES as u64) as usize;
+        match self.states.get_mut(page)? {
+            PageState::Whole => {}
+            state @ PageState::Empty => {
+                if self.allowed == 0 {
+                    *state = PageState::Absent;
+                    return None;
+                }
+                *state = PageState::Whole;
+                self.any_whole = true;
+                self.allocate(page);
+            }
+            _ => return None,
+        }
+        self.pages[page].get_mut(offset as usize & (PAGE_WORDS - 1))
+    }
+
+    fn allocate(&mut self, page: usize) {
+        self.allowed -= 1;
+        self.allocated += 1;
+        self.pages[page] = vec![0; PAGE_WORDS].into_boxed_slice();
+    }
+
+    /// Learns the number of a key that is in the slots, if it lies in the window and its page is worth having.
     #[inline]
     pub fn learn(&mut self, word: u64, number: u32) {
         let offset = word.wrapping_sub(self.base);
-        let Some(page) = self.pages.get_mut((offset >> PAGE_BITS).min(PAGES as u64) as usize) else { return };
-        if page.is_empty() {
-            if offset >= WINDOW || self.allowed == 0 {
+        let page = (offset >> PAGE_BITS).min(PAGES as u64) as usize;
+        let Some(state) = self.states.get_mut(page) else { return };
+        if matches!(state, PageState::Empty | PageState::Absent) {
+            *state = PageState::Absent;
+            if self.allowed == 0 {
                 return;
             }
-            self.allowed -= 1;
-            self.allocated += 1;
-            *page = vec![0; PAGE_WORDS].into_boxed_slice();
+            *state = PageState::Cache;
+            self.caches += 1;
+            self.allocate(page);
         }
-        page[offset as usize & (PAGE_WORDS - 1)] = number + 1;
+        self.pages[page][offset as usize & (PAGE_WORDS - 1)] = number + 1;
+    }
+
+    /// The keys, of `keys`, to be given to [`NearKeys::fill`] with this block.
+    pub fn walk(&mut self, keys: usize) -> std::ops::Range<usize> {
+        let wait = self.allocated != self.settled && self.caches < WALK_PAGES;
+        self.settled = self.allocated;
+        if self.walk.is_none() && self.caches > 0 && !wait {
+            self.caches = 0;
+            self.states.iter_mut().filter(|state| **state == PageState::Cache).for_each(|s| *s = PageState::Filling);
+            self.walk = Some(0);
+        }
+        let Some(first) = self.walk else { return 0..0 };
+        let end = (first + WALK_KEYS).min(keys);
+        self.walk = Some(end);
+        first..end
+    }
+
+    /// Takes in a key of the walk.
+    #[inline]
+    pub fn fill(&mut self, word: u64, number: u32) {
+        let offset = word.wrapping_sub(self.base);
+        let page = (offset >> PAGE_BITS).min(PAGES as u64) as usize;
+        if self.states.get(page) == Some(&PageState::Filling) {
+            self.pages[page][offset as usize & (PAGE_WORDS - 1)] = number + 1;
+        }
+    }
+
+    /// Ends the walk if it has seen all `keys`.
+    pub fn end_walk(&mut self, keys: usize) {
+        if self.walk == Some(keys) {
+            let filling = self.states.iter_mut().filter(|state| **state == PageState::Filling);
+            filling.for_each(|state| *state = PageState::Whole);
+            (self.walk, self.any_whole) = (None, true);
+        }
     }
 }
 
@@ -158,7 +257,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_found_is_what_was_learnt(seeds in prop::collection::vec((any::<u64>(), 1u64..10_000_000), 1..8)) {
-            let block = |(seed, spread): &(u64, u64)| (0..1024u64).map(|i| seed ^ i * i % spread).collect();
+            let block = |(seed, spread): &(u64, u64)| (0..1024u64).map(|i| seed ^ (i * i % spread)).collect();
             let blocks: Vec<Vec<u64>> = seeds.iter().chain(&seeds).map(block).collect();
             learn_all(&mut NearKeys::default(), &blocks);
         }

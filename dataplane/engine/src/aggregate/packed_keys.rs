@@ -205,6 +205,7 @@ impl PackedKeys {
             None
         };
         if near == Some(0) && valid.is_none() {
+            self.walk();
             self.near.judge(0);
             return;
         }
@@ -238,20 +239,33 @@ impl PackedKeys {
 
     /// Looks up the rows that have no number yet, for keys of one word.
     fn find_missing(&mut self, rows: usize, out: &mut [u32; BLOCK_ROWS]) {
+        self.walk();
         let mut missing = 0;
-        for (row, number) in out[..rows].iter().enumerate() {
-            self.missing[missing] = row as u16;
-            missing += usize::from(*number == NOT_FOUND);
-        }
-        let rows_of = |k: usize, missing: &[u16; BLOCK_ROWS]| usize::from(missing[k]) & (BLOCK_ROWS - 1);
-        for k in 0..missing {
-            self.hashes[k] = mix(self.block[0][rows_of(k, &self.missing)]);
+        for row in 0..rows {
+            if out[row] != NOT_FOUND {
+                continue;
+            }
+            let word = self.block[0][row];
+            match self.near.whole_place(word) {
+                Some(place) => {
+                    if *place == 0 {
+                        self.words[0].push(word);
+                        *place = self.words[0].len() as u32;
+                    }
+                    out[row] = *place - 1;
+                }
+                None => {
+                    self.hashes[missing] = mix(word);
+                    self.missing[missing] = row as u16;
+                    missing += 1;
+                }
+            }
         }
         // Brings the slots of new keys into the cache, too.
         self.slots.first_probe(&self.hashes, missing, &mut self.numbers);
         let before = self.words[0].len();
         for k in 0..missing {
-            let row = rows_of(k, &self.missing);
+            let row = usize::from(self.missing[k]) & (BLOCK_ROWS - 1);
             out[row] = match self.numbers[k] {
                 NOT_FOUND => self.find_or_insert(row, k),
                 number => number,
@@ -259,6 +273,22 @@ impl PackedKeys {
             self.near.learn(self.block[0][row], out[row]);
         }
         self.near.judge(missing - (self.words[0].len() - before).min(missing));
+    }
+
+    /// Lets `near` see some of the table's keys.
+    fn walk(&mut self) {
+        let keys = self.words[0].len();
+        let walk = self.near.walk(keys);
+        let null = self.null.map(|null| null as usize);
+        for (number, word) in walk.clone().zip(self.words[0].range(walk.start, walk.len())) {
+            // NULL's word is not its key.
+            if Some(number) != null {
+                self.near.fill(*word, number as u32);
+            }
+        }
+        if !walk.is_empty() {
+            self.near.end_walk(keys);
+        }
     }
 
     /// Forgets numbers whose words are not those of the row.

@@ -161,7 +161,7 @@ impl Slots {
     fn split(&mut self) {
         let (low, high) = (self.pages.len() - (self.mask as usize).div_ceil(2), self.pages.len());
         let old = std::mem::take(&mut self.pages[low]);
-        let bit = (self.mask + 1) / 2;
+        let bit = self.mask.div_ceil(2);
         let moved = old.iter().filter(|slot| slot[1] != 0 && slot[0] & bit != 0).count();
         let stayed = self.used[low] as usize - moved;
         let room = |used: usize| PAGE_SLOTS.max((used * 2).next_power_of_two());
