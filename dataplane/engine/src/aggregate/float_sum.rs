@@ -14,7 +14,7 @@
 //! A block of values for few groups is added as integers at one common exponent first, without branches; only
 //! what lies more than 31 binary orders of magnitude below the block's greatest value goes one by one.
 //!
-//! Cost: 0.7 ns a value for one group; for many groups 3 to 5 ns in the window, 6 ns in the superaccumulator.
+//! Cost: about 1 ns a value for one group; for many groups 3 to 5 ns in the window, 6 ns in the superaccumulator.
 
 use heliostat_segment::dispatch;
 use hidb::BLOCK_ROWS;

@@ -8,13 +8,16 @@
 //! - the keys' domains (dictionary codes, small ranges of integers) multiply to at most [`DIRECT_MAX`]: a
 //!   table indexed by the combined code holds the group number; only the first row of a group in a row group
 //!   goes to the hash table;
-//! - otherwise every row's key is encoded and looked up.
+//! - otherwise a block of keys is looked up in the table of groups (`groups`): packed into words where all have a
+//!   fixed width, in row encoding where not.
 //!
 //! Invariants
 //! - Aggregates with the same function class and argument share one state column (avg and sum do).
 //! - `rows[g]` counts all rows of a group; a state column counts only its NULLs, so count costs nothing more.
 //!
-//! Cost: direct 1.5 ns a row for two keys; hashed 15 ns plus a cache miss; sums 0.6 ns per row and column.
+//! Cost: direct 1.5 ns a row for two keys; sums of few groups 0.6 ns per row and column. For 100,000 groups a lookup,
+//! a count and a sum take 16 ns together, for 1.75 M of them 88 ns with giving them out: each row misses the cache (and
+//! the TLB) once for its key, once for its count and once per sum.
 
 mod byte_keys;
 mod distinct;

@@ -34,7 +34,7 @@ const PAGES_FREE: usize = 4;
 const TRIAL_BLOCKS: u32 = 256;
 
 /// Keys of the table walked per block while pages are filled.
-const WALK_KEYS: usize = 4096;
+const WALK_KEYS: usize = 2048;
 
 /// Pages that are worth a walk of their own while more of them come.
 const WALK_PAGES: usize = 128;

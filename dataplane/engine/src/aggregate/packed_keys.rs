@@ -241,21 +241,20 @@ impl PackedKeys {
     fn find_missing(&mut self, rows: usize, out: &mut [u32; BLOCK_ROWS]) {
         self.walk();
         let mut missing = 0;
-        for row in 0..rows {
-            if out[row] != NOT_FOUND {
+        for (row, (number, word)) in out[..rows].iter_mut().zip(self.block[0].iter()).enumerate() {
+            if *number != NOT_FOUND {
                 continue;
             }
-            let word = self.block[0][row];
-            match self.near.whole_place(word) {
+            match self.near.whole_place(*word) {
                 Some(place) => {
                     if *place == 0 {
-                        self.words[0].push(word);
+                        self.words[0].push(*word);
                         *place = self.words[0].len() as u32;
                     }
-                    out[row] = *place - 1;
+                    *number = *place - 1;
                 }
                 None => {
-                    self.hashes[missing] = mix(word);
+                    self.hashes[missing] = mix(*word);
                     self.missing[missing] = row as u16;
                     missing += 1;
                 }
