@@ -303,7 +303,7 @@ impl CoreScan {
                             return Err(error);
                         }
                         // A group may come more than once: send what there is and start anew.
-                        let output = GroupOutput::new(aggregator.take_groups(), plan, &self.compiled.outputs);
+                        let output = GroupOutput::new(aggregator.take_groups(), plan, &self.compiled.outputs)?;
                         *flushing = Some(Box::new(output));
                         break;
                     }

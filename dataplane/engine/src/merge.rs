@@ -239,23 +239,23 @@ impl Merge {
             return Ok(match self.groups.pop_front() {
                 Some(next) if unmerged => {
                     self.groups.push_front(next);
-                    State::Groups(Box::new(GroupOutput::new(*into, plan, &self.compiled.outputs)), budget)
+                    State::Groups(Box::new(GroupOutput::new(*into, plan, &self.compiled.outputs)?), budget)
                 }
                 Some((groups, other)) => {
                     let absorbing = Absorbing { groups, _budget: other, map: Vec::new(), distinct: (0, 0) };
                     State::Absorbing { into, budget, from: Some(Box::new(absorbing)) }
                 }
-                None => State::Groups(Box::new(GroupOutput::new(*into, plan, &self.compiled.outputs)), budget),
+                None => State::Groups(Box::new(GroupOutput::new(*into, plan, &self.compiled.outputs)?), budget),
             });
         };
         let first = from.map.len();
         let end = (first + MERGE_GROUPS).min(from.groups.len());
         if first < end {
-            for group in first..end {
-                from.map.push(into.find(from.groups.table.key(group)));
-            }
+            let mut numbers = [0; BLOCK_ROWS];
+            into.table.find_all_of(&from.groups.table, first, end - first, &mut numbers);
+            from.map.extend_from_slice(&numbers[..end - first]);
             into.grow();
-            for (group, rows) in from.map[first..end].iter().zip(&from.groups.rows[first..end]) {
+            for (group, rows) in from.map[first..end].iter().zip(from.groups.rows.range(first, end - first)) {
                 into.rows[*group as usize] += rows;
             }
             for (state, theirs) in into.states.iter_mut().zip(&from.groups.states) {
@@ -267,7 +267,7 @@ impl Merge {
                 return Ok(State::Absorbing { into, budget, from: None });
             };
             let end = (entry + MERGE_GROUPS).min(theirs.distinct_len());
-            into.states[column].absorb_distinct(&from.map, theirs, entry, end);
+            into.states[column].absorb_distinct(&from.map, theirs, entry, end)?;
             from.distinct = if end == theirs.distinct_len() { (column + 1, 0) } else { (column, end) };
         }
         budget.set("merging groups", into.memory_bytes())?;

@@ -180,9 +180,9 @@ pub(crate) struct GroupOutput {
 }
 
 impl GroupOutput {
-    pub fn new(groups: Groups, plan: &AggregatePlan, outputs: &OutputPlan) -> Self {
+    pub fn new(groups: Groups, plan: &AggregatePlan, outputs: &OutputPlan) -> Result<Self> {
         let intermediate = plan.phase == hidb::plan::Phase::Intermediate;
-        let distinct = if intermediate { groups.distinct_entries() } else { Vec::new() };
+        let distinct = if intermediate { groups.distinct_entries()? } else { Vec::new() };
         let mut machine = Machine::default();
         let unknown = |column: usize| match outputs.program.nodes.iter().find_map(|node| match node.op {
             crate::eval::Op::Column(index) if index == column => Some(node.data_type),
@@ -193,14 +193,14 @@ impl GroupOutput {
         };
         machine.specialise(&outputs.program, &unknown);
         let width = plan.keys.len() + plan.aggregates.len();
-        GroupOutput {
+        Ok(GroupOutput {
             groups,
             distinct,
             next: 0,
             machine,
             columns: vec![Vector::default(); width],
             compacted: vec![Vector::default(); width],
-        }
+        })
     }
 
     pub fn memory_bytes(&self) -> usize {
@@ -224,7 +224,7 @@ impl GroupOutput {
         self.next += count;
         let keys = plan.keys.len();
         let (key_columns, value_columns) = self.columns.split_at_mut(keys);
-        self.groups.keys(plan, first, count, key_columns)?;
+        self.groups.table.read(first, count, key_columns)?;
         self.groups.values(plan, &self.distinct, first, count, value_columns)?;
         let outputs = &compiled.outputs;
         let program = &outputs.program;
@@ -250,7 +250,7 @@ impl GroupOutput {
         let mut source = Preset(&self.columns);
         if let (Some(sort), Some(kept)) = (&compiled.sort, sorted.as_mut()) {
             let table = &self.groups.table;
-            let tie = |row: usize, key: &mut Vec<u8>| key.extend_from_slice(table.key(numbers[row]));
+            let tie = |row: usize, key: &mut Vec<u8>| table.write_key(numbers[row], key);
             keep_sorted(outputs, sort, &mut self.machine, &mut source, rows, tie, kept)?;
             return Ok(true);
         }

@@ -11,7 +11,17 @@
 //! - Between carry propagations at most [`ADDS_MAX`] values of at most 53 bits went into a chunk, so no
 //!   chunk overflows.
 //!
-//! Cost: 3 to 5 ns a value in the window, 6 ns in the superaccumulator.
+//! A block of values for few groups is added as integers at one common exponent first, without branches; only
+//! what lies more than 31 binary orders of magnitude below the block's greatest value goes one by one.
+//!
+//! Cost: about 1 ns a value for one group; for many groups 3 to 5 ns in the window, 6 ns in the superaccumulator.
+
+use heliostat_segment::dispatch;
+use hidb::BLOCK_ROWS;
+
+use super::paged::Paged;
+use super::state::LOCAL_GROUPS_MAX;
+use crate::vector::{Bits, count_bits, for_each_bit};
 
 const CHUNKS: usize = 68;
 const ADDS_MAX: u32 = 1 << 9;
@@ -21,6 +31,9 @@ const BIAS: i32 = 1075;
 const WINDOW_BELOW: i32 = 30;
 /// Exponents above the window's base that still fit: 53 + 60 bits of 127.
 const WINDOW_SHIFT_MAX: i32 = 60;
+
+/// Exponents that a block's common integers cover: 1,024 mantissas of 53 bits, 32 bits apart, fit two `i64`.
+const SPLIT_EXPONENTS: i32 = 32;
 
 const FLAG_NAN: u8 = 1;
 const FLAG_PLUS: u8 = 2;
@@ -132,10 +145,85 @@ struct Window {
     promoted: bool,
 }
 
+/// Whether the window's value and its unit are normal doubles, far from either end of their range.
+fn is_normal(window: Window) -> bool {
+    let unit = i32::from(window.base) - BIAS;
+    unit > -1000 && unit + 128 - (window.value.unsigned_abs().leading_zeros() as i32) < 1000
+}
+
+#[inline(always)]
+fn greatest_exponent_body(values: &[f64; BLOCK_ROWS]) -> i32 {
+    let mut greatest = 0;
+    for value in values {
+        let exponent = value.to_bits() >> 52 & 0x7ff;
+        greatest = greatest.max(if exponent == 0x7ff { 0 } else { exponent });
+    }
+    greatest as i32
+}
+
+/// A value as an integer at `base`, in two parts: `low + high * 2^32`; and whether it lies outside of the exponents
+/// from `base`, in which case the parts are 0.
+#[inline(always)]
+fn parts(value: f64, base: u64) -> (i64, i64, u64) {
+    let bits = value.to_bits();
+    let shift = (bits >> 52 & 0x7ff).wrapping_sub(base);
+    let inside = shift < SPLIT_EXPONENTS as u64;
+    let magnitude = if inside { bits & ((1 << 52) - 1) | 1 << 52 } else { 0 };
+    let shift = shift & 31;
+    let low = ((magnitude << shift) & 0xffff_ffff) as i64;
+    let high = (magnitude >> (32 - shift)) as i64;
+    let sign = bits as i64 >> 63;
+    ((low ^ sign) - sign, (high ^ sign) - sign, u64::from(!inside && bits << 1 != 0))
+}
+
+#[inline(always)]
+fn split_body(values: &[f64; BLOCK_ROWS], base: i32, low: &mut [i64; BLOCK_ROWS], high: &mut [i64; BLOCK_ROWS]) -> u64 {
+    let mut count = 0;
+    for ((value, low), high) in values.iter().zip(low).zip(high) {
+        let outside;
+        (*low, *high, outside) = parts(*value, base as u64);
+        count += outside;
+    }
+    count
+}
+
+#[inline(always)]
+fn sum_split_body(values: &[f64; BLOCK_ROWS], base: i32) -> (i64, i64, u64) {
+    let mut sums = (0, 0, 0);
+    for value in values {
+        let (low, high, outside) = parts(*value, base as u64);
+        sums = (sums.0 + low, sums.1 + high, sums.2 + outside);
+    }
+    sums
+}
+
+dispatch! {
+    /// The greatest exponent field of a finite value.
+    fn greatest_exponent(values: &[f64; BLOCK_ROWS]) -> i32 = greatest_exponent_body;
+}
+dispatch! {
+    /// The parts of every value; returns how many (that are not zero) are outside.
+    fn split(values: &[f64; BLOCK_ROWS], base: i32, low: &mut [i64; BLOCK_ROWS], high: &mut [i64; BLOCK_ROWS]) -> u64 = split_body;
+}
+dispatch! {
+    /// The sums of the parts, and how many values (that are not zero) are outside.
+    fn sum_split(values: &[f64; BLOCK_ROWS], base: i32) -> (i64, i64, u64) = sum_split_body;
+}
+
+/// As [`for_each_bit`] for the first `rows`, but a plain loop if all their bits are set.
+#[inline]
+fn for_each_bit_or_all(bits: &Bits, rows: usize, mut visit: impl FnMut(usize)) {
+    if count_bits(bits) == rows {
+        (0..rows).for_each(visit);
+    } else {
+        for_each_bit(bits, &mut visit);
+    }
+}
+
 /// One exact sum per group.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct FloatSums {
-    windows: Vec<Window>,
+    windows: Paged<Window>,
     wide: Vec<Superaccumulator>,
 }
 
@@ -145,7 +233,7 @@ impl FloatSums {
     }
 
     pub fn memory_bytes(&self) -> usize {
-        self.windows.capacity() * size_of::<Window>() + self.wide.capacity() * size_of::<Superaccumulator>()
+        self.windows.memory_bytes() + self.wide.capacity() * size_of::<Superaccumulator>()
     }
 
     #[inline]
@@ -182,6 +270,66 @@ impl FloatSums {
             }
         }
         self.promote(group).add(negative, magnitude, exponent);
+    }
+
+    /// Adds the `valid` values of one block to the sums of `groups`.
+    pub fn add_block(&mut self, groups: &[u32], values: &[f64], valid: &Bits) {
+        let count = self.windows.len();
+        if count > LOCAL_GROUPS_MAX {
+            for_each_bit(valid, |row| self.add(groups[row] as usize, values[row]));
+            return;
+        }
+        let mut block = [0.0; BLOCK_ROWS];
+        for_each_bit_or_all(valid, groups.len(), |row| block[row] = values[row]);
+        // All but the smallest values of a block are sums of integers at one exponent.
+        let base = (greatest_exponent(&block) - (SPLIT_EXPONENTS - 1)).max(1);
+        let mut sums = [(0i64, 0i64); LOCAL_GROUPS_MAX];
+        let outside = if count == 1 {
+            let (low, high, outside) = sum_split(&block, base);
+            sums[0] = (low, high);
+            outside
+        } else {
+            let (mut low, mut high) = ([0; BLOCK_ROWS], [0; BLOCK_ROWS]);
+            let outside = split(&block, base, &mut low, &mut high);
+            for (group, (low, high)) in groups.iter().zip(low.iter().zip(&high)) {
+                let sum = &mut sums[*group as usize & (LOCAL_GROUPS_MAX - 1)];
+                *sum = (sum.0 + low, sum.1 + high);
+            }
+            outside
+        };
+        for (group, (low, high)) in sums.iter().enumerate().take(count) {
+            self.add_scaled(group, (i128::from(*high) << 32) + i128::from(*low), base);
+        }
+        if outside > 0 {
+            for (value, group) in block.iter().zip(groups) {
+                let exponent = (value.to_bits() >> 52 & 0x7ff) as i32;
+                if !(base..base + SPLIT_EXPONENTS).contains(&exponent) {
+                    self.add(*group as usize, *value);
+                }
+            }
+        }
+    }
+
+    /// Adds `value * 2^(exponent - BIAS)`; `value` below 2^96.
+    fn add_scaled(&mut self, group: usize, value: i128, exponent: i32) {
+        if value == 0 {
+            return;
+        }
+        let window = &mut self.windows[group];
+        if !window.promoted {
+            if window.base == i16::MIN {
+                window.base = (exponent - WINDOW_BELOW / 2).max(1) as i16;
+            }
+            let shift = exponent - i32::from(window.base);
+            let room = value.unsigned_abs().leading_zeros() as i32 - 1;
+            if (0..room).contains(&shift)
+                && let Some(sum) = window.value.checked_add(value << shift)
+            {
+                window.value = sum;
+                return;
+            }
+        }
+        self.promote(group).add_wide(value, exponent);
     }
 
     fn promote(&mut self, group: usize) -> &mut Superaccumulator {
@@ -228,6 +376,11 @@ impl FloatSums {
             FLAG_MINUS => f64::NEG_INFINITY,
             0 if window.promoted => self.wide[window.value as usize].round(),
             0 if window.base == i16::MIN => 0.0,
+            0 if window.value == 0 => 0.0,
+            0 if is_normal(window) => {
+                // Converting rounds to nearest, ties to even; scaling a normal number to a normal one is exact.
+                window.value as f64 * f64::from_bits(((i32::from(window.base) - BIAS + 1023) as u64) << 52)
+            }
             0 => {
                 let mut wide = Superaccumulator::new();
                 wide.add_wide(window.value, i32::from(window.base));
@@ -345,6 +498,50 @@ mod tests {
             let integers: Vec<i64> = (0..1000).map(|_| random.random_range(-(1 << 40)..1 << 40)).collect();
             let floats: Vec<f64> = integers.iter().map(|v| *v as f64).collect();
             assert_eq!(sum(&floats), integers.iter().sum::<i64>() as f64);
+        }
+    }
+
+    #[test]
+    fn blocks_sum_as_their_values_do() {
+        let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(9);
+        for round in 0..400 {
+            let spread = [0, 3, 20, 40, 600][round % 5];
+            let groups = [1, 2, 64, 65, 3000][round / 5 % 5];
+            let special = round % 3 == 0;
+            let mut by_block = FloatSums::default();
+            let mut by_value = FloatSums::default();
+            by_block.resize(groups);
+            by_value.resize(groups);
+            for _ in 0..random.random_range(1..6) {
+                let rows = random.random_range(1..=BLOCK_ROWS);
+                let offset = random.random_range(-400..400);
+                let values: Vec<f64> = (0..rows)
+                    .map(|_| match random.random_range(0..60) {
+                        0 => 0.0,
+                        1 => -0.0,
+                        2 => f64::from_bits(random.random_range(0..1 << 53)),
+                        3 if special => f64::MAX * if random.random() { 1.0 } else { -1.0 },
+                        4 if special && random.random_bool(0.02) => f64::INFINITY,
+                        5 if special && random.random_bool(0.02) => f64::NAN,
+                        _ => (random.random::<f64>() - 0.5) * 2f64.powi(offset + random.random_range(-spread..=spread)),
+                    })
+                    .collect();
+                let numbers: Vec<u32> = (0..rows).map(|_| random.random_range(0..groups as u32)).collect();
+                let mut valid = crate::vector::first_bits(rows);
+                if random.random() {
+                    valid.iter_mut().for_each(|word| *word &= random.random::<u64>());
+                }
+                by_block.add_block(&numbers, &values, &valid);
+                for_each_bit(&valid, |row| by_value.add(numbers[row] as usize, values[row]));
+            }
+            for group in 0..groups {
+                let (ours, theirs) = (by_block.value(group), by_value.value(group));
+                assert!(ours.to_bits() == theirs.to_bits() || ours.is_nan() && theirs.is_nan(), "{ours} {theirs}");
+                let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+                by_block.write_state(group, &mut ours);
+                by_value.write_state(group, &mut theirs);
+                assert_eq!(ours, theirs);
+            }
         }
     }
 

@@ -11,7 +11,6 @@ use hidb::{BLOCK_ROWS, DataType, Error, ErrorCode, Field, Result, Schema};
 
 use super::{AggregatePlan, Groups};
 use crate::batches::{array_of_vectors, vector_of_array};
-use crate::rows::write_value;
 use crate::vector::Vector;
 
 fn wrong(detail: String) -> Error {
@@ -27,7 +26,7 @@ pub fn merge_intermediate(aggregation: &Aggregation, batches: &[RecordBatch]) ->
     let mut groups = Groups::new(&plan);
     let keys = plan.keys.len();
     let mut key_vectors = vec![Vector::default(); keys];
-    let mut key = Vec::new();
+    let mut numbers = [0; BLOCK_ROWS];
     for batch in batches {
         if batch.num_columns() != keys + plan.aggregates.len() {
             return Err(wrong(format!(
@@ -49,13 +48,10 @@ pub fn merge_intermediate(aggregation: &Aggregation, batches: &[RecordBatch]) ->
             for (column, vector) in key_vectors.iter_mut().enumerate() {
                 vector_of_array(batch.column(column).slice(first, count).as_ref(), &plan.key_types[column], vector)?;
             }
-            for row in 0..count {
-                key.clear();
-                for (vector, data_type) in key_vectors.iter().zip(&plan.key_types) {
-                    write_value(vector, data_type.lane(), row, &mut key);
-                }
-                let group = groups.find(&key) as usize;
-                groups.grow();
+            groups.table.find_block(&key_vectors.iter().collect::<Vec<_>>(), count, &mut numbers);
+            groups.grow();
+            for (row, group) in numbers[..count].iter().enumerate() {
+                let group = *group as usize;
                 // Rows of the group are the most that any aggregate saw; the others saw NULLs besides.
                 let mut counts = Vec::with_capacity(states.len());
                 let mut done = vec![false; plan.states.len()];
@@ -88,7 +84,7 @@ pub fn merge_intermediate(aggregation: &Aggregation, batches: &[RecordBatch]) ->
     for first in (0..groups.len()).step_by(BLOCK_ROWS) {
         let count = (groups.len() - first).min(BLOCK_ROWS);
         let (key_part, value_part) = values.split_at_mut(keys);
-        groups.keys(&plan, first, count, key_part)?;
+        groups.table.read(first, count, key_part)?;
         groups.values(&plan, &[], first, count, value_part)?;
         columns.iter_mut().zip(&values).for_each(|(column, vector)| column.push(vector.clone()));
     }

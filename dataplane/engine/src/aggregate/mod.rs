@@ -9,21 +9,32 @@
 //!   table indexed by the combined code holds the group number; only the first row of a group in a row group
 //!   goes to the hash table;
 //! - no keys, or a table of few slots of which few occur: a bitmap of rows per group (`few`);
-//! - otherwise every row's key is encoded and looked up.
+//! - otherwise a block of keys is looked up in the table of groups (`groups`): packed into words where all have a
+//!   fixed width, in row encoding where not.
 //!
 //! Invariants
 //! - Aggregates with the same function class and argument share one state column (avg and sum do).
 //! - `rows[g]` counts all rows of a group; a state column counts only its NULLs, so count costs nothing more.
 //!
-//! Cost: direct 1.5 ns a row for two keys; hashed 15 ns plus a cache miss; sums 0.6 ns per row and column.
+//! Cost: direct 1.5 ns a row for two keys; sums of few groups 0.6 ns per row and column. For 100,000 groups a lookup,
+//! a count and a sum take 16 ns together, for 1.75 M of them 88 ns with giving them out: each row misses the cache (and
+//! the TLB) once for its key, once for its count and once per sum.
 
+mod byte_keys;
 mod digits;
+mod distinct;
 pub(crate) mod extremes;
 mod few;
-pub(crate) mod float_sum;
+mod finish;
+mod float_sum;
 pub(crate) mod groups;
 mod intermediate;
+mod near;
+mod packed_keys;
+pub(crate) mod paged;
+mod slots;
 pub mod state;
+mod wire;
 
 use std::sync::Arc;
 
@@ -36,11 +47,12 @@ use crate::eval::Program;
 use crate::eval::facts::{Fact, type_range};
 use crate::eval::machine::{ColumnSource, Machine};
 use crate::eval::tables::ENTRIES_MAX;
-use crate::rows::{read_value, write_bytes, write_value};
+use crate::rows::write_bytes;
 use crate::source::BlockSource;
 use crate::vector::{Bits, Vector, bit, count_bits, first_bits};
 use few::{FewGroups, SLOTS_MAX};
 use groups::GroupTable;
+use paged::Paged;
 use state::{StateColumn, StateKind, count_rows};
 
 /// A block that keeps one row in so many is read whole.
@@ -110,17 +122,18 @@ impl AggregatePlan {
 pub(crate) struct Groups {
     pub table: GroupTable,
     /// Rows per group.
-    pub rows: Vec<i64>,
+    pub rows: Paged<i64>,
     pub states: Vec<StateColumn>,
 }
 
 impl Groups {
     pub fn new(plan: &AggregatePlan) -> Self {
-        let states = plan.states.iter().map(|(kind, lane, _)| StateColumn::new(*kind, *lane)).collect();
-        let mut groups = Groups { table: GroupTable::default(), rows: Vec::new(), states };
-        if plan.keys.is_empty() {
+        let grouped = !plan.keys.is_empty();
+        let states = plan.states.iter().map(|(kind, lane, _)| StateColumn::new(*kind, *lane, grouped)).collect();
+        let mut groups = Groups { table: GroupTable::new(&plan.key_types), rows: Paged::default(), states };
+        if !grouped {
             // The one group of an aggregation without keys exists even without rows.
-            groups.find(&[]);
+            groups.table.find_block(&[], 1, &mut [0; BLOCK_ROWS]);
             groups.grow();
         }
         groups
@@ -130,8 +143,9 @@ impl Groups {
         self.table.len()
     }
 
-    pub fn find(&mut self, key: &[u8]) -> u32 {
-        self.table.find_or_insert(key).0
+    /// The number of the group with this row encoding; a new one is added.
+    pub fn find(&mut self, key: &[u8]) -> Result<u32> {
+        self.table.find_or_insert(key)
     }
 
     /// Gives every group of the table its states.
@@ -145,21 +159,7 @@ impl Groups {
 
     pub fn memory_bytes(&self) -> usize {
         let states: usize = self.states.iter().map(StateColumn::memory_bytes).sum();
-        self.table.memory_bytes() + self.rows.capacity() * 8 + states
-    }
-
-    /// Decodes the keys of `count` groups from `first` into one vector per key.
-    pub fn keys(&self, plan: &AggregatePlan, first: usize, count: usize, out: &mut [Vector]) -> Result<()> {
-        for (vector, data_type) in out.iter_mut().zip(&plan.key_types) {
-            vector.reset(data_type.lane(), BLOCK_ROWS);
-        }
-        for row in 0..count {
-            let mut key = self.table.key(first + row);
-            for (vector, data_type) in out.iter_mut().zip(&plan.key_types) {
-                read_value(&mut key, data_type.lane(), row, vector)?;
-            }
-        }
-        Ok(())
+        self.table.memory_bytes() + self.rows.memory_bytes() + states
     }
 
     /// Final values (or, in the intermediate phase, states) of `count` groups from `first`, a vector per aggregate.
@@ -181,18 +181,14 @@ impl Groups {
                     vector.bytes.close();
                 }
             } else {
-                vector.reset(aggregate.data_type.lane(), BLOCK_ROWS);
-                for row in 0..count {
-                    let group = first + row;
-                    vector.store(row, &states.value(aggregate, group, self.rows[group])?);
-                }
+                states.values(aggregate, first, count, &self.rows, vector)?;
             }
         }
         Ok(())
     }
 
     /// For every state column, the entries of distinct sets by group (empty for other kinds).
-    pub fn distinct_entries(&self) -> Vec<Vec<Vec<u32>>> {
+    pub fn distinct_entries(&self) -> Result<Vec<Vec<Vec<u32>>>> {
         self.states.iter().map(StateColumn::distinct_by_group).collect()
     }
 }
@@ -204,6 +200,17 @@ pub(crate) fn integer_result(value: i128, data_type: &DataType) -> Option<Scalar
         Lane::I64 => Scalar::I64(value as i64),
         _ => Scalar::I128(value),
     })
+}
+
+/// What a decimal average's sum is multiplied by before it is divided by the count.
+fn average_factor(aggregate: &Aggregate) -> Option<i128> {
+    match (aggregate.argument.as_ref().map(|argument| argument.data_type), aggregate.data_type) {
+        (Some(DataType::Decimal { scale: from, .. }), DataType::Decimal { scale, .. }) => {
+            decimal::power_of_ten(scale.saturating_sub(from))
+        }
+        (_, DataType::Decimal { scale, .. }) => decimal::power_of_ten(scale),
+        _ => None,
+    }
 }
 
 /// The average of integers or decimals: `sum / count`, rounded half away from zero at the result's scale, or
@@ -516,7 +523,7 @@ impl Aggregator {
                 Digit::Truth { .. } => self.key.extend_from_slice(&[1, value as u8]),
             }
         }
-        Ok(self.groups.find(&self.key))
+        self.groups.find(&self.key)
     }
 
     /// Groups by the encoded keys.
@@ -524,19 +531,8 @@ impl Aggregator {
         for key in &plan.keys {
             self.machine.eval_all(&plan.program, *key, source)?;
         }
-        let keys: Vec<(&Vector, Lane)> = plan
-            .keys
-            .iter()
-            .zip(&plan.key_types)
-            .map(|(key, data_type)| (self.machine.vector(&plan.program, *key), data_type.lane()))
-            .collect();
-        for (row, group) in self.group_of[..source.rows].iter_mut().enumerate() {
-            self.key.clear();
-            for (vector, lane) in &keys {
-                write_value(vector, *lane, row, &mut self.key);
-            }
-            *group = self.groups.find(&self.key);
-        }
+        let keys: Vec<&Vector> = plan.keys.iter().map(|key| self.machine.vector(&plan.program, *key)).collect();
+        self.groups.table.find_block(&keys, source.rows, &mut self.group_of);
         Ok(())
     }
 }

@@ -1,33 +1,22 @@
 //! Aggregate states: one column of states per distinct (function, argument), indexed by group number.
 //!
-//! Owns [`StateColumn`], its merging, its final values and its wire form, and [`merge_intermediate`].
-//!
-//! Wire form of a state (one Bytea value per aggregate and group, Phase::Intermediate), little-endian:
-//! version (1 byte, [`STATE_VERSION`]), kind (1 byte), number of non-NULL arguments (i64), then
-//! - kind 1, count: nothing;
-//! - kind 2, exact sum (also avg) of integers or decimals: i128;
-//! - kind 3, exact sum (also avg) of floats: flags (1: NaN, 2: +inf, 4: -inf), number of chunks (1 byte), per
-//!   chunk its index (1 byte) and value (i64), worth `value * 2^(32 * index - 1075)`;
-//! - kind 4, min or max: a value in row encoding (0 for none; 1 and the value little-endian, bytes with a
-//!   u32 length);
-//! - kind 5, count distinct: number of values (u32), and each in row encoding.
+//! Owns [`StateColumn`], what rows do to it and its merging. Final values
+//! are in `finish`, the wire form in `wire`.
 
 use std::cmp::Ordering;
 
-use hidb::plan::{Aggregate, AggregateFunction};
+use hidb::plan::AggregateFunction;
 use hidb::types::compare_f64;
-use hidb::{DataType, Error, ErrorCode, Lane, Result, Scalar};
+use hidb::{DataType, Error, ErrorCode, Lane, Result};
 
+use super::distinct::DistinctSets;
 use super::few::{masked_bounds, masked_sum};
 use super::float_sum::FloatSums;
-use super::groups::GroupTable;
-use crate::rows::{read_value, take, write_value};
+use super::paged::{PAGE_ITEMS, Paged};
 use crate::vector::{Bits, Vector, and_bits, bit, count_bits, for_each_bit};
 
 pub use super::intermediate::merge_intermediate;
-
-/// The version of the wire form.
-pub const STATE_VERSION: u8 = 1;
+pub use super::wire::STATE_VERSION;
 
 /// What is kept per group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -55,72 +44,65 @@ impl StateKind {
 
 /// The values of one state column.
 #[derive(Debug)]
-enum Values {
+pub(super) enum Values {
     Count,
-    /// `i64` partial sums that are flushed into the `i128` ones before they can overflow.
+    /// `i64` partial sums that are flushed into the `i128` ones before they can overflow. Groups beyond the end of
+    /// `total` have nothing in it.
     IntegerSum {
-        partial: Vec<i64>,
-        total: Vec<i128>,
+        partial: Paged<i64>,
+        total: Paged<i128>,
         headroom: i128,
     },
     FloatSum(FloatSums),
-    I64(Vec<i64>),
-    I128(Vec<i128>),
-    F64(Vec<f64>),
+    I64(Paged<i64>),
+    I128(Paged<i128>),
+    F64(Paged<f64>),
     Bytes {
-        values: Vec<Option<Box<[u8]>>>,
+        values: Paged<Option<Box<[u8]>>>,
         held: usize,
     },
-    /// Keys: group number (4 bytes), then the value in row encoding.
-    Distinct {
-        set: GroupTable,
-        counts: Vec<i64>,
-        key: Vec<u8>,
-    },
+    Distinct(Box<DistinctSets>),
 }
 
 /// One state per group.
 #[derive(Debug)]
 pub(crate) struct StateColumn {
-    kind: StateKind,
+    pub(super) kind: StateKind,
     /// The argument's lane by its type.
-    lane: Lane,
+    pub(super) lane: Lane,
     /// How many arguments were NULL, per group. Empty while none was.
-    nulls: Vec<i64>,
-    groups: usize,
-    values: Values,
+    pub(super) nulls: Paged<i64>,
+    pub(super) groups: usize,
+    pub(super) values: Values,
 }
 
 /// Groups up to which sums go through per-block local accumulators.
-const LOCAL_GROUPS_MAX: usize = 64;
+pub(super) const LOCAL_GROUPS_MAX: usize = 64;
 /// Copies of each local accumulator, so that consecutive rows of one group do not wait for each other.
 const LOCAL_COPIES: usize = 4;
 
-fn overflow(what: &str, data_type: &DataType) -> Error {
+pub(super) fn overflow(what: &str, data_type: &DataType) -> Error {
     Error::new(ErrorCode::NumericOverflow, format!("{what} leaves the range of {data_type}"))
 }
 
-fn malformed(found: &str) -> Error {
-    Error::new(ErrorCode::InvalidValue, format!("an intermediate aggregate state is malformed: {found}"))
-}
-
 impl StateColumn {
-    pub fn new(kind: StateKind, lane: Lane) -> Self {
+    /// States of no group yet; `grouped` if there may be more than one.
+    pub fn new(kind: StateKind, lane: Lane, grouped: bool) -> Self {
         let values = match (kind, lane) {
             (StateKind::Count, _) => Values::Count,
-            (StateKind::IntegerSum, _) => {
-                Values::IntegerSum { partial: Vec::new(), total: Vec::new(), headroom: i128::from(i64::MAX) }
-            }
+            (StateKind::IntegerSum, _) => Values::IntegerSum {
+                partial: Paged::default(),
+                total: Paged::default(),
+                headroom: i128::from(i64::MAX),
+            },
             (StateKind::FloatSum, _) => Values::FloatSum(FloatSums::default()),
-            (StateKind::Distinct, _) => {
-                Values::Distinct { set: GroupTable::default(), counts: Vec::new(), key: Vec::new() }
-            }
-            (_, Lane::I64 | Lane::Bool) => Values::I64(Vec::new()),
-            (_, Lane::I128) => Values::I128(Vec::new()),
-            (_, Lane::F64) => Values::F64(Vec::new()),
-            (_, Lane::Bytes) => Values::Bytes { values: Vec::new(), held: 0 },
+            (StateKind::Distinct, _) => Values::Distinct(Box::new(DistinctSets::new(lane, grouped))),
+            (_, Lane::I64 | Lane::Bool) => Values::I64(Paged::default()),
+            (_, Lane::I128) => Values::I128(Paged::default()),
+            (_, Lane::F64) => Values::F64(Paged::default()),
+            (_, Lane::Bytes) => Values::Bytes { values: Paged::default(), held: 0 },
         };
-        StateColumn { kind, lane, nulls: Vec::new(), groups: 0, values }
+        StateColumn { kind, lane, nulls: Paged::default(), groups: 0, values }
     }
 
     pub fn kind(&self) -> StateKind {
@@ -141,29 +123,32 @@ impl StateColumn {
             Values::Count => {}
             Values::IntegerSum { partial, total, .. } => {
                 partial.resize(groups, 0);
-                total.resize(groups, 0);
+                // Beyond, most sums stay partial ones, and whoever adds to totals makes room.
+                if groups <= LOCAL_GROUPS_MAX {
+                    total.resize(groups, 0);
+                }
             }
             Values::FloatSum(sums) => sums.resize(groups),
             Values::I64(values) => values.resize(groups, if least { i64::MIN } else { i64::MAX }),
             Values::I128(values) => values.resize(groups, if least { i128::MIN } else { i128::MAX }),
             Values::F64(values) => values.resize(groups, if least { f64::NEG_INFINITY } else { f64::NAN }),
             Values::Bytes { values, .. } => values.resize(groups, None),
-            Values::Distinct { counts, .. } => counts.resize(groups, 0),
+            Values::Distinct(sets) => sets.resize(groups),
         }
     }
 
     pub fn memory_bytes(&self) -> usize {
         let values = match &self.values {
             Values::Count => 0,
-            Values::IntegerSum { partial, total, .. } => partial.capacity() * 8 + total.capacity() * 16,
+            Values::IntegerSum { partial, total, .. } => partial.memory_bytes() + total.memory_bytes(),
             Values::FloatSum(sums) => sums.memory_bytes(),
-            Values::I64(values) => values.capacity() * 8,
-            Values::I128(values) => values.capacity() * 16,
-            Values::F64(values) => values.capacity() * 8,
-            Values::Bytes { values, held } => values.capacity() * 16 + held,
-            Values::Distinct { set, counts, .. } => set.memory_bytes() + counts.capacity() * 8,
+            Values::I64(values) => values.memory_bytes(),
+            Values::I128(values) => values.memory_bytes(),
+            Values::F64(values) => values.memory_bytes(),
+            Values::Bytes { values, held } => values.memory_bytes() + held,
+            Values::Distinct(sets) => sets.memory_bytes(),
         };
-        self.nulls.capacity() * 8 + values
+        self.nulls.memory_bytes() + values
     }
 
     fn count_nulls(&mut self, groups: &[u32], null: &Bits) {
@@ -204,7 +189,7 @@ impl StateColumn {
                     let needed = magnitude * hidb::BLOCK_ROWS as i128;
                     if needed <= i128::from(i64::MAX) {
                         if group_count <= LOCAL_GROUPS_MAX {
-                            sum_locally(groups, values, &valid, all, total);
+                            sum_locally(groups, values, &valid, all, &mut total.front_mut()[..group_count]);
                         } else {
                             if needed > *headroom {
                                 flush(partial, total);
@@ -224,9 +209,10 @@ impl StateColumn {
                 }
                 // 38 digits times 2^63 rows could leave i128; saturating keeps such a sum out of every
                 // type's range, so that reading it is an error.
+                total.resize(group_count, 0);
                 each(&mut |row, group| total[group] = total[group].saturating_add(argument.integer(row)));
             }
-            Values::FloatSum(sums) => each(&mut |row, group| sums.add(group, argument.f64s[row])),
+            Values::FloatSum(sums) => sums.add_block(groups, &argument.f64s, &valid),
             Values::I64(states) if self.lane == Lane::Bool => each(&mut |row, group| {
                 let value = i64::from(bit(&argument.bits, row));
                 let state = &mut states[group];
@@ -234,8 +220,8 @@ impl StateColumn {
             }),
             Values::I64(states) => {
                 let values = &argument.i64s[..rows];
-                if all {
-                    super::extremes::update_i64(groups, values, maximum, states);
+                if all && group_count <= PAGE_ITEMS {
+                    super::extremes::update_i64(groups, values, maximum, states.front_mut());
                 } else if maximum {
                     each(&mut |row, group| states[group] = states[group].max(values[row]));
                 } else {
@@ -256,12 +242,7 @@ impl StateColumn {
             Values::Bytes { values, held } => each(&mut |row, group| {
                 offer_bytes(maximum, argument.bytes.get(row), &mut values[group], held);
             }),
-            Values::Distinct { set, counts, key } => each(&mut |row, group| {
-                key.clear();
-                key.extend_from_slice(&(group as u32).to_le_bytes());
-                write_value(argument, self.lane, row, key);
-                counts[group] += i64::from(set.find_or_insert(key).1);
-            }),
+            Values::Distinct(sets) => sets.update(groups, argument, &valid, all),
         }
     }
 
@@ -303,7 +284,9 @@ impl StateColumn {
     /// Whether text whose 8-byte prefixes lie between these can't change the state of the only group.
     pub fn is_beyond(&self, bounds: (u64, u64)) -> bool {
         let Values::Bytes { values, .. } = &self.values else { return false };
-        matches!(values.as_slice(), [Some(state)] if super::extremes::is_beyond(state, bounds, self.kind == StateKind::Max))
+        let maximum = self.kind == StateKind::Max;
+        let only = values.iter().next().filter(|_| values.len() == 1).and_then(Option::as_ref);
+        only.is_some_and(|state| super::extremes::is_beyond(state, bounds, maximum))
     }
 
     /// Takes in another column's states; `groups[i]` is the group here of group `from + i` there.
@@ -320,8 +303,9 @@ impl StateColumn {
         let pairs = groups.iter().enumerate().map(|(index, group)| (from + index, *group as usize));
         match (&mut self.values, &other.values) {
             (Values::IntegerSum { total, .. }, Values::IntegerSum { partial: p, total: t, .. }) => {
+                total.resize(self.groups, 0);
                 pairs.for_each(|(from, group)| {
-                    total[group] = total[group].saturating_add(t[from]).saturating_add(p[from].into());
+                    total[group] = total[group].saturating_add(total_of(t, from)).saturating_add(p[from].into());
                 });
             }
             (Values::FloatSum(sums), Values::FloatSum(theirs)) => {
@@ -355,201 +339,22 @@ impl StateColumn {
     /// Entries of a count(distinct) set; 0 for other kinds.
     pub fn distinct_len(&self) -> usize {
         match &self.values {
-            Values::Distinct { set, .. } => set.len(),
+            Values::Distinct(sets) => sets.len(),
             _ => 0,
         }
     }
 
     /// Takes in the entries `from..to` of another's set; `groups[g]` is the group here of group `g` there.
-    pub fn absorb_distinct(&mut self, groups: &[u32], other: &StateColumn, from: usize, to: usize) {
-        if let (Values::Distinct { set, counts, key }, Values::Distinct { set: theirs, .. }) =
-            (&mut self.values, &other.values)
-        {
-            for entry in from..to {
-                if let Some((number, value)) = theirs.key(entry).split_first_chunk::<4>() {
-                    let group = groups[u32::from_le_bytes(*number) as usize];
-                    key.clear();
-                    key.extend_from_slice(&group.to_le_bytes());
-                    key.extend_from_slice(value);
-                    counts[group as usize] += i64::from(set.find_or_insert(key).1);
-                }
-            }
+    pub fn absorb_distinct(&mut self, groups: &[u32], other: &StateColumn, from: usize, to: usize) -> Result<()> {
+        match (&mut self.values, &other.values) {
+            (Values::Distinct(sets), Values::Distinct(theirs)) if from < to => sets.absorb(groups, theirs, from, to),
+            _ => Ok(()),
         }
     }
 
-    fn non_null(&self, group: usize, rows: i64) -> i64 {
-        rows - self.nulls.get(group).copied().unwrap_or(0)
-    }
-
-    fn integer_sum(&self, group: usize) -> i128 {
-        match &self.values {
-            Values::IntegerSum { partial, total, .. } => total[group].saturating_add(partial[group].into()),
-            _ => 0,
-        }
-    }
-
-    /// The final value of a group of `rows` rows.
-    pub fn value(&self, aggregate: &Aggregate, group: usize, rows: i64) -> Result<Scalar> {
-        let count = self.non_null(group, rows);
-        match aggregate.function {
-            AggregateFunction::Count => return Ok(Scalar::I64(count)),
-            AggregateFunction::CountDistinct => {
-                return Ok(Scalar::I64(match &self.values {
-                    Values::Distinct { counts, .. } => counts[group],
-                    _ => 0,
-                }));
-            }
-            _ if count == 0 => return Ok(Scalar::Null),
-            _ => {}
-        }
-        Ok(match (&self.values, aggregate.function) {
-            (Values::IntegerSum { .. }, AggregateFunction::Avg) => {
-                super::average(self.integer_sum(group), count, aggregate)?
-            }
-            (Values::IntegerSum { .. }, _) => {
-                let sum = self.integer_sum(group);
-                super::integer_result(sum, &aggregate.data_type)
-                    .ok_or_else(|| overflow("a sum", &aggregate.data_type))?
-            }
-            (Values::FloatSum(sums), function) => {
-                let sum = sums.value(group);
-                let value = if function == AggregateFunction::Avg { sum / count as f64 } else { sum };
-                let single = aggregate.data_type == DataType::Float32;
-                Scalar::F64(if single { f64::from(value as f32) } else { value })
-            }
-            (Values::I64(values), _) if self.lane == Lane::Bool => Scalar::Bool(values[group] != 0),
-            (Values::I64(values), _) => Scalar::I64(values[group]),
-            (Values::I128(values), _) => Scalar::I128(values[group]),
-            (Values::F64(values), _) => Scalar::F64(values[group]),
-            (Values::Bytes { values, .. }, _) => {
-                values[group].as_ref().map_or(Scalar::Null, |value| Scalar::Bytes(value.to_vec()))
-            }
-            (Values::Count | Values::Distinct { .. }, _) => Scalar::I64(count),
-        })
-    }
-
-    /// For every group its entries of a count(distinct) set, as `write_state` wants them.
-    pub fn distinct_by_group(&self) -> Vec<Vec<u32>> {
-        let Values::Distinct { set, counts, .. } = &self.values else { return Vec::new() };
-        let mut lists: Vec<Vec<u32>> = counts.iter().map(|count| Vec::with_capacity(*count as usize)).collect();
-        for entry in 0..set.len() {
-            if let Some((number, _)) = set.key(entry).split_first_chunk::<4>() {
-                lists[u32::from_le_bytes(*number) as usize].push(entry as u32);
-            }
-        }
-        lists
-    }
-
-    /// Appends the wire form of a group's state.
-    pub fn write_state(&self, group: usize, rows: i64, distinct: &[Vec<u32>], out: &mut Vec<u8>) {
-        let count = self.non_null(group, rows);
-        let kind = match self.kind {
-            StateKind::Count => 1,
-            StateKind::IntegerSum => 2,
-            StateKind::FloatSum => 3,
-            StateKind::Min | StateKind::Max => 4,
-            StateKind::Distinct => 5,
-        };
-        out.extend_from_slice(&[STATE_VERSION, kind]);
-        out.extend_from_slice(&count.to_le_bytes());
-        match &self.values {
-            Values::Count => {}
-            Values::IntegerSum { .. } => out.extend_from_slice(&self.integer_sum(group).to_le_bytes()),
-            Values::FloatSum(sums) => sums.write_state(group, out),
-            Values::Distinct { set, .. } => {
-                let entries = distinct.get(group).map_or(&[][..], Vec::as_slice);
-                out.extend_from_slice(&(entries.len() as u32).to_le_bytes());
-                entries.iter().for_each(|entry| out.extend_from_slice(&set.key(*entry as usize)[4..]));
-            }
-            _ if count == 0 => out.push(0),
-            Values::I64(values) if self.lane == Lane::Bool => out.extend_from_slice(&[1, values[group] as u8]),
-            Values::I64(values) => {
-                out.push(1);
-                out.extend_from_slice(&values[group].to_le_bytes());
-            }
-            Values::I128(values) => {
-                out.push(1);
-                out.extend_from_slice(&values[group].to_le_bytes());
-            }
-            Values::F64(values) => {
-                out.push(1);
-                out.extend_from_slice(&crate::rows::canonical(values[group]).to_bits().to_le_bytes());
-            }
-            Values::Bytes { values, .. } => match &values[group] {
-                Some(value) => {
-                    out.push(1);
-                    crate::rows::write_bytes(value, out);
-                }
-                None => out.push(0),
-            },
-        }
-    }
-
-    /// Takes in a state in wire form; returns its number of non-NULL arguments.
-    pub fn absorb_state(&mut self, group: usize, mut bytes: &[u8]) -> Result<i64> {
-        let [version, kind] = take::<2>(&mut bytes)?;
-        if version != STATE_VERSION {
-            return Err(malformed(&format!("version {version}, this build reads {STATE_VERSION}")));
-        }
-        let count = i64::from_le_bytes(take(&mut bytes)?);
-        if count < 0 {
-            return Err(malformed("a negative count"));
-        }
-        let maximum = self.kind == StateKind::Max;
-        match (kind, &mut self.values) {
-            (1, Values::Count) => {}
-            (2, Values::IntegerSum { total, .. }) => {
-                total[group] = total[group].saturating_add(i128::from_le_bytes(take(&mut bytes)?));
-            }
-            (3, Values::FloatSum(sums)) => {
-                sums.absorb_state(group, bytes).ok_or_else(|| malformed("a float sum"))?;
-                bytes = &[];
-            }
-            (5, Values::Distinct { set, counts, key }) => {
-                let entries = u32::from_le_bytes(take(&mut bytes)?);
-                for _ in 0..entries {
-                    let before = bytes;
-                    let mut value = Vector::default();
-                    value.reset(self.lane, 1);
-                    read_value(&mut bytes, self.lane, 0, &mut value)?;
-                    key.clear();
-                    key.extend_from_slice(&(group as u32).to_le_bytes());
-                    key.extend_from_slice(&before[..before.len() - bytes.len()]);
-                    counts[group] += i64::from(set.find_or_insert(key).1);
-                }
-            }
-            (4, values) => {
-                let mut value = Vector::default();
-                value.reset(self.lane, 1);
-                read_value(&mut bytes, self.lane, 0, &mut value)?;
-                if value.is_valid(0) {
-                    match values {
-                        Values::I64(states) => {
-                            let v =
-                                if self.lane == Lane::Bool { i64::from(bit(&value.bits, 0)) } else { value.i64s[0] };
-                            states[group] = if maximum { v.max(states[group]) } else { v.min(states[group]) };
-                        }
-                        Values::I128(states) => {
-                            let v = value.i128s[0];
-                            states[group] = if maximum { v.max(states[group]) } else { v.min(states[group]) };
-                        }
-                        Values::F64(states) if wins_f64(maximum, value.f64s[0], states[group]) => {
-                            states[group] = value.f64s[0];
-                        }
-                        Values::F64(_) => {}
-                        Values::Bytes { values, held } => {
-                            offer_bytes(maximum, value.bytes.get(0), &mut values[group], held);
-                        }
-                        _ => return Err(malformed("a minimum or maximum where another state was expected")),
-                    }
-                }
-            }
-            _ => return Err(malformed(&format!("kind {kind} for an aggregate of another kind"))),
-        }
-        if !bytes.is_empty() {
-            return Err(malformed("trailing bytes"));
-        }
-        Ok(count)
+    /// How many of a group's `rows` arguments were not NULL.
+    pub(super) fn non_null(&self, group: usize, rows: i64) -> i64 {
+        rows - if self.nulls.is_empty() { 0 } else { self.nulls[group] }
     }
 
     /// Records that of a group's rows (counted elsewhere) this many more were NULL.
@@ -563,11 +368,11 @@ impl StateColumn {
     }
 }
 
-fn wins_f64(maximum: bool, value: f64, state: f64) -> bool {
+pub(super) fn wins_f64(maximum: bool, value: f64, state: f64) -> bool {
     compare_f64(value, state) == if maximum { Ordering::Greater } else { Ordering::Less }
 }
 
-fn offer_bytes(maximum: bool, value: &[u8], state: &mut Option<Box<[u8]>>, held: &mut usize) {
+pub(super) fn offer_bytes(maximum: bool, value: &[u8], state: &mut Option<Box<[u8]>>, held: &mut usize) {
     let wins = match state {
         None => true,
         Some(state) => value.cmp(state) == if maximum { Ordering::Greater } else { Ordering::Less },
@@ -578,8 +383,16 @@ fn offer_bytes(maximum: bool, value: &[u8], state: &mut Option<Box<[u8]>>, held:
     }
 }
 
-fn flush(partial: &mut [i64], total: &mut [i128]) {
-    for (partial, total) in partial.iter_mut().zip(total) {
+/// The total of a group, which may have none.
+#[inline]
+pub(super) fn total_of(total: &Paged<i128>, group: usize) -> i128 {
+    if group < total.len() { total[group] } else { 0 }
+}
+
+fn flush(partial: &mut Paged<i64>, total: &mut Paged<i128>) {
+    total.resize(partial.len(), 0);
+    let partials = partial.pages_mut().flatten();
+    for (partial, total) in partials.zip(total.pages_mut().flatten()) {
         *total = total.saturating_add(i128::from(*partial));
         *partial = 0;
     }
@@ -626,12 +439,13 @@ fn sum_locally(groups: &[u32], values: &[i64], valid: &Bits, all: bool, total: &
 }
 
 /// Adds the rows of one block to their groups' counts.
-pub(super) fn count_rows(groups: &[u32], total: &mut [i64]) {
+pub(super) fn count_rows(groups: &[u32], total: &mut Paged<i64>) {
     if total.len() > LOCAL_GROUPS_MAX {
         groups.iter().for_each(|group| total[*group as usize] += 1);
         return;
     }
     // Copies, because an increment waits for the one before it to the same group.
+    let total = total.front_mut();
     let mut local = [[0u32; LOCAL_GROUPS_MAX]; LOCAL_COPIES];
     let mask = LOCAL_GROUPS_MAX - 1;
     let (quads, rest) = groups.as_chunks::<LOCAL_COPIES>();

@@ -30,6 +30,16 @@ fn try_each(live: &Bits, mut visit: impl FnMut(usize) -> Result<()>) -> Result<(
     failed
 }
 
+#[inline(always)]
+fn quotients_body(values: &[i64], divisor: f64, out: &mut [f64]) {
+    out.iter_mut().zip(values).for_each(|(out, value)| *out = *value as f64 / divisor);
+}
+
+heliostat_segment::dispatch! {
+    /// `values / divisor`, where both are exact in `f64`, so that the division rounds once.
+    fn quotients(values: &[i64], divisor: f64, out: &mut [f64]) = quotients_body;
+}
+
 #[allow(clippy::too_many_arguments)]
 pub(super) fn cast(
     from: &DataType,
@@ -63,6 +73,16 @@ pub(super) fn cast(
     match (from, to) {
         (DataType::Int16 | DataType::Int32 | DataType::Int64, DataType::Float64) => {
             out.f64s[..rows].iter_mut().zip(&value.i64s).for_each(|(out, v)| *out = *v as f64);
+            Ok(())
+        }
+        // Bounds are or-ed, so that the check is one pass without branches.
+        (DataType::Decimal { scale, .. }, DataType::Float64)
+            if value.lane == Lane::I64
+                && *scale <= 22
+                && value.i64s[..rows].iter().fold(0, |bits, v| bits | v.unsigned_abs()) < 1 << 53 =>
+        {
+            let divisor = decimal::power_of_ten(*scale).unwrap_or(1) as f64;
+            quotients(&value.i64s[..rows], divisor, &mut out.f64s);
             Ok(())
         }
         (DataType::Decimal { scale, .. }, DataType::Float64) => {
