@@ -115,9 +115,10 @@ pub(super) struct Piece {
     pub urgent: bool,
     pub retries: u8,
 }
+
 impl State {
     /// The submission of a waiting piece; `None` when its request failed or was abandoned.
-    pub fn entry(&mut self, index: u32) -> Option<squeue::Entry> {
+    pub fn entry(&mut self, index: u32) -> Option<squeue::Entry128> {
         let piece = self.pieces.get_mut(index)?;
         let request = self.requests.get_mut(piece.request)?;
         if request.abandoned || request.failure.is_some() {
@@ -137,7 +138,7 @@ impl State {
             }
             (Operation::Flush, _) => opcode::Fsync::new(file).flags(types::FsyncFlags::DATASYNC).build(),
         };
-        Some(entry.user_data(index as u64))
+        Some(entry.user_data(index as u64).into())
     }
 
     /// One completion: a short transfer goes on with its rest, everything else finishes the piece.

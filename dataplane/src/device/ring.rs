@@ -29,7 +29,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use io_uring::{IoUring, opcode, types};
+use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
 pub use super::requests::RingCounters;
 use super::requests::{Buffer, Failure, Operation, Piece, Request, State};
@@ -44,12 +44,15 @@ const FILES_MAX: u32 = 64;
 /// Requests up to this long overtake longer ones in the waiting queues.
 const URGENT_BYTES_MAX: usize = 64 << 10;
 
+/// Entries of 128 and 32 bytes, which NVMe passthrough needs; Linux has had them since 5.19, as it has had sparse tables.
+type WideRing = IoUring<squeue::Entry128, cqueue::Entry32>;
+
 /// The ring of one core. Cloning shares it.
 #[derive(Clone)]
 pub struct Ring(Rc<Inner>);
 
 struct Inner {
-    uring: RefCell<IoUring>,
+    uring: RefCell<WideRing>,
     eventfd: OwnedFd,
     state: RefCell<State>,
     arena: Arena,
@@ -70,7 +73,7 @@ impl Ring {
     /// The kernel's, when it has no io_uring or refuses one.
     pub fn new(arena: &Arena, queue_depth: u32) -> io::Result<Ring> {
         let queue_depth = queue_depth.clamp(1, 4096);
-        let uring = IoUring::builder().dontfork().build(queue_depth.next_power_of_two())?;
+        let uring = WideRing::builder().dontfork().build(queue_depth.next_power_of_two())?;
         let eventfd = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)?;
         uring.submitter().register_eventfd(eventfd.as_raw_fd())?;
         uring.submitter().register_files_sparse(FILES_MAX)?;
@@ -323,7 +326,7 @@ impl Drop for Inner {
             // They might wait for ever. Everything may be cancelled: nobody is left who wants it.
             let cancel = opcode::AsyncCancel2::new(types::CancelBuilder::any().all()).build().user_data(u64::MAX);
             // SAFETY: the entry refers to no memory.
-            if unsafe { uring.submission().push(&cancel) }.is_ok() {
+            if unsafe { uring.submission().push(&cancel.into()) }.is_ok() {
                 state.in_kernel += 1;
             }
         }
