@@ -12,6 +12,7 @@
 //! - Dropping a future in flight is safe: memory under I/O belongs to the device until the kernel is done.
 
 pub mod file;
+mod medium;
 mod requests;
 pub mod ring;
 #[cfg(test)]
@@ -20,9 +21,15 @@ mod ring_tests;
 mod slots;
 pub mod uring;
 
-use std::{future::Future, path::PathBuf, ptr::NonNull};
+use std::{
+    future::Future,
+    path::{Path, PathBuf},
+    ptr::NonNull,
+};
 
 use bytes::Bytes;
+
+pub use self::medium::Medium;
 
 /// Alignment of every offset, length and buffer of a device.
 pub const BLOCK_BYTES: usize = 4096;
@@ -109,6 +116,14 @@ pub enum DeviceError {
     },
 }
 
+impl DeviceError {
+    /// An I/O error of the standard library as ours.
+    pub(crate) fn of(path: &Path, operation: &'static str, offset: u64, length: u64, error: &std::io::Error) -> Self {
+        let errno = error.raw_os_error().unwrap_or(libc::EIO);
+        DeviceError::Io { path: path.to_owned(), operation, offset, length, errno }
+    }
+}
+
 impl From<DeviceError> for hidb::Error {
     fn from(error: DeviceError) -> Self {
         let code = match &error {
@@ -157,7 +172,7 @@ pub trait Device: 'static {
     fn size_bytes(&self) -> u64;
 
     /// Name of the device in errors.
-    fn path(&self) -> &std::path::Path;
+    fn path(&self) -> &Path;
 }
 
 /// A zeroed heap buffer of a multiple of 4 KiB, 4 KiB aligned, so that it can go to a device as it is.

@@ -11,7 +11,7 @@ use std::{
     io::{Seek, SeekFrom},
     os::{
         fd::AsFd,
-        unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt},
+        unix::fs::{MetadataExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
     rc::Rc,
@@ -20,8 +20,8 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    AlignedBuf, BLOCK_BYTES, Device, DeviceError, Result,
-    file::{check_aligned, io_error},
+    AlignedBuf, BLOCK_BYTES, Device, DeviceError, Medium, Result,
+    file::{check_aligned, check_inside},
     requests::{Buffer, Failure, Operation},
     ring::Ring,
 };
@@ -52,7 +52,7 @@ impl UringDevice {
     /// # Errors
     /// [`DeviceError::Io`] with operation `open`, [`DeviceError::Ring`].
     pub fn open(path: &Path, ring: &Ring) -> Result<Self> {
-        let fail = |error: std::io::Error| io_error(path, "open", 0, 0, &error);
+        let fail = |error: std::io::Error| DeviceError::of(path, "open", 0, 0, &error);
         let mut options = OpenOptions::new();
         options.read(true).write(true);
         let mut file = match options.clone().custom_flags(libc::O_DIRECT).open(path) {
@@ -65,7 +65,10 @@ impl UringDevice {
         .map_err(fail)?;
         let size_bytes = file.seek(SeekFrom::End(0)).map_err(fail)?;
         let metadata = file.metadata().map_err(fail)?;
-        let device = if metadata.file_type().is_block_device() { metadata.rdev() } else { metadata.dev() };
+        let device = match Medium::from(&metadata) {
+            Medium::File => metadata.dev(),
+            Medium::BlockDevice | Medium::NvmeNamespace => metadata.rdev(),
+        };
         let slot = ring
             .register_file(file.as_fd())
             .map_err(|error| DeviceError::Ring { path: path.to_owned(), reason: error.to_string() })?;
@@ -86,11 +89,8 @@ impl UringDevice {
     pub async fn read_into_arena(&self, offset: u64, length: usize) -> Result<ArenaBuf> {
         let opened = &*self.0;
         check_aligned(&opened.path, "read", offset, length)?;
+        check_inside(&opened.path, offset, length, opened.size_bytes)?;
         let arena = opened.ring.arena();
-        if offset.checked_add(length as u64).is_none_or(|end| end > opened.size_bytes) {
-            let got = opened.size_bytes.saturating_sub(offset).min(length as u64);
-            return Err(DeviceError::Short { path: opened.path.clone(), offset, length: length as u64, got });
-        }
         let Some(buffer) = arena.allocate(length) else {
             return Err(DeviceError::ArenaFull {
                 length: length as u64,
@@ -149,10 +149,7 @@ impl Device for UringDevice {
         let opened = &*self.0;
         let length = data.len();
         check_aligned(&opened.path, "write", offset, length)?;
-        if offset.checked_add(length as u64).is_none_or(|end| end > opened.size_bytes) {
-            let got = opened.size_bytes.saturating_sub(offset).min(length as u64);
-            return Err(DeviceError::Short { path: opened.path.clone(), offset, length: length as u64, got });
-        }
+        check_inside(&opened.path, offset, length, opened.size_bytes)?;
         opened
             .ring
             .start(Operation::Write, opened.slot, offset, Buffer::Heap(data), opened.piece_bytes_max)

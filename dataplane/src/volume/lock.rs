@@ -4,9 +4,10 @@
 //! file and a folder are locked with `flock`. The lock lasts as long as the value.
 
 use std::fs::{File, OpenOptions};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use crate::device::Medium;
 use crate::store::error::{Result, StoreError};
 
 /// The exclusive use of a volume.
@@ -33,7 +34,7 @@ impl VolumeLock {
     }
 
     fn lock(path: &Path, create: bool) -> Result<Self> {
-        let is_block_device = std::fs::metadata(path).is_ok_and(|m| m.file_type().is_block_device());
+        let is_block_device = Medium::of(path).is_ok_and(|medium| medium == Medium::BlockDevice);
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(create && !is_block_device);
         if is_block_device {
