@@ -1,8 +1,8 @@
-//! A device on a plain file with blocking calls: for tools that run before there are cores (`format`, `rebuild`)
-//! and for tests. Owns the descriptor; keeps the invariants of [`super::Device`]. Never used on a core: it blocks.
+//! A device with blocking calls: for tools that run before there are cores (`format`, `rebuild`) and for tests.
+//! Owns the descriptor; keeps the invariants of [`super::Device`]. Never used on a core: it blocks.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::File,
     io::{Seek, SeekFrom},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
@@ -10,32 +10,45 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{AlignedBuf, BLOCK_BYTES, Device, DeviceError, Medium, Result};
+use super::{AlignedBuf, BLOCK_BYTES, Device, DeviceError, Medium, Result, nvme::Namespace};
 
-/// A file or block device read and written with blocking, buffered calls.
+/// A file or block device read and written with blocking, buffered calls, or an NVMe namespace with blocking commands.
 #[derive(Debug)]
 pub struct FileDevice {
     path: PathBuf,
     medium: Medium,
-    file: File,
-    /// All of them, which may end inside a block.
+    opened: Opened,
+    /// Bytes that it has; may end inside a block.
     end: u64,
 }
 
+#[derive(Debug)]
+enum Opened {
+    File(File),
+    Namespace(Namespace),
+}
+
 impl FileDevice {
-    /// Opens an existing file or block device for reading and writing.
+    /// Opens an existing file, block device or NVMe namespace for reading and writing.
     ///
     /// # Errors
-    /// [`DeviceError::Io`] with operation `open`.
+    /// [`DeviceError::Io`] with operation `open`, those of [`Namespace::open`].
     pub fn open(path: &Path) -> Result<Self> {
-        let open = || -> std::io::Result<(Medium, File, u64)> {
-            let mut file = OpenOptions::new().read(true).write(true).open(path)?;
-            let medium = Medium::from(&file.metadata()?);
-            let end = file.seek(SeekFrom::End(0))?;
-            Ok((medium, file, end))
+        let fail = |error: std::io::Error| DeviceError::of(path, "open", 0, 0, &error);
+        let medium = Medium::of(path).map_err(fail)?;
+        let (opened, end) = match medium {
+            Medium::NvmeNamespace => {
+                let namespace = Namespace::open(path)?;
+                let end = namespace.size_bytes();
+                (Opened::Namespace(namespace), end)
+            }
+            Medium::File | Medium::BlockDevice => {
+                let mut file = File::options().read(true).write(true).open(path).map_err(fail)?;
+                let end = file.seek(SeekFrom::End(0)).map_err(fail)?;
+                (Opened::File(file), end)
+            }
         };
-        let (medium, file, end) = open().map_err(|error| DeviceError::of(path, "open", 0, 0, &error))?;
-        Ok(FileDevice { path: path.to_owned(), medium, file, end })
+        Ok(FileDevice { path: path.to_owned(), medium, opened, end })
     }
 
     /// What it is.
@@ -53,9 +66,12 @@ impl FileDevice {
     /// # Errors
     /// [`DeviceError::Io`].
     pub fn make_hole(&mut self, bytes: u64) -> Result<()> {
-        // Cutting the file to nothing first drops the extents of whatever it held before.
-        let cut = self.file.set_len(0).and_then(|()| self.file.set_len(bytes));
-        cut.map_err(|error| DeviceError::of(&self.path, "resize", 0, bytes, &error))?;
+        let resized = match &self.opened {
+            // Cutting the file to nothing first drops the extents of whatever it held before.
+            Opened::File(file) => file.set_len(0).and_then(|()| file.set_len(bytes)),
+            Opened::Namespace(_) => Err(std::io::Error::from_raw_os_error(libc::EINVAL)),
+        };
+        resized.map_err(|error| DeviceError::of(&self.path, "resize", 0, bytes, &error))?;
         self.end = bytes;
         Ok(())
     }
@@ -63,28 +79,42 @@ impl FileDevice {
     /// Reads bytes from any offset.
     ///
     /// # Errors
-    /// [`DeviceError::Io`].
+    /// [`DeviceError::Io`], [`DeviceError::Command`], [`DeviceError::Gone`].
     pub fn read_exact_at(&self, bytes: &mut [u8], offset: u64) -> Result<()> {
-        let read = self.file.read_exact_at(bytes, offset);
-        read.map_err(|error| DeviceError::of(&self.path, "read", offset, bytes.len() as u64, &error))
+        let length = bytes.len() as u64;
+        match &self.opened {
+            Opened::File(file) => file
+                .read_exact_at(bytes, offset)
+                .map_err(|error| DeviceError::of(&self.path, "read", offset, length, &error)),
+            Opened::Namespace(namespace) => namespace.read_exact_at(bytes, offset),
+        }
     }
 
     /// Writes whole blocks.
     ///
     /// # Errors
-    /// [`DeviceError::Io`], [`DeviceError::Unaligned`].
+    /// Those of [`FileDevice::read_exact_at`], [`DeviceError::Unaligned`].
     pub fn write_all_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
         check_aligned(&self.path, "write", offset, bytes.len())?;
-        let written = self.file.write_all_at(bytes, offset);
-        written.map_err(|error| DeviceError::of(&self.path, "write", offset, bytes.len() as u64, &error))
+        match &self.opened {
+            Opened::File(file) => file
+                .write_all_at(bytes, offset)
+                .map_err(|error| DeviceError::of(&self.path, "write", offset, bytes.len() as u64, &error)),
+            Opened::Namespace(namespace) => namespace.write_all_at(bytes, offset),
+        }
     }
 
-    /// Makes what was written durable.
+    /// Makes what was written durable, and the size of a file.
     ///
     /// # Errors
-    /// [`DeviceError::Io`].
+    /// Those of [`FileDevice::read_exact_at`].
     pub fn sync(&self) -> Result<()> {
-        self.file.sync_all().map_err(|error| DeviceError::of(&self.path, "flush", 0, 0, &error))
+        match &self.opened {
+            Opened::File(file) => {
+                file.sync_all().map_err(|error| DeviceError::of(&self.path, "flush", 0, 0, &error))
+            }
+            Opened::Namespace(namespace) => namespace.flush(),
+        }
     }
 }
 
@@ -102,7 +132,7 @@ impl Device for FileDevice {
     }
 
     async fn flush(&self) -> Result<()> {
-        self.file.sync_data().map_err(|error| DeviceError::of(&self.path, "flush", 0, 0, &error))
+        self.sync()
     }
 
     fn size_bytes(&self) -> u64 {

@@ -20,15 +20,13 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    AlignedBuf, BLOCK_BYTES, Device, DeviceError, Medium, Result,
+    AlignedBuf, BLOCK_BYTES, Device, DeviceError, Medium, PIECE_BYTES_MAX, Result,
     file::{check_aligned, check_inside},
     requests::{Buffer, Failure, Operation},
     ring::Ring,
 };
 use crate::arena::ArenaBuf;
 
-/// The largest piece of a read or write, whatever the device says.
-const PIECE_BYTES_MAX: usize = 1 << 20;
 /// Pieces when the device does not say.
 const PIECE_BYTES_DEFAULT: usize = 512 << 10;
 
