@@ -110,9 +110,7 @@ impl FileDevice {
     /// Those of [`FileDevice::read_exact_at`].
     pub fn sync(&self) -> Result<()> {
         match &self.opened {
-            Opened::File(file) => {
-                file.sync_all().map_err(|error| DeviceError::of(&self.path, "flush", 0, 0, &error))
-            }
+            Opened::File(file) => file.sync_all().map_err(|error| DeviceError::of(&self.path, "flush", 0, 0, &error)),
             Opened::Namespace(namespace) => namespace.flush(),
         }
     }

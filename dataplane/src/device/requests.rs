@@ -6,16 +6,24 @@
 //! Invariants:
 //! - A request completes once, when all its pieces have; the first failure is the one it reports.
 //! - Short transfers and interruptions go on with the rest of the piece, ahead of what waits.
+//! - NVMe commands that the drive says may be tried again are, as often as the block layer would: for passthrough the
+//!   kernel does not.
 
 use std::{collections::VecDeque, task::Waker};
 
 use io_uring::{opcode, squeue, types};
 
-use super::{AlignedBuf, slots::Slots};
+use super::{
+    AlignedBuf,
+    nvme::{Addressing, COMMAND_BYTES, NVME_URING_CMD_IO, Status},
+    slots::Slots,
+};
 use crate::arena::ArenaBuf;
 
 /// How often a piece that the kernel refused with EAGAIN is tried again.
 const RETRIES_MAX: u8 = 16;
+/// How often an NVMe command that the drive failed is (`nvme_core.max_retries` of the kernel).
+const COMMAND_RETRIES_MAX: u8 = 5;
 
 #[derive(Default)]
 pub(super) struct State {
@@ -26,6 +34,9 @@ pub(super) struct State {
     pub in_kernel: u32,
     /// Those of them that wait for descriptors, maybe for ever.
     pub polls: u32,
+    /// The kernel does not take registered buffers for NVMe commands: until 6.12 it wants each to be a whole one, and they
+    /// are parts of regions.
+    pub commands_go_unregistered: bool,
     pub counters: RingCounters,
 }
 
@@ -68,6 +79,17 @@ pub(super) enum Operation {
     Poll(std::os::fd::RawFd),
 }
 
+/// Where requests go.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Target {
+    /// The slot of the ring's file table.
+    pub slot: u32,
+    /// How a namespace is addressed that takes NVMe commands; `None` for files and block devices.
+    pub namespace: Option<Addressing>,
+    /// The longest piece that it takes.
+    pub piece_bytes_max: usize,
+}
+
 /// The memory of a request, owned by the ring while it is in flight.
 #[derive(Debug)]
 pub(super) enum Buffer {
@@ -91,13 +113,15 @@ impl Buffer {
 pub(super) enum Failure {
     /// The kernel's error for the piece at `offset`.
     Errno { errno: i32, offset: u64, length: u64 },
+    /// The drive's answer to the command for the piece at `offset`.
+    Status { status: Status, offset: u64, length: u64 },
     /// The file ended `got` bytes after the start of the request.
     Short { got: u64 },
 }
 
 pub(super) struct Request {
     pub operation: Operation,
-    pub file: u32,
+    pub target: Target,
     pub buffer: Buffer,
     pub pieces_left: u32,
     pub failure: Option<Failure>,
@@ -124,8 +148,21 @@ impl State {
         if request.abandoned || request.failure.is_some() {
             return None;
         }
-        let file = types::Fixed(request.file);
+        let file = types::Fixed(request.target.slot);
         let pointer = request.buffer.pointer().wrapping_add(piece.buffer_offset);
+        if let Some(namespace) = request.target.namespace {
+            let (address, length) = (pointer as u64, piece.length);
+            let command = match request.operation {
+                Operation::Read => namespace.read(piece.offset, address, length),
+                Operation::Write => namespace.write(piece.offset, address, length),
+                // Polls are of descriptors, never of a namespace.
+                Operation::Flush | Operation::Poll(_) => namespace.flush(),
+            };
+            let mut padded = [0; 80];
+            padded[..COMMAND_BYTES].copy_from_slice(&command);
+            let entry = opcode::UringCmd80::new(file, NVME_URING_CMD_IO).cmd(padded).buf_index(piece.region).build();
+            return Some(entry.user_data(index as u64));
+        }
         let length = piece.length as u32;
         let entry = match (request.operation, piece.region) {
             (Operation::Read, Some(region)) => {
@@ -150,7 +187,23 @@ impl State {
             self.polls = self.polls.saturating_sub(1);
         }
         let failure = match result {
+            // A command moves all of its data or none.
+            status if result >= 0 && request.target.namespace.is_some() => match Status::of(status as u16) {
+                None => None,
+                Some(status) if status.may_be_tried_again() && piece.retries < COMMAND_RETRIES_MAX => {
+                    piece.retries += 1;
+                    self.requeue(index);
+                    return;
+                }
+                Some(status) => Some(Failure::Status { status, offset: piece.offset, length: piece.length as u64 }),
+            },
             _ if matches!(request.operation, Operation::Flush | Operation::Poll(_)) && result >= 0 => None,
+            errno if errno == -libc::EINVAL && request.target.namespace.is_some() && piece.region.is_some() => {
+                piece.region = None;
+                self.commands_go_unregistered = true;
+                self.requeue(index);
+                return;
+            }
             errno if errno < 0 => {
                 if matches!(-errno, libc::EAGAIN | libc::EINTR) && piece.retries < RETRIES_MAX {
                     piece.retries += 1;
@@ -206,12 +259,19 @@ impl State {
 mod tests {
     use super::*;
 
+    const FILE: Target = Target { slot: 0, namespace: None, piece_bytes_max: 1 << 20 };
+    const NAMESPACE: Target = Target { namespace: Some(Addressing { id: 3, block_bits: 9 }), ..FILE };
+
     fn one_piece(operation: Operation, length: usize) -> (State, u32, u32) {
+        one_piece_of(FILE, operation, length)
+    }
+
+    fn one_piece_of(target: Target, operation: Operation, length: usize) -> (State, u32, u32) {
         let mut state = State::default();
         let buffer = Buffer::Heap(AlignedBuf::zeroed(length));
         let request = state.requests.insert(Request {
             operation,
-            file: 0,
+            target,
             buffer,
             pieces_left: 1,
             failure: None,
@@ -263,5 +323,57 @@ mod tests {
         }
         state.complete(piece, -libc::EAGAIN, &mut Vec::new());
         assert!(matches!(state.requests.get_mut(request).unwrap().failure, Some(Failure::Errno { .. })));
+    }
+
+    #[test]
+    fn a_command_says_in_blocks_what_a_read_says_in_bytes() {
+        let (mut state, request, piece) = one_piece_of(NAMESPACE, Operation::Read, 8192);
+        let address = state.requests.get_mut(request).unwrap().buffer.pointer() as u64;
+        let entry = state.entry(piece).unwrap();
+        assert_eq!(entry.get_user_data(), u64::from(piece));
+        // SAFETY: an entry is 128 bytes, all initialised; `struct io_uring_sqe` with SQE128.
+        let bytes: [u8; 128] = unsafe { std::mem::transmute(entry) };
+        // opcode IORING_OP_URING_CMD, cmd_op at 8, cmd from 48 on.
+        assert_eq!((bytes[0], &bytes[8..12]), (46, 0xc048_4e80u32.to_ne_bytes().as_slice()));
+        let expected = Addressing { id: 3, block_bits: 9 }.read(40960, address, 8192);
+        assert_eq!(bytes[48..48 + COMMAND_BYTES], expected);
+        assert_eq!(expected[40..44], (40960u32 / 512).to_ne_bytes());
+        assert_eq!(expected[48..52], (8192u32 / 512 - 1).to_ne_bytes());
+    }
+
+    #[test]
+    fn a_command_is_done_when_the_drive_says_so_and_not_by_its_bytes() {
+        let (mut state, request, piece) = one_piece_of(NAMESPACE, Operation::Read, 8192);
+        state.complete(piece, 0, &mut Vec::new());
+        let request = state.requests.get_mut(request).unwrap();
+        assert_eq!((request.failure, request.pieces_left), (None, 0));
+    }
+
+    #[test]
+    fn a_failed_command_is_tried_again_unless_the_drive_says_not_to() {
+        for (result, tries) in [(0x4281, 0), (0x281, COMMAND_RETRIES_MAX), (0x82, COMMAND_RETRIES_MAX)] {
+            let (mut state, request, piece) = one_piece_of(NAMESPACE, Operation::Write, 4096);
+            for _ in 0..tries {
+                state.complete(piece, result, &mut Vec::new());
+                assert_eq!(state.urgent.pop_front(), Some(piece));
+            }
+            state.complete(piece, result, &mut Vec::new());
+            let status = Status::of(result as u16).unwrap();
+            let expected = Failure::Status { status, offset: 40960, length: 4096 };
+            assert_eq!(state.requests.get_mut(request).unwrap().failure, Some(expected));
+        }
+    }
+
+    #[test]
+    fn a_command_whose_registered_memory_is_refused_goes_on_without() {
+        let (mut state, request, piece) = one_piece_of(NAMESPACE, Operation::Read, 4096);
+        state.pieces.get_mut(piece).unwrap().region = Some(2);
+        state.complete(piece, -libc::EINVAL, &mut Vec::new());
+        assert_eq!((state.urgent.pop_front(), state.commands_go_unregistered), (Some(piece), true));
+        assert_eq!(state.pieces.get_mut(piece).unwrap().region, None);
+        // Then it is an error.
+        state.complete(piece, -libc::EINVAL, &mut Vec::new());
+        let failure = state.requests.get_mut(request).unwrap().failure;
+        assert!(matches!(failure, Some(Failure::Errno { errno: libc::EINVAL, .. })), "{failure:?}");
     }
 }

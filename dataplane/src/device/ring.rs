@@ -10,7 +10,7 @@
 //! - A request completes once, when all its pieces have; a piece never crosses a registered region.
 //!
 //! Completions: the kernel signals the ring's eventfd; a task of the executor reads it through glommio's ring and
-//! wakes what completed. Pieces queued during one turn of the executor are submitted with one system call.
+//! wakes what completed. A polled ring has a task that looks instead. Pieces queued during one turn of the executor are submitted with one system call.
 //!
 //! Registered buffers save the kernel the page walk of each read. The arena is registered in regions when they are
 //! first read into; when RLIMIT_MEMLOCK forbids it, reads go on unregistered after one warning.
@@ -32,7 +32,7 @@ use std::{
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
 pub use super::requests::RingCounters;
-use super::requests::{Buffer, Failure, Operation, Piece, Request, State};
+use super::requests::{Buffer, Failure, Operation, Piece, Request, State, Target};
 use crate::arena::Arena;
 
 /// Bytes of arena registered at a time. Registering pins the pages, which takes an estimated 4 ms for this much memory.
@@ -63,6 +63,10 @@ struct Inner {
     submit_is_scheduled: Cell<bool>,
     /// Operations in the kernel, but for those that wait for descriptors; for the watch thread of the cores.
     in_flight: Arc<AtomicU32>,
+    /// Completions come only to those who look.
+    is_polled: bool,
+    /// The task that looks, while there is nothing to look for.
+    poller: RefCell<Option<Waker>>,
 }
 
 impl Ring {
@@ -72,8 +76,27 @@ impl Ring {
     /// # Errors
     /// The kernel's, when it has no io_uring or refuses one.
     pub fn new(arena: &Arena, queue_depth: u32) -> io::Result<Ring> {
+        Self::build(arena, queue_depth, false)
+    }
+
+    /// A ring whose completions are polled for (`IORING_SETUP_IOPOLL`) for as long as there are any to come, in turns with
+    /// the executor's other tasks: the drive interrupts nobody, and the core does not sleep. For namespaces with poll
+    /// queues only ([`super::nvme::Namespace::can_be_polled`]); [`Ring::readable`] is not possible on it.
+    ///
+    /// # Errors
+    /// As [`Ring::new`].
+    pub fn polled(arena: &Arena, queue_depth: u32) -> io::Result<Ring> {
+        Self::build(arena, queue_depth, true)
+    }
+
+    fn build(arena: &Arena, queue_depth: u32, is_polled: bool) -> io::Result<Ring> {
         let queue_depth = queue_depth.clamp(1, 4096);
-        let uring = WideRing::builder().dontfork().build(queue_depth.next_power_of_two())?;
+        let mut builder = WideRing::builder();
+        builder.dontfork();
+        if is_polled {
+            builder.setup_iopoll();
+        }
+        let uring = builder.build(queue_depth.next_power_of_two())?;
         let eventfd = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)?;
         uring.submitter().register_eventfd(eventfd.as_raw_fd())?;
         uring.submitter().register_files_sparse(FILES_MAX)?;
@@ -94,9 +117,15 @@ impl Ring {
             files_in_use: RefCell::new(vec![false; FILES_MAX as usize]),
             submit_is_scheduled: Cell::new(false),
             in_flight: Arc::default(),
+            is_polled,
+            poller: RefCell::default(),
         });
-        let wakeups = inner.eventfd.try_clone()?;
-        glommio::spawn_local(reap_until_dropped(Rc::downgrade(&inner), wakeups)).detach();
+        if is_polled {
+            glommio::spawn_local(poll_until_dropped(Rc::downgrade(&inner))).detach();
+        } else {
+            let wakeups = inner.eventfd.try_clone()?;
+            glommio::spawn_local(reap_until_dropped(Rc::downgrade(&inner), wakeups)).detach();
+        }
         Ok(Ring(inner))
     }
 
@@ -121,8 +150,9 @@ impl Ring {
     /// # Errors
     /// The kernel's.
     pub async fn readable(&self, descriptor: BorrowedFd<'_>) -> io::Result<()> {
-        match self.start(Operation::Poll(descriptor.as_raw_fd()), 0, 0, Buffer::None, 1).await {
-            Ok(_) | Err(Failure::Short { .. }) => Ok(()),
+        let nowhere = Target { slot: 0, namespace: None, piece_bytes_max: 1 };
+        match self.start(Operation::Poll(descriptor.as_raw_fd()), nowhere, 0, Buffer::None).await {
+            Ok(_) | Err(Failure::Short { .. } | Failure::Status { .. }) => Ok(()),
             Err(Failure::Errno { errno, .. }) => Err(io::Error::from_raw_os_error(errno)),
         }
     }
@@ -144,15 +174,8 @@ impl Ring {
         }
     }
 
-    /// Queues one operation over the whole of `buffer` at `offset`, in pieces of at most `piece_bytes_max`.
-    pub(super) fn start(
-        &self,
-        operation: Operation,
-        file: u32,
-        offset: u64,
-        buffer: Buffer,
-        piece_bytes_max: usize,
-    ) -> InFlight {
+    /// Queues one operation over the whole of `buffer` at `offset`, in pieces that the target takes.
+    pub(super) fn start(&self, operation: Operation, target: Target, offset: u64, buffer: Buffer) -> InFlight {
         let length = match &buffer {
             Buffer::None => 0,
             Buffer::Arena(buffer) => buffer.len(),
@@ -165,7 +188,7 @@ impl Ring {
         let mut state = self.0.state.borrow_mut();
         let request = state.requests.insert(Request {
             operation,
-            file,
+            target,
             buffer,
             pieces_left: 0,
             failure: None,
@@ -173,14 +196,15 @@ impl Ring {
             abandoned: false,
         });
         let urgent = length <= URGENT_BYTES_MAX;
+        let goes_registered = target.namespace.is_none() || !state.commands_go_unregistered;
         let (mut done, mut pieces) = (0, 0);
         while done < length || pieces == 0 {
-            let mut piece_length = (length - done).min(piece_bytes_max);
+            let mut piece_length = (length - done).min(target.piece_bytes_max);
             let mut region = None;
             if let Some(start) = arena_offset {
                 let index = (start + done) / REGION_BYTES;
                 piece_length = piece_length.min((index + 1) * REGION_BYTES - (start + done));
-                region = self.0.registered_region(index);
+                region = if goes_registered { self.0.registered_region(index) } else { None };
             }
             let piece = Piece {
                 request,
@@ -296,6 +320,9 @@ impl Inner {
             }
         }
         woken.into_iter().for_each(Waker::wake);
+        if let Some(poller) = self.poller.take() {
+            poller.wake();
+        }
     }
 
     /// Takes completions and wakes the futures that wait for them.
@@ -304,6 +331,13 @@ impl Inner {
         let more = {
             let mut uring = self.uring.borrow_mut();
             let mut state = self.state.borrow_mut();
+            if self.is_polled
+                && state.in_kernel > 0
+                // Enters the kernel, which looks at the drive's queues.
+                && let Err(error) = uring.submit()
+            {
+                tracing::debug!(%error, "the kernel did not look for completions");
+            }
             for completion in uring.completion() {
                 state.complete(completion.user_data() as u32, completion.result(), &mut woken);
             }
@@ -347,6 +381,9 @@ impl Drop for Inner {
         }
         // Lets the reaper see that the ring is gone.
         let _ = rustix::io::write(&self.eventfd, &1u64.to_ne_bytes());
+        if let Some(poller) = self.poller.take() {
+            poller.wake();
+        }
     }
 }
 
@@ -364,6 +401,27 @@ async fn reap_until_dropped(ring: Weak<Inner>, eventfd: OwnedFd) {
         ring.reap();
     }
     let _ = wakeups.close().await;
+}
+
+/// Looks for completions while there are any to come, a look for each turn of the executor, and reaps.
+async fn poll_until_dropped(ring: Weak<Inner>) {
+    loop {
+        let has_work = std::future::poll_fn(|context| match ring.upgrade() {
+            None => Poll::Ready(false),
+            Some(ring) if ring.state.borrow().in_kernel > 0 => Poll::Ready(true),
+            Some(ring) => {
+                ring.poller.replace(Some(context.waker().clone()));
+                Poll::Pending
+            }
+        });
+        if !has_work.await {
+            break;
+        }
+        if let Some(ring) = ring.upgrade() {
+            ring.reap();
+        }
+        glommio::executor().yield_now().await;
+    }
 }
 
 /// A request in flight. Resolves to its buffer.

@@ -1,10 +1,11 @@
-//! [`UringDevice`]: a file or block device on one core's [`Ring`], with O_DIRECT.
+//! [`UringDevice`]: a file or block device on one core's [`Ring`], with O_DIRECT, or an NVMe namespace with passthrough.
 //!
 //! Owns the descriptor and its slot in the ring's file table. Keeps the invariants of [`super::Device`]. A core opens
 //! its own; a volume has one per core, all of the same file.
 //!
 //! Reads and writes longer than the device's largest request (`max_sectors_kb`, at most 1 MiB) are split and complete
-//! as one: some kernels hang on longer ones, and all of them split anyway.
+//! as one: some kernels hang on longer ones, and all of them split anyway. For passthrough nobody else would
+//! ([`Namespace::transfer_bytes_max`]).
 
 use std::{
     fs::{File, OpenOptions},
@@ -22,7 +23,8 @@ use bytes::Bytes;
 use super::{
     AlignedBuf, BLOCK_BYTES, Device, DeviceError, Medium, PIECE_BYTES_MAX, Result,
     file::{check_aligned, check_inside},
-    requests::{Buffer, Failure, Operation},
+    nvme::Namespace,
+    requests::{Buffer, Failure, Operation, Target},
     ring::Ring,
 };
 use crate::arena::ArenaBuf;
@@ -37,35 +39,33 @@ pub struct UringDevice(Rc<Opened>);
 struct Opened {
     path: PathBuf,
     ring: Ring,
-    slot: u32,
+    target: Target,
     file: File,
     size_bytes: u64,
-    piece_bytes_max: usize,
 }
 
 impl UringDevice {
-    /// Opens an existing file or block device for reading and writing, with O_DIRECT. A file system without O_DIRECT
-    /// (some tmpfs, for tests) gets buffered I/O and a warning.
+    /// Opens an existing file, block device or NVMe namespace for reading and writing; the first two with O_DIRECT. A file
+    /// system without O_DIRECT (some tmpfs, for tests) gets buffered I/O and a warning.
     ///
     /// # Errors
-    /// [`DeviceError::Io`] with operation `open`, [`DeviceError::Ring`].
+    /// [`DeviceError::Io`] with operation `open`, [`DeviceError::Ring`], those of [`Namespace::open`].
     pub fn open(path: &Path, ring: &Ring) -> Result<Self> {
         let fail = |error: std::io::Error| DeviceError::of(path, "open", 0, 0, &error);
-        let mut options = OpenOptions::new();
-        options.read(true).write(true);
-        let mut file = match options.clone().custom_flags(libc::O_DIRECT).open(path) {
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                tracing::warn!(path = %path.display(), "the file system has no O_DIRECT: I/O is buffered, for tests only");
-                options.open(path)
+        let medium = Medium::of(path).map_err(fail)?;
+        let (file, size_bytes, namespace, piece_bytes_max) = match medium {
+            Medium::NvmeNamespace => {
+                let opened = Namespace::open(path)?;
+                let (size_bytes, piece_bytes_max) = (opened.size_bytes(), opened.transfer_bytes_max());
+                (opened.device, size_bytes, Some(opened.addressing), piece_bytes_max)
             }
-            opened => opened,
-        }
-        .map_err(fail)?;
-        let size_bytes = file.seek(SeekFrom::End(0)).map_err(fail)?;
-        let metadata = file.metadata().map_err(fail)?;
-        let device = match Medium::from(&metadata) {
-            Medium::File => metadata.dev(),
-            Medium::BlockDevice | Medium::NvmeNamespace => metadata.rdev(),
+            Medium::File | Medium::BlockDevice => {
+                let mut file = open_direct(path).map_err(fail)?;
+                let size_bytes = file.seek(SeekFrom::End(0)).map_err(fail)?;
+                let metadata = file.metadata().map_err(fail)?;
+                let device = if medium == Medium::File { metadata.dev() } else { metadata.rdev() };
+                (file, size_bytes, None, piece_bytes_max(device))
+            }
         };
         let slot = ring
             .register_file(file.as_fd())
@@ -73,11 +73,15 @@ impl UringDevice {
         Ok(UringDevice(Rc::new(Opened {
             path: path.to_owned(),
             ring: ring.clone(),
-            slot,
+            target: Target { slot, namespace, piece_bytes_max },
             file,
             size_bytes: size_bytes / BLOCK_BYTES as u64 * BLOCK_BYTES as u64,
-            piece_bytes_max: piece_bytes_max(device),
         })))
+    }
+
+    /// The ring that it is on.
+    pub fn ring(&self) -> &Ring {
+        &self.0.ring
     }
 
     /// Reads `length` bytes from `offset` into a run of the core's arena.
@@ -99,9 +103,7 @@ impl UringDevice {
         if length == 0 {
             return Ok(buffer);
         }
-        let started =
-            opened.ring.start(Operation::Read, opened.slot, offset, Buffer::Arena(buffer), opened.piece_bytes_max);
-        match started.await {
+        match opened.ring.start(Operation::Read, opened.target, offset, Buffer::Arena(buffer)).await {
             Ok(Buffer::Arena(buffer)) => Ok(buffer),
             Ok(_) => Err(DeviceError::Ring {
                 path: opened.path.clone(),
@@ -114,7 +116,10 @@ impl UringDevice {
     fn error(&self, operation: &'static str, offset: u64, length: usize, failure: Failure) -> DeviceError {
         let path = self.0.path.clone();
         match failure {
-            Failure::Errno { errno, offset, length } => DeviceError::Io { path, operation, offset, length, errno },
+            Failure::Errno { errno, offset, length } => DeviceError::of_errno(&path, operation, offset, length, errno),
+            Failure::Status { status, offset, length } => {
+                DeviceError::command(&path, operation, offset, length, status)
+            }
             Failure::Short { got } => DeviceError::Short { path, offset, length: length as u64, got },
         }
     }
@@ -150,7 +155,7 @@ impl Device for UringDevice {
         check_inside(&opened.path, offset, length, opened.size_bytes)?;
         opened
             .ring
-            .start(Operation::Write, opened.slot, offset, Buffer::Heap(data), opened.piece_bytes_max)
+            .start(Operation::Write, opened.target, offset, Buffer::Heap(data))
             .await
             .map(drop)
             .map_err(|failure| self.error("write", offset, length, failure))
@@ -160,7 +165,7 @@ impl Device for UringDevice {
         let opened = &*self.0;
         opened
             .ring
-            .start(Operation::Flush, opened.slot, 0, Buffer::None, opened.piece_bytes_max)
+            .start(Operation::Flush, opened.target, 0, Buffer::None)
             .await
             .map(drop)
             .map_err(|failure| self.error("flush", 0, 0, failure))
@@ -177,13 +182,25 @@ impl Device for UringDevice {
 
 impl Drop for Opened {
     fn drop(&mut self) {
-        self.ring.unregister_file(self.slot);
+        self.ring.unregister_file(self.target.slot);
     }
 }
 
 impl std::fmt::Debug for UringDevice {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "UringDevice({}, {} bytes, fd {:?})", self.0.path.display(), self.0.size_bytes, self.0.file.as_fd())
+    }
+}
+
+fn open_direct(path: &Path) -> std::io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true);
+    match options.clone().custom_flags(libc::O_DIRECT).open(path) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            tracing::warn!(path = %path.display(), "the file system has no O_DIRECT: I/O is buffered, for tests only");
+            options.open(path)
+        }
+        opened => opened,
     }
 }
 

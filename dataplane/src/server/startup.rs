@@ -70,6 +70,7 @@ pub fn run(config: Config) -> Result<()> {
             volume: Some(config.volume.clone()),
             arena_bytes: (cache_bytes / 3 * 4 + ARENA_WORKING_BYTES) as usize,
             cache_bytes: cache_bytes as usize,
+            polls_device: config.nvme_poll,
             ..CoresConfig::default()
         },
     )?;
