@@ -113,7 +113,12 @@ impl UringDevice {
         }
     }
 
-    fn error(&self, operation: &'static str, offset: u64, length: usize, failure: Failure) -> DeviceError {
+    #[cfg(test)]
+    pub(super) fn target(&self) -> Target {
+        self.0.target
+    }
+
+    pub(super) fn error(&self, operation: &'static str, offset: u64, length: usize, failure: Failure) -> DeviceError {
         let path = self.0.path.clone();
         match failure {
             Failure::Errno { errno, offset, length } => DeviceError::of_errno(&path, operation, offset, length, errno),
