@@ -6,8 +6,8 @@
 //! Invariants:
 //! - A request completes once, when all its pieces have; the first failure is the one it reports.
 //! - Short transfers and interruptions go on with the rest of the piece, ahead of what waits.
-//! - NVMe commands that the drive says may be tried again are, as often as the block layer would: for passthrough the
-//!   kernel does not.
+//! - NVMe commands that the drive or its driver says may be tried again are, after a pause in which a drive that is being
+//!   reset comes back: for passthrough the kernel does not do what it does below the block layer.
 
 use std::{collections::VecDeque, task::Waker};
 
@@ -22,8 +22,10 @@ use crate::arena::ArenaBuf;
 
 /// How often a piece that the kernel refused with EAGAIN is tried again.
 const RETRIES_MAX: u8 = 16;
-/// How often an NVMe command that the drive failed is (`nvme_core.max_retries` of the kernel).
-const COMMAND_RETRIES_MAX: u8 = 5;
+/// How often an NVMe command that failed is, with a pause of the ring before each time.
+const COMMAND_RETRIES_MAX: u8 = 20;
+/// How often one is that the drive's memory failed (`nvme_core.max_retries` of the kernel): that takes the drive long already.
+const MEDIA_RETRIES_MAX: u8 = 5;
 
 #[derive(Default)]
 pub(super) struct State {
@@ -31,11 +33,13 @@ pub(super) struct State {
     pub pieces: Slots<Piece>,
     pub urgent: VecDeque<u32>,
     pub bulk: VecDeque<u32>,
+    /// Wait for [`State::resume`].
+    pub postponed: Vec<u32>,
     pub in_kernel: u32,
     /// Those of them that wait for descriptors, maybe for ever.
     pub polls: u32,
-    /// The kernel does not take registered buffers for NVMe commands: until 6.12 it wants each to be a whole one, and they
-    /// are parts of regions.
+    /// The kernel does not take registered buffers for NVMe commands: 6.1 wants all of a buffer, and they are parts of
+    /// regions.
     pub commands_go_unregistered: bool,
     pub counters: RingCounters,
 }
@@ -190,9 +194,9 @@ impl State {
             // A command moves all of its data or none.
             status if result >= 0 && request.target.namespace.is_some() => match Status::of(status as u16) {
                 None => None,
-                Some(status) if status.may_be_tried_again() && piece.retries < COMMAND_RETRIES_MAX => {
+                Some(status) if status.may_be_tried_again() && piece.retries < retries_max(status) => {
                     piece.retries += 1;
-                    self.requeue(index);
+                    self.postponed.push(index);
                     return;
                 }
                 Some(status) => Some(Failure::Status { status, offset: piece.offset, length: piece.length as u64 }),
@@ -203,6 +207,15 @@ impl State {
                 self.commands_go_unregistered = true;
                 self.requeue(index);
                 return;
+            }
+            // Cancelled by the driver: the drive is being reset, or goes away.
+            errno if errno == -libc::EINTR && request.target.namespace.is_some() => {
+                if piece.retries < COMMAND_RETRIES_MAX {
+                    piece.retries += 1;
+                    self.postponed.push(index);
+                    return;
+                }
+                Some(Failure::Errno { errno: -errno, offset: piece.offset, length: piece.length as u64 })
             }
             errno if errno < 0 => {
                 if matches!(-errno, libc::EAGAIN | libc::EINTR) && piece.retries < RETRIES_MAX {
@@ -235,6 +248,13 @@ impl State {
         self.requests.get_mut(request).is_some_and(|request| matches!(request.operation, Operation::Poll(_)))
     }
 
+    /// The pause is over.
+    pub fn resume(&mut self) {
+        for index in std::mem::take(&mut self.postponed) {
+            self.requeue(index);
+        }
+    }
+
     pub fn requeue(&mut self, index: u32) {
         let urgent = self.pieces.get_mut(index).is_some_and(|piece| piece.urgent);
         if urgent { self.urgent.push_front(index) } else { self.bulk.push_front(index) }
@@ -253,6 +273,10 @@ impl State {
             }
         }
     }
+}
+
+fn retries_max(status: Status) -> u8 {
+    if status.is_of_media() { MEDIA_RETRIES_MAX } else { COMMAND_RETRIES_MAX }
 }
 
 #[cfg(test)]
@@ -350,16 +374,26 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_command_is_tried_again_unless_the_drive_says_not_to() {
-        for (result, tries) in [(0x4281, 0), (0x281, COMMAND_RETRIES_MAX), (0x82, COMMAND_RETRIES_MAX)] {
+    fn a_failed_command_is_tried_again_after_a_pause_unless_the_drive_says_not_to() {
+        let status = |result: i32| {
+            let status = Status::of(result as u16).unwrap();
+            Failure::Status { status, offset: 40960, length: 4096 }
+        };
+        let cancelled = Failure::Errno { errno: libc::EINTR, offset: 40960, length: 4096 };
+        for (result, tries, expected) in [
+            (0x4281, 0, status(0x4281)),
+            (0x281, MEDIA_RETRIES_MAX, status(0x281)),
+            (0x370, COMMAND_RETRIES_MAX, status(0x370)),
+            (-libc::EINTR, COMMAND_RETRIES_MAX, cancelled),
+        ] {
             let (mut state, request, piece) = one_piece_of(NAMESPACE, Operation::Write, 4096);
             for _ in 0..tries {
                 state.complete(piece, result, &mut Vec::new());
+                assert_eq!((state.urgent.pop_front(), state.postponed.as_slice()), (None, [piece].as_slice()));
+                state.resume();
                 assert_eq!(state.urgent.pop_front(), Some(piece));
             }
             state.complete(piece, result, &mut Vec::new());
-            let status = Status::of(result as u16).unwrap();
-            let expected = Failure::Status { status, offset: 40960, length: 4096 };
             assert_eq!(state.requests.get_mut(request).unwrap().failure, Some(expected));
         }
     }

@@ -27,6 +27,7 @@ use std::{
         atomic::{AtomicU32, Ordering},
     },
     task::{Context, Poll, Waker},
+    time::Duration,
 };
 
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
@@ -43,6 +44,9 @@ const REGIONS_MAX: usize = 1 << 14;
 const FILES_MAX: u32 = 64;
 /// Requests up to this long overtake longer ones in the waiting queues.
 const URGENT_BYTES_MAX: usize = 64 << 10;
+
+/// The pause before what failed for now is tried again: twenty of them are longer than the reset of a drive usually takes.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
 /// Entries of 128 and 32 bytes, which NVMe passthrough needs; Linux has had them since 5.19, as it has had sparse tables.
 type WideRing = IoUring<squeue::Entry128, cqueue::Entry32>;
@@ -61,6 +65,7 @@ struct Inner {
     registration_refused: Cell<bool>,
     files_in_use: RefCell<Vec<bool>>,
     submit_is_scheduled: Cell<bool>,
+    resume_is_scheduled: Cell<bool>,
     /// Operations in the kernel, but for those that wait for descriptors; for the watch thread of the cores.
     in_flight: Arc<AtomicU32>,
     /// Completions come only to those who look.
@@ -116,6 +121,7 @@ impl Ring {
             registration_refused: Cell::new(refused),
             files_in_use: RefCell::new(vec![false; FILES_MAX as usize]),
             submit_is_scheduled: Cell::new(false),
+            resume_is_scheduled: Cell::new(false),
             in_flight: Arc::default(),
             is_polled,
             poller: RefCell::default(),
@@ -311,7 +317,7 @@ impl Inner {
                 let ring = Rc::downgrade(self);
                 self.submit_is_scheduled.set(true);
                 glommio::spawn_local(async move {
-                    glommio::timer::sleep(std::time::Duration::from_millis(1)).await;
+                    glommio::timer::sleep(Duration::from_millis(1)).await;
                     if let Some(ring) = ring.upgrade() {
                         ring.submit();
                     }
@@ -328,7 +334,7 @@ impl Inner {
     /// Takes completions and wakes the futures that wait for them.
     fn reap(self: &Rc<Self>) {
         let mut woken = Vec::new();
-        let more = {
+        let (more, postponed) = {
             let mut uring = self.uring.borrow_mut();
             let mut state = self.state.borrow_mut();
             if self.is_polled
@@ -342,11 +348,23 @@ impl Inner {
                 state.complete(completion.user_data() as u32, completion.result(), &mut woken);
             }
             self.in_flight.store(state.in_kernel.saturating_sub(state.polls), Ordering::Relaxed);
-            !state.urgent.is_empty() || !state.bulk.is_empty()
+            (!state.urgent.is_empty() || !state.bulk.is_empty(), !state.postponed.is_empty())
         };
         woken.into_iter().for_each(Waker::wake);
         if more {
             self.submit();
+        }
+        if postponed && !self.resume_is_scheduled.replace(true) {
+            let ring = Rc::downgrade(self);
+            glommio::spawn_local(async move {
+                glommio::timer::sleep(RETRY_PAUSE).await;
+                if let Some(ring) = ring.upgrade() {
+                    ring.resume_is_scheduled.set(false);
+                    ring.state.borrow_mut().resume();
+                    ring.submit();
+                }
+            })
+            .detach();
         }
     }
 }
@@ -396,7 +414,7 @@ async fn reap_until_dropped(ring: Weak<Inner>, eventfd: OwnedFd) {
         let Some(ring) = ring.upgrade() else { break };
         if let Err(error) = waited {
             tracing::error!(%error, "can't wait for the I/O ring's eventfd: polling it");
-            glommio::timer::sleep(std::time::Duration::from_millis(1)).await;
+            glommio::timer::sleep(Duration::from_millis(1)).await;
         }
         ring.reap();
     }

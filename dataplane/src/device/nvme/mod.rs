@@ -11,8 +11,8 @@
 //!   layer, which would split, is not there.
 //! - Data is the namespace's own: formats with metadata or protection information are refused.
 //!
-//! Passthrough commands are not retried by the kernel, unlike those of the block layer: the caller does
-//! ([`super::requests`]).
+//! The kernel does not try passthrough commands again, unlike those of the block layer: the ring does
+//! ([`super::requests`]); blocking ones of tools are not.
 //!
 //! Follows Joshi et al., "I/O Passthru: Upstreaming a flexible and efficient I/O Path in Linux", FAST '24. Needs Linux 5.19;
 //! polled completions and registered buffers need 6.1.

@@ -118,13 +118,15 @@ impl Namespace {
     /// # Errors
     /// [`DeviceError::Command`], [`DeviceError::Io`], [`DeviceError::Gone`].
     pub(in crate::device) fn read_exact_at(&self, bytes: &mut [u8], offset: u64) -> Result<()> {
-        let mut transfer = AlignedBuf::zeroed(self.transfer_bytes_max);
         let end = offset + bytes.len() as u64;
         let mut at = offset;
+        // Blocks at both ends may be covered in part.
+        let mut transfer = AlignedBuf::zeroed((bytes.len() + 2 * BLOCK_BYTES).min(self.transfer_bytes_max));
         while at < end {
             let first = at & !(self.addressing.block_bytes() - 1);
             let covered = (end - first).next_multiple_of(self.addressing.block_bytes());
-            let piece = &mut transfer[..covered.min(self.transfer_bytes_max as u64) as usize];
+            let longest = transfer.len() as u64;
+            let piece = &mut transfer[..covered.min(longest) as usize];
             let command = self.addressing.read_command(first, piece.len());
             self.submit("read", &command, first, piece.len(), Data::Receive(&mut *piece))?;
             let wanted = &piece[(at - first) as usize..];

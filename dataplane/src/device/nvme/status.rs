@@ -58,6 +58,11 @@ impl Status {
         self.0 as u8
     }
 
+    /// Whether the drive's memory is at fault, or what is in it.
+    pub(in crate::device) fn is_of_media(self) -> bool {
+        self.kind() == MEDIA
+    }
+
     /// Whether the same command may succeed later: the drive did not set Do Not Retry.
     pub fn may_be_tried_again(self) -> bool {
         self.0 & 0x4000 == 0
