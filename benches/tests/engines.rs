@@ -97,6 +97,7 @@ fn what_an_engine_can_not_do_is_said_in_one_line() {
         (vec!["--ioengine=glommio", "--rw=read", "--bs=4k"], "direct=1"),
         (vec!["--ioengine=glommio", "--rw=read", "--bs=5k", "--direct=1"], "4096"),
         (vec!["--ioengine=nvme_cmd", "--rw=read", "--filename=/dev/null"], "/dev/ngXnY"),
+        (vec!["--ioengine=io_uring_cmd", "--rw=read", "--filename=/dev/null"], "/dev/ngXnY"),
         (vec!["--ioengine=nvme_cmd", "--rw=write", "--filename=/dev/ng99n99"], "No such file"),
         (vec!["--ioengine=nvme_cmd", "--rw=read", "--cmd_type=scsi"], "cmd_type"),
         (vec!["--ioengine=glommio", "--rw=read", "--filename=/dev/null", "--direct=1"], "neither a file"),
