@@ -209,13 +209,14 @@ impl State {
                 return;
             }
             // Cancelled by the driver: the drive is being reset, or goes away.
-            errno if errno == -libc::EINTR && request.target.namespace.is_some() => {
-                if piece.retries < COMMAND_RETRIES_MAX {
-                    piece.retries += 1;
-                    self.postponed.push(index);
-                    return;
-                }
-                Some(Failure::Errno { errno: -errno, offset: piece.offset, length: piece.length as u64 })
+            errno
+                if errno == -libc::EINTR
+                    && request.target.namespace.is_some()
+                    && piece.retries < COMMAND_RETRIES_MAX =>
+            {
+                piece.retries += 1;
+                self.postponed.push(index);
+                return;
             }
             errno if errno < 0 => {
                 if matches!(-errno, libc::EAGAIN | libc::EINTR) && piece.retries < RETRIES_MAX {

@@ -10,7 +10,8 @@
 //! - A request completes once, when all its pieces have; a piece never crosses a registered region.
 //!
 //! Completions: the kernel signals the ring's eventfd; a task of the executor reads it through glommio's ring and
-//! wakes what completed. A polled ring has a task that looks instead. Pieces queued during one turn of the executor are submitted with one system call.
+//! wakes what completed. A polled ring has a task that looks instead. Pieces queued during one turn of the executor are
+//! submitted with one system call.
 //!
 //! Registered buffers save the kernel the page walk of each read. The arena is registered in regions when they are
 //! first read into; when RLIMIT_MEMLOCK forbids it, reads go on unregistered after one warning.
@@ -44,7 +45,6 @@ const REGIONS_MAX: usize = 1 << 14;
 const FILES_MAX: u32 = 64;
 /// Requests up to this long overtake longer ones in the waiting queues.
 const URGENT_BYTES_MAX: usize = 64 << 10;
-
 /// The pause before what failed for now is tried again: twenty of them are longer than the reset of a drive usually takes.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
