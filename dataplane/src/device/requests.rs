@@ -208,9 +208,9 @@ impl State {
                 self.requeue(index);
                 return;
             }
-            // Cancelled by the driver: the drive is being reset, or goes away.
+            // Cancelled by the driver, or refused by a queue that is stopped: the drive is being reset, or goes away.
             errno
-                if errno == -libc::EINTR
+                if matches!(-errno, libc::EINTR | libc::EIO)
                     && request.target.namespace.is_some()
                     && piece.retries < COMMAND_RETRIES_MAX =>
             {
@@ -380,12 +380,14 @@ mod tests {
             let status = Status::of(result as u16).unwrap();
             Failure::Status { status, offset: 40960, length: 4096 }
         };
-        let cancelled = Failure::Errno { errno: libc::EINTR, offset: 40960, length: 4096 };
+        let errno = |errno| Failure::Errno { errno, offset: 40960, length: 4096 };
         for (result, tries, expected) in [
             (0x4281, 0, status(0x4281)),
             (0x281, MEDIA_RETRIES_MAX, status(0x281)),
             (0x370, COMMAND_RETRIES_MAX, status(0x370)),
-            (-libc::EINTR, COMMAND_RETRIES_MAX, cancelled),
+            (-libc::EINTR, COMMAND_RETRIES_MAX, errno(libc::EINTR)),
+            (-libc::EIO, COMMAND_RETRIES_MAX, errno(libc::EIO)),
+            (-libc::ENODEV, 0, errno(libc::ENODEV)),
         ] {
             let (mut state, request, piece) = one_piece_of(NAMESPACE, Operation::Write, 4096);
             for _ in 0..tries {

@@ -121,6 +121,10 @@ impl UringDevice {
     pub(super) fn error(&self, operation: &'static str, offset: u64, length: usize, failure: Failure) -> DeviceError {
         let path = self.0.path.clone();
         match failure {
+            // A namespace of several paths says EINVAL when there is none left, others EIO until their queue is gone.
+            Failure::Errno { .. } if self.0.target.namespace.is_some() && !path.exists() => {
+                DeviceError::Gone { path, operation }
+            }
             Failure::Errno { errno, offset, length } => DeviceError::of_errno(&path, operation, offset, length, errno),
             Failure::Status { status, offset, length } => {
                 DeviceError::command(&path, operation, offset, length, status)
