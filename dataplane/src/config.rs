@@ -256,7 +256,7 @@ options! {
     /// makes one.
     volume: PathBuf = PathBuf::from("heliostat.volume");
     /// Poll for the completions of a volume that is /dev/ngXnY with poll queues (nvme.poll_queues=N on the kernel's command
-    /// line): point reads are answered sooner, and a core that reads does not sleep.
+    /// line), in place of interrupts: a core that reads does not sleep.
     nvme_poll: bool = false, arg(num_args = 0..=1, default_missing_value = "true");
     /// Folder of the manifest (RocksDB). Empty: the volume's path with `.meta` appended.
     metadata: PathBuf = PathBuf::new();
