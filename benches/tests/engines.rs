@@ -96,6 +96,11 @@ fn what_an_engine_can_not_do_is_said_in_one_line() {
     for (words, part) in [
         (vec!["--ioengine=glommio", "--rw=read", "--bs=4k"], "direct=1"),
         (vec!["--ioengine=glommio", "--rw=read", "--bs=5k", "--direct=1"], "4096"),
+        (vec!["--ioengine=nvme_cmd", "--rw=read", "--filename=/dev/null"], "/dev/ngXnY"),
+        (vec!["--ioengine=io_uring_cmd", "--rw=read", "--filename=/dev/null"], "/dev/ngXnY"),
+        (vec!["--ioengine=nvme_cmd", "--rw=write", "--filename=/dev/ng99n99"], "No such file"),
+        (vec!["--ioengine=nvme_cmd", "--rw=read", "--cmd_type=scsi"], "cmd_type"),
+        (vec!["--ioengine=glommio", "--rw=read", "--filename=/dev/null", "--direct=1"], "neither a file"),
         (vec!["--ioengine=verbs", "--rw=write", "--bs=16", "--verb=fetch_add"], "bs=8"),
         (vec!["--ioengine=verbs", "--rw=write", "--bs=8", "--verb=shout"], "compare_swap"),
         (vec!["--ioengine=verbs", "--rw=write", "--bs=8", "--ping_pong=1", "--iodepth=2"], "iodepth=1"),

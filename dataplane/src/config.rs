@@ -252,8 +252,12 @@ macro_rules! options {
 options! {
     /// Address to serve HIDB on. Other addresses than loopback need tls_certificate and tls_key, or insecure.
     listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 7400));
-    /// The volume: a block device or a file made by `heliostat-cell format`.
+    /// The volume: a block device, an NVMe namespace past the block layer (/dev/ngXnY), or a file; `heliostat-cell format`
+    /// makes one.
     volume: PathBuf = PathBuf::from("heliostat.volume");
+    /// Poll for the completions of a volume that is /dev/ngXnY with poll queues (nvme.poll_queues=N on the kernel's command
+    /// line), in place of interrupts: a core that reads does not sleep.
+    nvme_poll: bool = false, arg(num_args = 0..=1, default_missing_value = "true");
     /// Folder of the manifest (RocksDB). Empty: the volume's path with `.meta` appended.
     metadata: PathBuf = PathBuf::new();
     /// Make and format the volume when it does not exist (for development).
@@ -330,7 +334,7 @@ options! {
 /// Which cell a tool works on, one that is not running.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Where {
-    /// The volume: a block device or a file.
+    /// The volume: a block device, an NVMe namespace past the block layer (/dev/ngXnY), or a file.
     #[arg(long)]
     volume: PathBuf,
     /// Folder of the manifest; the volume's path with `.meta` appended when left out.

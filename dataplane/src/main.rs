@@ -48,8 +48,8 @@ enum Command {
     Format {
         #[command(flatten)]
         place: Where,
-        /// Size of the volume: a file gets exactly this size, 10GiB when left out, sparse; a block device is used whole
-        /// when left out.
+        /// Size of the volume: a file gets exactly this size, 10GiB when left out, sparse; a device is used whole when
+        /// left out.
         #[arg(long)]
         size: Option<Size>,
         /// Formats it even when it holds something, a Heliostat volume or anything else: that is lost.

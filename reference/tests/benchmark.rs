@@ -145,7 +145,6 @@ fn what_can_not_be_measured_is_said_in_one_line() {
         (vec!["--ioengine=hidb-scan", "--rw=write", "--size=1m", "--table=t"], "hidb-scan"),
         (vec!["--ioengine=hidb-scan", "--rw=read", "--size=1m", "--table=t", "--where=a = $rand(2,1)"], "is empty"),
         (vec!["--ioengine=hidb-search", "--rw=read", "--size=1m"], "vector search"),
-        (vec!["--ioengine=nvme_cmd", "--rw=read", "--size=1m"], "scan engine"),
     ] {
         let all: Vec<&str> = ["--name=x", "--bs=4k"].into_iter().chain(words.iter().copied()).collect();
         let (code, output, errors) = run(&all);

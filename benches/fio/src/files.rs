@@ -88,16 +88,18 @@ pub(crate) fn prepare(job: &Job<'_>, clone: u32, may: &Permissions) -> Result<Cl
     let share = |bytes: u64| bytes / paths.len() as u64;
     for path in &paths {
         let failed = |doing| move |cause| FileError::System { path: path.clone(), doing, cause };
+        let block_device = job.engine.block_device_of(path).map_err(failed("looking for its block device"))?;
+        let seen = block_device.as_ref().unwrap_or(path);
         if options.direction.write && !may.destructive.contains(path) {
-            let held = guard::holds(path).map_err(failed("looking at what it holds"))?;
+            let held = guard::holds(seen).map_err(failed("looking at what it holds"))?;
             if let Some(what) = held {
                 return Err(FileError::Guarded { path: path.clone(), what });
             }
         }
-        let (present, device) = match fs::metadata(path) {
+        let (present, device) = match fs::metadata(seen) {
             Ok(metadata) if metadata.is_file() => (Some(metadata.len()), false),
             Ok(metadata) if metadata.file_type().is_block_device() => {
-                let device = File::open(path).map_err(failed("opening"))?;
+                let device = File::open(seen).map_err(failed("opening"))?;
                 let size = rustix::fs::seek(&device, rustix::fs::SeekFrom::End(0));
                 (Some(size.map_err(|error| failed("asking its size")(error.into()))?), true)
             }
@@ -253,6 +255,10 @@ pub(crate) fn warm_or_cool(job: &Job<'_>, plan: &ClonePlan) -> Result<(), FileEr
     for file in &plan.files {
         let failed = |doing| move |cause: io::Error| FileError::System { path: file.path.clone(), doing, cause };
         let Ok(open) = File::open(&file.path) else { continue };
+        // Past the block layer there is no cache.
+        if open.metadata().is_ok_and(|metadata| metadata.file_type().is_char_device()) {
+            continue;
+        }
         if options.invalidate {
             // Dirty pages are not dropped: they are written first.
             rustix::fs::fdatasync(&open).map_err(|error| failed("syncing")(error.into()))?;

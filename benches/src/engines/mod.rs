@@ -1,9 +1,10 @@
 //! What `--ioengine=` may name: fio's own `io_uring` and `null` from `heliostat-fio`, and every layer of Heliostat.
 //!
 //! Owns [`ENGINES`]. From a query down to the drive and the wire: `hidb-scan`, `hidb-point` and `hidb-load` ask a cell,
-//! `glommio` is the cell's device layer, `verbs` its fabric, `io_uring` and `nvme_cmd` the drive under it.
+//! `glommio` is the cell's device layer and `nvme_cmd` the same by NVMe passthrough, `verbs` its fabric, `io_uring` the drive
+//! under it.
 
-mod glommio;
+mod device;
 mod hidb;
 mod tasks;
 mod unbuilt;
@@ -14,8 +15,8 @@ use heliostat_fio::engine::{Engines, null::Null, uring::IoUring};
 /// All engines, in the order in which `--enghelp` lists them.
 pub const ENGINES: Engines<'static> = &[
     &IoUring,
-    &glommio::Glommio,
-    &unbuilt::NVME_CMD,
+    &device::GLOMMIO,
+    &device::NVME_CMD,
     &verbs::Verbs,
     &hidb::scan::HidbScan,
     &hidb::point::HidbPoint,

@@ -9,13 +9,6 @@ pub struct Unbuilt {
     why: &'static str,
 }
 
-/// NVMe passthrough, which comes with the scan engine's device path.
-pub const NVME_CMD: Unbuilt = Unbuilt {
-    name: "nvme_cmd",
-    help: "NVMe passthrough (not built yet: comes with the scan engine)",
-    why: "nvme_cmd is not built yet: it comes with the scan engine's NVMe passthrough; use io_uring or glommio",
-};
-
 /// Nearest neighbours, which come with vector search.
 pub const HIDB_SEARCH: Unbuilt = Unbuilt {
     name: "hidb-search",

@@ -5,6 +5,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use heliostat_dataplane::device::nvme;
+
 /// Names and values, in the order of a report.
 pub fn facts(drive: Option<&Path>) -> Vec<(&'static str, String)> {
     let mut facts = Vec::new();
@@ -58,6 +60,9 @@ fn huge_pages() -> Option<String> {
 fn drive_of(path: &Path) -> Option<String> {
     use std::os::unix::fs::{FileTypeExt, MetadataExt};
     let there = path.ancestors().find(|place| place.exists()).unwrap_or(Path::new("."));
+    if let Ok(Some(block_device)) = nvme::block_device_of(there) {
+        return Some(format!("{} by passthrough", drive_of(&block_device)?));
+    }
     let metadata = fs::metadata(there).ok()?;
     let number = if metadata.file_type().is_block_device() { metadata.rdev() } else { metadata.dev() };
     let (major, minor) = (libc::major(number), libc::minor(number));

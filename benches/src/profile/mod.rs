@@ -21,6 +21,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use clap::{Parser, ValueEnum};
 use heliostat_client::input::{Input, InputOptions, TpchTable};
 use heliostat_client::{Client, ConnectOptions, Credentials, LoadMode, Transport};
+use heliostat_dataplane::device::nvme;
 use serde_json::Value;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
@@ -42,7 +43,8 @@ struct Arguments {
     /// Which set.
     #[arg(long, value_enum)]
     profile: Extent,
-    /// A file or device to read (a file that is not there is made, 1 GiB, and removed); left out: no drive is measured.
+    /// A file or device to read (a file that is not there is made, 1 GiB, and removed), or an NVMe namespace past the block
+    /// layer (/dev/ngXnY); left out: no drive is measured.
     #[arg(long)]
     filename: Option<PathBuf>,
     /// An RDMA device, as `verbs-check devices` names it.
@@ -164,21 +166,27 @@ impl Profile {
         let made = !path.exists();
         let place = format!("--filename={}", path.display());
         let size = if made { "--size=1g" } else { "--size=100%" };
+        // A namespace past the block layer is measured beside its block device.
+        let block_device = nvme::block_device_of(&path).ok().flatten();
+        let (layer, kernels) = match &block_device {
+            Some(block_device) => ("nvme_cmd", format!("--filename={}", block_device.display())),
+            None => ("glommio", place.clone()),
+        };
         let mut lines = Vec::new();
         for (title, engine, rw, bs, depth) in [
             ("4 KiB random reads, depth 1", "io_uring", "randread", "4k", 1),
             ("4 KiB random reads, depth 8", "io_uring", "randread", "4k", 8),
             ("4 KiB random reads, depth 64", "io_uring", "randread", "4k", 64),
-            ("the same by the cell's device layer", "glommio", "randread", "4k", 64),
+            ("the same by the cell's device layer", layer, "randread", "4k", 64),
             ("1 MiB sequential reads, depth 8", "io_uring", "read", "1m", 8),
-            ("the same by the cell's device layer", "glommio", "read", "1m", 8),
+            ("the same by the cell's device layer", layer, "read", "1m", 8),
         ] {
             let words = [
                 format!("--ioengine={engine}"),
                 format!("--rw={rw}"),
                 format!("--bs={bs}"),
                 format!("--iodepth={depth}"),
-                place.clone(),
+                if engine == layer { place.clone() } else { kernels.clone() },
                 size.to_string(),
                 "--direct=1".to_string(),
             ];

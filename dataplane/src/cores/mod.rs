@@ -26,7 +26,7 @@ use std::{
     cell::RefCell,
     future::Future,
     panic::AssertUnwindSafe,
-    path::PathBuf,
+    path::{Path, PathBuf},
     pin::pin,
     rc::Rc,
     sync::{
@@ -45,7 +45,7 @@ use self::{hot_groups::HotGroups, start::Start};
 use crate::{
     arena::Arena,
     cache::BlockCache,
-    device::{ring::Ring, uring::UringDevice},
+    device::{nvme::Namespace, ring::Ring, uring::UringDevice},
     fabric::port::Ports,
 };
 
@@ -73,13 +73,22 @@ pub struct CoresConfig {
     pub cache_bytes: usize,
     /// Device operations that a core keeps in the kernel.
     pub queue_depth: u32,
+    /// Completions of an NVMe namespace with poll queues are polled for.
+    pub polls_device: bool,
     /// How long an executor without work looks for more before it sleeps.
     pub spin_us: u64,
 }
 
 impl Default for CoresConfig {
     fn default() -> Self {
-        CoresConfig { volume: None, arena_bytes: 1 << 30, cache_bytes: 768 << 20, queue_depth: 64, spin_us: 0 }
+        CoresConfig {
+            volume: None,
+            arena_bytes: 1 << 30,
+            cache_bytes: 768 << 20,
+            queue_depth: 64,
+            polls_device: false,
+            spin_us: 0,
+        }
     }
 }
 
@@ -155,6 +164,11 @@ impl Core {
     /// The core this runs on; `None` on a thread that is no core.
     pub fn current() -> Option<Rc<Core>> {
         CORE.with_borrow(Clone::clone)
+    }
+
+    /// The ring that its volume is on.
+    pub fn device_ring(&self) -> &Ring {
+        self.device.as_ref().map_or(&self.ring, UringDevice::ring)
     }
 
     /// The device of this core.
@@ -416,7 +430,7 @@ async fn run_core(
     let is_open = opened.is_ok();
     match opened {
         Ok(core) => {
-            let watched = nudge::be_watched(core.ring.in_flight_counter()).await;
+            let watched = nudge::be_watched(core.device_ring().in_flight_counter()).await;
             answered = watched.answered();
             CORE.set(Some(Rc::new(core)));
             let _ = ready.send(Ok(watched));
@@ -448,11 +462,30 @@ fn open_core(id: usize, count: usize, config: &CoresConfig, cores: Cores) -> Res
     let background = glommio::executor().create_task_queue(Shares::Static(100), Latency::NotImportant, "background");
     let arena = Arena::new(config.arena_bytes).map_err(|error| io("reserving the arena", &error))?;
     let ring = Ring::new(&arena, config.queue_depth).map_err(|error| io("making an I/O ring", &error))?;
-    let device = config.volume.as_ref().map(|path| UringDevice::open(path, &ring)).transpose()?;
+    let open_volume = |path: &PathBuf| {
+        let device_ring = match config.polls_device && can_be_polled(path, id) {
+            true => Ring::polled(&arena, config.queue_depth).map_err(|error| io("making a polled I/O ring", &error))?,
+            false => ring.clone(),
+        };
+        Ok::<_, Error>(UringDevice::open(path, &device_ring)?)
+    };
+    let device = config.volume.as_ref().map(open_volume).transpose()?;
     let cache_bytes = config.cache_bytes.min(arena.bytes() / 4 * 3);
     let cache = device.clone().map(|device| BlockCache::new(device, cache_bytes));
     let hot_groups = RefCell::new(HotGroups::new(cache_bytes as u64 / CACHE_PER_HOT));
     Ok(Core { id, count, arena, ring, device, cache, hot_groups, background, cores, fabric: Ports::default() })
+}
+
+/// Whether a volume has poll queues; core 0 says what to do when it has none.
+fn can_be_polled(volume: &Path, id: usize) -> bool {
+    let can_be_polled = Namespace::can_be_polled(volume);
+    if !can_be_polled && id == 0 {
+        tracing::warn!(
+            volume = %volume.display(),
+            "nvme_poll: not an NVMe namespace with poll queues (/dev/ngXnY, nvme.poll_queues=N on the kernel's command line): waiting for interrupts"
+        );
+    }
+    can_be_polled
 }
 
 /// The CPUs this process may run on.

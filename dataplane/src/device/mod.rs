@@ -1,9 +1,9 @@
 //! Block devices as the cell sees them: 4 KiB-aligned reads and writes and a flush, without a runtime.
 //!
 //! Owns the [`Device`] trait, its typed errors and [`AlignedBuf`]. Implementations: [`uring::UringDevice`] (one
-//! io_uring per core, O_DIRECT, reads into the core's arena), [`file::FileDevice`] (blocking, for tools that run
-//! before there are cores), and the simulated device of the crash tests. Called by the volume, the store and the
-//! block cache.
+//! io_uring per core, reads into the core's arena; O_DIRECT on files and block devices, [`nvme`] passthrough on NVMe
+//! namespaces), [`file::FileDevice`] (blocking, for tools that run before there are cores), and the simulated device of
+//! the crash tests. Called by the volume, the store and the block cache.
 //!
 //! Invariants:
 //! - Offsets and lengths are multiples of [`BLOCK_BYTES`]; anything else is [`DeviceError::Unaligned`], not I/O.
@@ -12,6 +12,8 @@
 //! - Dropping a future in flight is safe: memory under I/O belongs to the device until the kernel is done.
 
 pub mod file;
+mod medium;
+pub mod nvme;
 mod requests;
 pub mod ring;
 #[cfg(test)]
@@ -20,12 +22,20 @@ mod ring_tests;
 mod slots;
 pub mod uring;
 
-use std::{future::Future, path::PathBuf, ptr::NonNull};
+use std::{
+    future::Future,
+    path::{Path, PathBuf},
+    ptr::NonNull,
+};
 
 use bytes::Bytes;
 
+pub use self::medium::Medium;
+
 /// Alignment of every offset, length and buffer of a device.
 pub const BLOCK_BYTES: usize = 4096;
+/// The largest piece of a read or write, whatever the device says.
+const PIECE_BYTES_MAX: usize = 1 << 20;
 
 /// `std::result::Result` with [`DeviceError`].
 pub type Result<T, E = DeviceError> = std::result::Result<T, E>;
@@ -46,6 +56,36 @@ pub enum DeviceError {
         length: u64,
         /// The errno.
         errno: i32,
+    },
+    /// The drive refused or failed a command of NVMe passthrough.
+    #[error("{operation} of {length} bytes at offset {offset} of {} failed: {status}", path.display())]
+    Command {
+        /// The character device of the namespace.
+        path: PathBuf,
+        /// `read`, `write`, `flush` or `identify`.
+        operation: &'static str,
+        /// Byte offset on the device.
+        offset: u64,
+        /// Bytes asked for.
+        length: u64,
+        /// What the drive answered.
+        status: nvme::Status,
+    },
+    /// There is no drive behind the open device any more.
+    #[error("{operation} of {}: the drive is gone (removed, or given up by the kernel, whose log says why); once it is back, start the cell again", path.display())]
+    Gone {
+        /// The device.
+        path: PathBuf,
+        /// `read`, `write` or `flush`.
+        operation: &'static str,
+    },
+    /// The path names something that can't hold a volume.
+    #[error("{} can't be used as a volume: {reason}", path.display())]
+    Unusable {
+        /// The path.
+        path: PathBuf,
+        /// What it is.
+        reason: String,
     },
     /// The device ended before the range did.
     #[error("{} ends at {got} of {length} bytes at offset {offset}: the volume was truncated", path.display())]
@@ -109,10 +149,35 @@ pub enum DeviceError {
     },
 }
 
+impl DeviceError {
+    /// An I/O error of the standard library as ours.
+    pub(crate) fn of(path: &Path, operation: &'static str, offset: u64, length: u64, error: &std::io::Error) -> Self {
+        Self::of_errno(path, operation, offset, length, error.raw_os_error().unwrap_or(libc::EIO))
+    }
+
+    /// The kernel's error number as ours.
+    pub(crate) fn of_errno(path: &Path, operation: &'static str, offset: u64, length: u64, errno: i32) -> Self {
+        match errno {
+            libc::ENODEV | libc::ENXIO if operation != "open" => DeviceError::Gone { path: path.to_owned(), operation },
+            _ => DeviceError::Io { path: path.to_owned(), operation, offset, length, errno },
+        }
+    }
+
+    /// A drive's answer as ours.
+    fn command(path: &Path, operation: &'static str, offset: u64, length: u64, status: nvme::Status) -> Self {
+        DeviceError::Command { path: path.to_owned(), operation, offset, length, status }
+    }
+}
+
 impl From<DeviceError> for hidb::Error {
     fn from(error: DeviceError) -> Self {
         let code = match &error {
-            DeviceError::Io { .. } | DeviceError::Short { .. } | DeviceError::Ring { .. } => hidb::ErrorCode::Io,
+            DeviceError::Io { .. }
+            | DeviceError::Command { .. }
+            | DeviceError::Gone { .. }
+            | DeviceError::Unusable { .. }
+            | DeviceError::Short { .. }
+            | DeviceError::Ring { .. } => hidb::ErrorCode::Io,
             DeviceError::Corruption { .. } => hidb::ErrorCode::Corruption,
             DeviceError::Unaligned { .. } => hidb::ErrorCode::Internal,
             DeviceError::ArenaFull { .. } => hidb::ErrorCode::MemoryExceeded,
@@ -157,7 +222,7 @@ pub trait Device: 'static {
     fn size_bytes(&self) -> u64;
 
     /// Name of the device in errors.
-    fn path(&self) -> &std::path::Path;
+    fn path(&self) -> &Path;
 }
 
 /// A zeroed heap buffer of a multiple of 4 KiB, 4 KiB aligned, so that it can go to a device as it is.

@@ -10,7 +10,8 @@
 //! - A request completes once, when all its pieces have; a piece never crosses a registered region.
 //!
 //! Completions: the kernel signals the ring's eventfd; a task of the executor reads it through glommio's ring and
-//! wakes what completed. Pieces queued during one turn of the executor are submitted with one system call.
+//! wakes what completed. A polled ring has a task that looks instead. Pieces queued during one turn of the executor are
+//! submitted with one system call.
 //!
 //! Registered buffers save the kernel the page walk of each read. The arena is registered in regions when they are
 //! first read into; when RLIMIT_MEMLOCK forbids it, reads go on unregistered after one warning.
@@ -27,12 +28,13 @@ use std::{
         atomic::{AtomicU32, Ordering},
     },
     task::{Context, Poll, Waker},
+    time::Duration,
 };
 
-use io_uring::{IoUring, opcode, types};
+use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
 pub use super::requests::RingCounters;
-use super::requests::{Buffer, Failure, Operation, Piece, Request, State};
+use super::requests::{Buffer, Failure, Operation, Piece, Request, State, Target};
 use crate::arena::Arena;
 
 /// Bytes of arena registered at a time. Registering pins the pages, which takes an estimated 4 ms for this much memory.
@@ -43,13 +45,18 @@ const REGIONS_MAX: usize = 1 << 14;
 const FILES_MAX: u32 = 64;
 /// Requests up to this long overtake longer ones in the waiting queues.
 const URGENT_BYTES_MAX: usize = 64 << 10;
+/// The pause before what failed for now is tried again: twenty of them are longer than the reset of a drive usually takes.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
+
+/// Entries of 128 and 32 bytes, which NVMe passthrough needs; Linux has had them since 5.19, as it has had sparse tables.
+type WideRing = IoUring<squeue::Entry128, cqueue::Entry32>;
 
 /// The ring of one core. Cloning shares it.
 #[derive(Clone)]
 pub struct Ring(Rc<Inner>);
 
 struct Inner {
-    uring: RefCell<IoUring>,
+    uring: RefCell<WideRing>,
     eventfd: OwnedFd,
     state: RefCell<State>,
     arena: Arena,
@@ -58,8 +65,13 @@ struct Inner {
     registration_refused: Cell<bool>,
     files_in_use: RefCell<Vec<bool>>,
     submit_is_scheduled: Cell<bool>,
+    resume_is_scheduled: Cell<bool>,
     /// Operations in the kernel, but for those that wait for descriptors; for the watch thread of the cores.
     in_flight: Arc<AtomicU32>,
+    /// Completions come only to those who look.
+    is_polled: bool,
+    /// The task that looks, while there is nothing to look for.
+    poller: RefCell<Option<Waker>>,
 }
 
 impl Ring {
@@ -69,8 +81,27 @@ impl Ring {
     /// # Errors
     /// The kernel's, when it has no io_uring or refuses one.
     pub fn new(arena: &Arena, queue_depth: u32) -> io::Result<Ring> {
+        Self::build(arena, queue_depth, false)
+    }
+
+    /// A ring whose completions are polled for (`IORING_SETUP_IOPOLL`) for as long as there are any to come, in turns with
+    /// the executor's other tasks: the drive interrupts nobody, and the core does not sleep. For namespaces with poll
+    /// queues only ([`super::nvme::Namespace::can_be_polled`]); [`Ring::readable`] is not possible on it.
+    ///
+    /// # Errors
+    /// As [`Ring::new`].
+    pub fn polled(arena: &Arena, queue_depth: u32) -> io::Result<Ring> {
+        Self::build(arena, queue_depth, true)
+    }
+
+    fn build(arena: &Arena, queue_depth: u32, is_polled: bool) -> io::Result<Ring> {
         let queue_depth = queue_depth.clamp(1, 4096);
-        let uring = IoUring::builder().dontfork().build(queue_depth.next_power_of_two())?;
+        let mut builder = WideRing::builder();
+        builder.dontfork();
+        if is_polled {
+            builder.setup_iopoll();
+        }
+        let uring = builder.build(queue_depth.next_power_of_two())?;
         let eventfd = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)?;
         uring.submitter().register_eventfd(eventfd.as_raw_fd())?;
         uring.submitter().register_files_sparse(FILES_MAX)?;
@@ -90,10 +121,17 @@ impl Ring {
             registration_refused: Cell::new(refused),
             files_in_use: RefCell::new(vec![false; FILES_MAX as usize]),
             submit_is_scheduled: Cell::new(false),
+            resume_is_scheduled: Cell::new(false),
             in_flight: Arc::default(),
+            is_polled,
+            poller: RefCell::default(),
         });
-        let wakeups = inner.eventfd.try_clone()?;
-        glommio::spawn_local(reap_until_dropped(Rc::downgrade(&inner), wakeups)).detach();
+        if is_polled {
+            glommio::spawn_local(poll_until_dropped(Rc::downgrade(&inner))).detach();
+        } else {
+            let wakeups = inner.eventfd.try_clone()?;
+            glommio::spawn_local(reap_until_dropped(Rc::downgrade(&inner), wakeups)).detach();
+        }
         Ok(Ring(inner))
     }
 
@@ -118,8 +156,9 @@ impl Ring {
     /// # Errors
     /// The kernel's.
     pub async fn readable(&self, descriptor: BorrowedFd<'_>) -> io::Result<()> {
-        match self.start(Operation::Poll(descriptor.as_raw_fd()), 0, 0, Buffer::None, 1).await {
-            Ok(_) | Err(Failure::Short { .. }) => Ok(()),
+        let nowhere = Target { slot: 0, namespace: None, piece_bytes_max: 1 };
+        match self.start(Operation::Poll(descriptor.as_raw_fd()), nowhere, 0, Buffer::None).await {
+            Ok(_) | Err(Failure::Short { .. } | Failure::Status { .. }) => Ok(()),
             Err(Failure::Errno { errno, .. }) => Err(io::Error::from_raw_os_error(errno)),
         }
     }
@@ -141,15 +180,8 @@ impl Ring {
         }
     }
 
-    /// Queues one operation over the whole of `buffer` at `offset`, in pieces of at most `piece_bytes_max`.
-    pub(super) fn start(
-        &self,
-        operation: Operation,
-        file: u32,
-        offset: u64,
-        buffer: Buffer,
-        piece_bytes_max: usize,
-    ) -> InFlight {
+    /// Queues one operation over the whole of `buffer` at `offset`, in pieces that the target takes.
+    pub(super) fn start(&self, operation: Operation, target: Target, offset: u64, buffer: Buffer) -> InFlight {
         let length = match &buffer {
             Buffer::None => 0,
             Buffer::Arena(buffer) => buffer.len(),
@@ -162,7 +194,7 @@ impl Ring {
         let mut state = self.0.state.borrow_mut();
         let request = state.requests.insert(Request {
             operation,
-            file,
+            target,
             buffer,
             pieces_left: 0,
             failure: None,
@@ -170,14 +202,15 @@ impl Ring {
             abandoned: false,
         });
         let urgent = length <= URGENT_BYTES_MAX;
+        let goes_registered = target.namespace.is_none() || !state.commands_go_unregistered;
         let (mut done, mut pieces) = (0, 0);
         while done < length || pieces == 0 {
-            let mut piece_length = (length - done).min(piece_bytes_max);
+            let mut piece_length = (length - done).min(target.piece_bytes_max);
             let mut region = None;
             if let Some(start) = arena_offset {
                 let index = (start + done) / REGION_BYTES;
                 piece_length = piece_length.min((index + 1) * REGION_BYTES - (start + done));
-                region = self.0.registered_region(index);
+                region = if goes_registered { self.0.registered_region(index) } else { None };
             }
             let piece = Piece {
                 request,
@@ -284,7 +317,7 @@ impl Inner {
                 let ring = Rc::downgrade(self);
                 self.submit_is_scheduled.set(true);
                 glommio::spawn_local(async move {
-                    glommio::timer::sleep(std::time::Duration::from_millis(1)).await;
+                    glommio::timer::sleep(Duration::from_millis(1)).await;
                     if let Some(ring) = ring.upgrade() {
                         ring.submit();
                     }
@@ -293,23 +326,45 @@ impl Inner {
             }
         }
         woken.into_iter().for_each(Waker::wake);
+        if let Some(poller) = self.poller.take() {
+            poller.wake();
+        }
     }
 
     /// Takes completions and wakes the futures that wait for them.
     fn reap(self: &Rc<Self>) {
         let mut woken = Vec::new();
-        let more = {
+        let (more, postponed) = {
             let mut uring = self.uring.borrow_mut();
             let mut state = self.state.borrow_mut();
+            if self.is_polled
+                && state.in_kernel > 0
+                // Enters the kernel, which looks at the drive's queues.
+                && let Err(error) = uring.submit()
+            {
+                tracing::debug!(%error, "the kernel did not look for completions");
+            }
             for completion in uring.completion() {
                 state.complete(completion.user_data() as u32, completion.result(), &mut woken);
             }
             self.in_flight.store(state.in_kernel.saturating_sub(state.polls), Ordering::Relaxed);
-            !state.urgent.is_empty() || !state.bulk.is_empty()
+            (!state.urgent.is_empty() || !state.bulk.is_empty(), !state.postponed.is_empty())
         };
         woken.into_iter().for_each(Waker::wake);
         if more {
             self.submit();
+        }
+        if postponed && !self.resume_is_scheduled.replace(true) {
+            let ring = Rc::downgrade(self);
+            glommio::spawn_local(async move {
+                glommio::timer::sleep(RETRY_PAUSE).await;
+                if let Some(ring) = ring.upgrade() {
+                    ring.resume_is_scheduled.set(false);
+                    ring.state.borrow_mut().resume();
+                    ring.submit();
+                }
+            })
+            .detach();
         }
     }
 }
@@ -323,7 +378,7 @@ impl Drop for Inner {
             // They might wait for ever. Everything may be cancelled: nobody is left who wants it.
             let cancel = opcode::AsyncCancel2::new(types::CancelBuilder::any().all()).build().user_data(u64::MAX);
             // SAFETY: the entry refers to no memory.
-            if unsafe { uring.submission().push(&cancel) }.is_ok() {
+            if unsafe { uring.submission().push(&cancel.into()) }.is_ok() {
                 state.in_kernel += 1;
             }
         }
@@ -344,6 +399,9 @@ impl Drop for Inner {
         }
         // Lets the reaper see that the ring is gone.
         let _ = rustix::io::write(&self.eventfd, &1u64.to_ne_bytes());
+        if let Some(poller) = self.poller.take() {
+            poller.wake();
+        }
     }
 }
 
@@ -356,11 +414,32 @@ async fn reap_until_dropped(ring: Weak<Inner>, eventfd: OwnedFd) {
         let Some(ring) = ring.upgrade() else { break };
         if let Err(error) = waited {
             tracing::error!(%error, "can't wait for the I/O ring's eventfd: polling it");
-            glommio::timer::sleep(std::time::Duration::from_millis(1)).await;
+            glommio::timer::sleep(Duration::from_millis(1)).await;
         }
         ring.reap();
     }
     let _ = wakeups.close().await;
+}
+
+/// Looks for completions while there are any to come, a look for each turn of the executor, and reaps.
+async fn poll_until_dropped(ring: Weak<Inner>) {
+    loop {
+        let has_work = std::future::poll_fn(|context| match ring.upgrade() {
+            None => Poll::Ready(false),
+            Some(ring) if ring.state.borrow().in_kernel > 0 => Poll::Ready(true),
+            Some(ring) => {
+                ring.poller.replace(Some(context.waker().clone()));
+                Poll::Pending
+            }
+        });
+        if !has_work.await {
+            break;
+        }
+        if let Some(ring) = ring.upgrade() {
+            ring.reap();
+        }
+        glommio::executor().yield_now().await;
+    }
 }
 
 /// A request in flight. Resolves to its buffer.

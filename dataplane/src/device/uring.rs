@@ -1,17 +1,18 @@
-//! [`UringDevice`]: a file or block device on one core's [`Ring`], with O_DIRECT.
+//! [`UringDevice`]: a file or block device on one core's [`Ring`], with O_DIRECT, or an NVMe namespace with passthrough.
 //!
 //! Owns the descriptor and its slot in the ring's file table. Keeps the invariants of [`super::Device`]. A core opens
 //! its own; a volume has one per core, all of the same file.
 //!
 //! Reads and writes longer than the device's largest request (`max_sectors_kb`, at most 1 MiB) are split and complete
-//! as one: some kernels hang on longer ones, and all of them split anyway.
+//! as one: some kernels hang on longer ones, and all of them split anyway. For passthrough nobody else would
+//! ([`Namespace::transfer_bytes_max`]).
 
 use std::{
     fs::{File, OpenOptions},
     io::{Seek, SeekFrom},
     os::{
         fd::AsFd,
-        unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt},
+        unix::fs::{MetadataExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
     rc::Rc,
@@ -20,15 +21,14 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    AlignedBuf, BLOCK_BYTES, Device, DeviceError, Result,
-    file::{check_aligned, io_error},
-    requests::{Buffer, Failure, Operation},
+    AlignedBuf, BLOCK_BYTES, Device, DeviceError, Medium, PIECE_BYTES_MAX, Result,
+    file::{check_aligned, check_inside},
+    nvme::Namespace,
+    requests::{Buffer, Failure, Operation, Target},
     ring::Ring,
 };
 use crate::arena::ArenaBuf;
 
-/// The largest piece of a read or write, whatever the device says.
-const PIECE_BYTES_MAX: usize = 1 << 20;
 /// Pieces when the device does not say.
 const PIECE_BYTES_DEFAULT: usize = 512 << 10;
 
@@ -39,44 +39,49 @@ pub struct UringDevice(Rc<Opened>);
 struct Opened {
     path: PathBuf,
     ring: Ring,
-    slot: u32,
+    target: Target,
     file: File,
     size_bytes: u64,
-    piece_bytes_max: usize,
 }
 
 impl UringDevice {
-    /// Opens an existing file or block device for reading and writing, with O_DIRECT. A file system without O_DIRECT
-    /// (some tmpfs, for tests) gets buffered I/O and a warning.
+    /// Opens an existing file, block device or NVMe namespace for reading and writing; the first two with O_DIRECT. A file
+    /// system without O_DIRECT (some tmpfs, for tests) gets buffered I/O and a warning.
     ///
     /// # Errors
-    /// [`DeviceError::Io`] with operation `open`, [`DeviceError::Ring`].
+    /// [`DeviceError::Io`] with operation `open`, [`DeviceError::Ring`], those of [`Namespace::open`].
     pub fn open(path: &Path, ring: &Ring) -> Result<Self> {
-        let fail = |error: std::io::Error| io_error(path, "open", 0, 0, &error);
-        let mut options = OpenOptions::new();
-        options.read(true).write(true);
-        let mut file = match options.clone().custom_flags(libc::O_DIRECT).open(path) {
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                tracing::warn!(path = %path.display(), "the file system has no O_DIRECT: I/O is buffered, for tests only");
-                options.open(path)
+        let fail = |error: std::io::Error| DeviceError::of(path, "open", 0, 0, &error);
+        let medium = Medium::of(path).map_err(fail)?;
+        let (file, size_bytes, namespace, piece_bytes_max) = match medium {
+            Medium::NvmeNamespace => {
+                let opened = Namespace::open(path)?;
+                let (size_bytes, piece_bytes_max) = (opened.size_bytes(), opened.transfer_bytes_max());
+                (opened.device, size_bytes, Some(opened.addressing), piece_bytes_max)
             }
-            opened => opened,
-        }
-        .map_err(fail)?;
-        let size_bytes = file.seek(SeekFrom::End(0)).map_err(fail)?;
-        let metadata = file.metadata().map_err(fail)?;
-        let device = if metadata.file_type().is_block_device() { metadata.rdev() } else { metadata.dev() };
+            Medium::File | Medium::BlockDevice => {
+                let mut file = open_direct(path).map_err(fail)?;
+                let size_bytes = file.seek(SeekFrom::End(0)).map_err(fail)?;
+                let metadata = file.metadata().map_err(fail)?;
+                let device = if medium == Medium::File { metadata.dev() } else { metadata.rdev() };
+                (file, size_bytes, None, piece_bytes_max(device))
+            }
+        };
         let slot = ring
             .register_file(file.as_fd())
             .map_err(|error| DeviceError::Ring { path: path.to_owned(), reason: error.to_string() })?;
         Ok(UringDevice(Rc::new(Opened {
             path: path.to_owned(),
             ring: ring.clone(),
-            slot,
+            target: Target { slot, namespace, piece_bytes_max },
             file,
             size_bytes: size_bytes / BLOCK_BYTES as u64 * BLOCK_BYTES as u64,
-            piece_bytes_max: piece_bytes_max(device),
         })))
+    }
+
+    /// The ring that it is on.
+    pub fn ring(&self) -> &Ring {
+        &self.0.ring
     }
 
     /// Reads `length` bytes from `offset` into a run of the core's arena.
@@ -86,11 +91,8 @@ impl UringDevice {
     pub async fn read_into_arena(&self, offset: u64, length: usize) -> Result<ArenaBuf> {
         let opened = &*self.0;
         check_aligned(&opened.path, "read", offset, length)?;
+        check_inside(&opened.path, offset, length, opened.size_bytes)?;
         let arena = opened.ring.arena();
-        if offset.checked_add(length as u64).is_none_or(|end| end > opened.size_bytes) {
-            let got = opened.size_bytes.saturating_sub(offset).min(length as u64);
-            return Err(DeviceError::Short { path: opened.path.clone(), offset, length: length as u64, got });
-        }
         let Some(buffer) = arena.allocate(length) else {
             return Err(DeviceError::ArenaFull {
                 length: length as u64,
@@ -101,9 +103,7 @@ impl UringDevice {
         if length == 0 {
             return Ok(buffer);
         }
-        let started =
-            opened.ring.start(Operation::Read, opened.slot, offset, Buffer::Arena(buffer), opened.piece_bytes_max);
-        match started.await {
+        match opened.ring.start(Operation::Read, opened.target, offset, Buffer::Arena(buffer)).await {
             Ok(Buffer::Arena(buffer)) => Ok(buffer),
             Ok(_) => Err(DeviceError::Ring {
                 path: opened.path.clone(),
@@ -113,10 +113,22 @@ impl UringDevice {
         }
     }
 
-    fn error(&self, operation: &'static str, offset: u64, length: usize, failure: Failure) -> DeviceError {
+    #[cfg(test)]
+    pub(super) fn target(&self) -> Target {
+        self.0.target
+    }
+
+    pub(super) fn error(&self, operation: &'static str, offset: u64, length: usize, failure: Failure) -> DeviceError {
         let path = self.0.path.clone();
         match failure {
-            Failure::Errno { errno, offset, length } => DeviceError::Io { path, operation, offset, length, errno },
+            // A namespace of several paths says EINVAL when there is none left, others EIO until their queue is gone.
+            Failure::Errno { .. } if self.0.target.namespace.is_some() && !path.exists() => {
+                DeviceError::Gone { path, operation }
+            }
+            Failure::Errno { errno, offset, length } => DeviceError::of_errno(&path, operation, offset, length, errno),
+            Failure::Status { status, offset, length } => {
+                DeviceError::command(&path, operation, offset, length, status)
+            }
             Failure::Short { got } => DeviceError::Short { path, offset, length: length as u64, got },
         }
     }
@@ -149,13 +161,10 @@ impl Device for UringDevice {
         let opened = &*self.0;
         let length = data.len();
         check_aligned(&opened.path, "write", offset, length)?;
-        if offset.checked_add(length as u64).is_none_or(|end| end > opened.size_bytes) {
-            let got = opened.size_bytes.saturating_sub(offset).min(length as u64);
-            return Err(DeviceError::Short { path: opened.path.clone(), offset, length: length as u64, got });
-        }
+        check_inside(&opened.path, offset, length, opened.size_bytes)?;
         opened
             .ring
-            .start(Operation::Write, opened.slot, offset, Buffer::Heap(data), opened.piece_bytes_max)
+            .start(Operation::Write, opened.target, offset, Buffer::Heap(data))
             .await
             .map(drop)
             .map_err(|failure| self.error("write", offset, length, failure))
@@ -165,7 +174,7 @@ impl Device for UringDevice {
         let opened = &*self.0;
         opened
             .ring
-            .start(Operation::Flush, opened.slot, 0, Buffer::None, opened.piece_bytes_max)
+            .start(Operation::Flush, opened.target, 0, Buffer::None)
             .await
             .map(drop)
             .map_err(|failure| self.error("flush", 0, 0, failure))
@@ -182,13 +191,25 @@ impl Device for UringDevice {
 
 impl Drop for Opened {
     fn drop(&mut self) {
-        self.ring.unregister_file(self.slot);
+        self.ring.unregister_file(self.target.slot);
     }
 }
 
 impl std::fmt::Debug for UringDevice {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "UringDevice({}, {} bytes, fd {:?})", self.0.path.display(), self.0.size_bytes, self.0.file.as_fd())
+    }
+}
+
+fn open_direct(path: &Path) -> std::io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true);
+    match options.clone().custom_flags(libc::O_DIRECT).open(path) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            tracing::warn!(path = %path.display(), "the file system has no O_DIRECT: I/O is buffered, for tests only");
+            options.open(path)
+        }
+        opened => opened,
     }
 }
 

@@ -73,7 +73,7 @@ impl CoreServer {
             counters.cache_misses_total.store(cached.misses, Relaxed);
             counters.cache_bytes.store(cached.bytes_cached, Relaxed);
         }
-        let device = core.ring.counters();
+        let device = core.device_ring().counters();
         counters.device_reads_total.store(device.reads, Relaxed);
         counters.device_read_bytes_total.store(device.read_bytes, Relaxed);
         counters.device_writes_total.store(device.writes, Relaxed);

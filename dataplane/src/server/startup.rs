@@ -12,6 +12,7 @@ use tracing_subscriber::EnvFilter;
 use super::{Cell, io_error, security, serve};
 use crate::config::Config;
 use crate::cores::{Core, Cores, CoresConfig};
+use crate::device::Medium;
 use crate::device::file::FileDevice;
 use crate::fabric::Devices;
 use crate::store::{self, Store, StoreOptions};
@@ -69,6 +70,7 @@ pub fn run(config: Config) -> Result<()> {
             volume: Some(config.volume.clone()),
             arena_bytes: (cache_bytes / 3 * 4 + ARENA_WORKING_BYTES) as usize,
             cache_bytes: cache_bytes as usize,
+            polls_device: config.nvme_poll,
             ..CoresConfig::default()
         },
     )?;
@@ -110,9 +112,10 @@ fn usable_cores() -> usize {
 
 /// Formats a volume and prints its identity.
 pub fn format(config: &Config, size_bytes: Option<u64>, force: bool) -> Result<()> {
-    let is_device = std::fs::metadata(&config.volume)
-        .is_ok_and(|metadata| std::os::unix::fs::FileTypeExt::is_block_device(&metadata.file_type()));
-    let size_bytes = if is_device { size_bytes } else { Some(size_bytes.unwrap_or(FORMAT_BYTES_DEFAULT)) };
+    let size_bytes = match Medium::of(&config.volume) {
+        Ok(Medium::BlockDevice | Medium::NvmeNamespace) => size_bytes,
+        Ok(Medium::File) | Err(_) => Some(size_bytes.unwrap_or(FORMAT_BYTES_DEFAULT)),
+    };
     let superblock = store::format(&config.volume, size_bytes, &config.metadata_folder(), force)?;
     say(&format!("formatted {}: volume {}", config.volume.display(), superblock.uuid_text()));
     Ok(())

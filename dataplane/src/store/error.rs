@@ -37,7 +37,7 @@ pub enum StoreError {
     UnsupportedVersion { what: String, found: u32, supported: u32 },
     #[error("{} is truncated: the volume has {expected_bytes} bytes, the device {found_bytes}", path.display())]
     Truncated { path: PathBuf, expected_bytes: u64, found_bytes: u64 },
-    #[error("{} is in use by another process: stop the other heliostat-cell first", path.display())]
+    #[error("{} is in use, by another process or a mount: stop the other heliostat-cell or unmount it first", path.display())]
     InUse { path: PathBuf },
     #[error("{} holds no manifest for volume {volume}: {reason}; if it is elsewhere, say so with --metadata; if it is lost, `heliostat-cell rebuild` makes it again from the volume, but not its users, which have to be added again", folder.display())]
     ManifestLost { folder: PathBuf, volume: String, reason: String },

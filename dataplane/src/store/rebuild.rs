@@ -9,7 +9,6 @@
 //! long as their commit object exists.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use prost::Message;
@@ -17,7 +16,7 @@ use prost::Message;
 use super::error::{Result, StoreError};
 use super::objects::read_segment_footer;
 use super::{LoadState, unix_seconds};
-use crate::device::{AlignedBuf, Device};
+use crate::device::{AlignedBuf, Device, Medium};
 use crate::manifest::records::CounterRecord;
 use crate::manifest::{Batch, LoadRecord, Manifest, ObjectRecord, ObjectState, TableRecord};
 use crate::volume::object::{CommitRecord, FoundObject};
@@ -354,11 +353,11 @@ pub(super) async fn scan_objects<D: Device>(device: &D, superblock: &Superblock)
     Ok(found)
 }
 
-/// The parts of `start..end` that are not holes; all of it for block devices and simulated ones.
+/// The parts of `start..end` that are not holes; all of it for devices and simulated ones.
 fn data_ranges(path: &Path, start: u64, end: u64) -> Vec<(u64, u64)> {
     let whole = vec![(start, end)];
-    let regular = std::fs::metadata(path).is_ok_and(|metadata| !metadata.file_type().is_block_device());
-    let Some(file) = regular.then(|| std::fs::File::open(path).ok()).flatten() else { return whole };
+    let is_file = Medium::of(path).is_ok_and(|medium| medium == Medium::File);
+    let Some(file) = is_file.then(|| std::fs::File::open(path).ok()).flatten() else { return whole };
     let mut ranges = Vec::new();
     let mut at = start;
     while at < end {

@@ -1,12 +1,14 @@
 //! Who may use a volume and a metadata folder: one cell at a time.
 //!
-//! A block device is opened with `O_EXCL` (which the kernel refuses while another such open or a mount exists), a
-//! file and a folder are locked with `flock`. The lock lasts as long as the value.
+//! A block device is opened with `O_EXCL` (which the kernel refuses while another such open or a mount exists), and so is
+//! the one of an NVMe namespace that is used through its character device: it is the same drive. A file and a folder are
+//! locked with `flock`. The lock lasts as long as the value.
 
 use std::fs::{File, OpenOptions};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use crate::device::{Medium, nvme};
 use crate::store::error::{Result, StoreError};
 
 /// The exclusive use of a volume.
@@ -16,7 +18,7 @@ pub struct VolumeLock {
 }
 
 impl VolumeLock {
-    /// Locks an existing file or block device.
+    /// Locks an existing file, block device or NVMe namespace.
     ///
     /// # Errors
     /// [`StoreError::InUse`] when another process has it, [`StoreError::File`] when it can't be opened.
@@ -24,7 +26,7 @@ impl VolumeLock {
         Self::lock(path, false)
     }
 
-    /// Locks a file or block device, making an empty file when there is none.
+    /// Locks as [`VolumeLock::acquire`] does, making an empty file when there is nothing.
     ///
     /// # Errors
     /// As [`VolumeLock::acquire`].
@@ -33,19 +35,25 @@ impl VolumeLock {
     }
 
     fn lock(path: &Path, create: bool) -> Result<Self> {
-        let is_block_device = std::fs::metadata(path).is_ok_and(|m| m.file_type().is_block_device());
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(create && !is_block_device);
-        if is_block_device {
-            options.custom_flags(libc::O_EXCL);
-        }
-        let file = options.open(path).map_err(|error| match error.raw_os_error() {
+        let failed = |error: std::io::Error| match error.raw_os_error() {
             Some(libc::EBUSY) => StoreError::InUse { path: path.to_path_buf() },
             _ => StoreError::File { path: path.to_path_buf(), operation: "open", reason: error.to_string() },
-        })?;
-        if !is_block_device {
-            flock(&file, path)?;
-        }
+        };
+        let mut options = OpenOptions::new();
+        options.read(true).write(true);
+        let exclusive = match Medium::of(path) {
+            Ok(Medium::BlockDevice) => Some(path.to_path_buf()),
+            Ok(Medium::NvmeNamespace) => nvme::block_device_of(path).map_err(failed)?,
+            Ok(Medium::File) | Err(_) => None,
+        };
+        let file = match exclusive {
+            Some(device) => options.custom_flags(libc::O_EXCL).open(device).map_err(failed)?,
+            None => {
+                let file = options.create(create).truncate(false).open(path).map_err(failed)?;
+                flock(&file, path)?;
+                file
+            }
+        };
         Ok(VolumeLock { _file: file })
     }
 }

@@ -8,12 +8,11 @@
 //! - A volume opens when one copy is whole; [`crate::store::check`] reports a missing or different second one.
 //! - A copy is written and flushed before the other is touched.
 
-use std::fs::OpenOptions;
-use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::Path;
 
 use super::{BLANK_BYTES, EXTENT_UNIT_BYTES, FORMAT_VERSION, VOLUME_BYTES_MIN};
-use crate::device::{AlignedBuf, Device};
+use crate::device::file::FileDevice;
+use crate::device::{AlignedBuf, Device, Medium};
 use crate::store::error::{Result, StoreError};
 
 const MAGIC: [u8; 8] = *b"HELIOVOL";
@@ -166,62 +165,52 @@ pub async fn read_copies<D: Device>(device: &D) -> Result<[Option<Superblock>; 2
 /// # Errors
 /// [`StoreError::AlreadyFormatted`] and [`StoreError::NotEmpty`] unless `force`, [`StoreError::VolumeTooSmall`], [`StoreError::InUse`], or I/O.
 pub fn format_file(path: &Path, size_bytes: Option<u64>, force: bool) -> Result<Superblock> {
-    let failed = |operation: &'static str| {
-        move |error: std::io::Error| StoreError::File { path: path.to_path_buf(), operation, reason: error.to_string() }
-    };
     let too_small = |bytes| StoreError::VolumeTooSmall { path: path.to_path_buf(), bytes, min: VOLUME_BYTES_MIN };
     if let Some(bytes) = size_bytes.filter(|bytes| *bytes < VOLUME_BYTES_MIN) {
         return Err(too_small(bytes));
     }
     let _lock = super::VolumeLock::acquire_or_create(path)?;
-    let file = OpenOptions::new().read(true).write(true).open(path).map_err(failed("open"))?;
-    let metadata = file.metadata().map_err(failed("stat"))?;
-    let is_block_device = metadata.file_type().is_block_device();
-    let found_bytes = if is_block_device {
-        let mut end = file.try_clone().map_err(failed("open"))?;
-        std::io::Seek::seek(&mut end, std::io::SeekFrom::End(0)).map_err(failed("seek"))?
-    } else {
-        metadata.len()
-    };
+    let mut device = FileDevice::open(path)?;
+    let found_bytes = device.end();
     if found_bytes >= EXTENT_UNIT_BYTES && !force {
         let mut block = vec![0; EXTENT_UNIT_BYTES as usize];
         for at in [0, found_bytes / EXTENT_UNIT_BYTES * EXTENT_UNIT_BYTES - EXTENT_UNIT_BYTES] {
-            file.read_exact_at(&mut block, at).map_err(failed("read"))?;
+            device.read_exact_at(&mut block, at)?;
             if Superblock::decode(&block) != Err(NotASuperblock::Absent) {
                 return Err(StoreError::AlreadyFormatted { path: path.to_path_buf() });
             }
         }
     }
-    if !force && !is_blank(&file, found_bytes).map_err(failed("read"))? {
+    if !force && !is_blank(&device)? {
         return Err(StoreError::NotEmpty { path: path.to_path_buf() });
     }
     let wanted_bytes = size_bytes.unwrap_or(found_bytes);
     if wanted_bytes < VOLUME_BYTES_MIN {
         return Err(too_small(wanted_bytes));
     }
-    if is_block_device && wanted_bytes > found_bytes {
+    let is_file = device.medium() == Medium::File;
+    if !is_file && wanted_bytes > found_bytes {
         return Err(StoreError::Truncated { path: path.to_path_buf(), expected_bytes: wanted_bytes, found_bytes });
     }
     let superblock = Superblock::new(wanted_bytes);
-    if !is_block_device {
-        // Cutting the file to nothing first drops the extents of whatever it held before.
-        file.set_len(0).map_err(failed("truncate"))?;
-        file.set_len(superblock.size_bytes).map_err(failed("extend"))?;
+    if is_file {
+        device.make_hole(superblock.size_bytes)?;
     }
     let block = superblock.encode();
     for at in superblock.offsets() {
-        file.write_all_at(&block, at).map_err(failed("write"))?;
-        file.sync_all().map_err(failed("flush"))?;
+        device.write_all_at(&block, at)?;
+        device.sync()?;
     }
     Ok(superblock)
 }
 
 /// Whether the first and the last bytes are zero: file systems, partition tables and files of other programs are not.
-fn is_blank(file: &std::fs::File, bytes: u64) -> std::io::Result<bool> {
+fn is_blank(device: &FileDevice) -> Result<bool> {
+    let bytes = device.end();
     let length = bytes.min(BLANK_BYTES);
     let mut buffer = vec![0; length as usize];
     for at in [0, bytes - length] {
-        file.read_exact_at(&mut buffer, at)?;
+        device.read_exact_at(&mut buffer, at)?;
         if buffer.iter().any(|byte| *byte != 0) {
             return Ok(false);
         }

@@ -19,7 +19,7 @@
 //! Alternatives that were not taken: a generic loop per engine (each engine would instantiate all of `run`, for 2 ns per
 //! batch), and an async trait (io_uring at depth 1 would pay for a waker per op).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use thiserror::Error;
@@ -199,6 +199,14 @@ pub trait EngineKind: Sync {
     /// written. That switches (`takes: "0|1"`) are 0 or 1 has been checked.
     fn check(&self, _options: &[(String, String)]) -> Result<(), String> {
         Ok(())
+    }
+    /// The block device behind a path that is neither file nor block device: it is what has a size, and what the guard looks
+    /// at before the path is written. An error here is one of the path, before anything runs.
+    ///
+    /// # Errors
+    /// When this engine can't use the path.
+    fn block_device_of(&self, _path: &Path) -> std::io::Result<Option<PathBuf>> {
+        Ok(None)
     }
     /// Opens one for a clone of a job, on the thread that will use it.
     fn open(&self, context: &EngineContext) -> Result<Box<dyn Engine>, EngineError>;

@@ -42,9 +42,16 @@ pub struct Job<'e> {
     pub(crate) notes: Vec<String>,
 }
 
-/// fio's engines that io_uring serves, and whether they keep one op in flight.
-const SERVED_BY_IO_URING: &[(&str, bool)] =
-    &[("libaio", false), ("sync", true), ("psync", true), ("vsync", true), ("pvsync", true), ("pvsync2", true)];
+/// fio's engines that others serve, by whom, and whether they keep one op in flight.
+const SERVED: &[(&str, &str, bool)] = &[
+    ("libaio", "io_uring", false),
+    ("sync", "io_uring", true),
+    ("psync", "io_uring", true),
+    ("vsync", "io_uring", true),
+    ("pvsync", "io_uring", true),
+    ("pvsync2", "io_uring", true),
+    ("io_uring_cmd", "nvme_cmd", false),
+];
 
 impl<'e> Job<'e> {
     /// How the engine is named in reports.
@@ -74,8 +81,8 @@ impl<'e> Job<'e> {
             }
         }
         let wrong = |what: String| Err(JobError::Contradiction { job: name.clone(), what });
-        let served = SERVED_BY_IO_URING.iter().find(|(alias, _)| *alias == options.engine);
-        let wanted = served.map_or(options.engine.as_str(), |_| "io_uring");
+        let served = SERVED.iter().find(|(alias, ..)| *alias == options.engine);
+        let wanted = served.map_or(options.engine.as_str(), |(_, server, _)| server);
         let Some(engine) = engines.iter().copied().find(|engine| engine.name() == wanted) else {
             let known: Vec<&str> = engines.iter().map(|engine| engine.name()).collect();
             let (engine, known) = (options.engine.clone(), known.join(", "));
@@ -97,10 +104,10 @@ impl<'e> Job<'e> {
         let facts = engine.facts();
         let mut notes = Vec::new();
         if served.is_some() {
-            notes.push(format!("{name}: ioengine={} is served by io_uring", options.engine));
+            notes.push(format!("{name}: ioengine={} is served by {wanted}", options.engine));
         }
         let mut depth = options.depth;
-        if depth > 1 && (served.is_some_and(|(_, one)| *one) || facts.one_at_a_time) {
+        if depth > 1 && (served.is_some_and(|(.., one)| *one) || facts.one_at_a_time) {
             notes.push(format!("{name}: ioengine={} keeps one op in flight: iodepth is 1", options.engine));
             depth = 1;
         }

@@ -91,8 +91,9 @@ impl Template {
 
     /// Whether it is another predicate from op to op.
     pub fn changes(&self) -> bool {
-        let mut ends =
-            self.variables.iter().map(|Variable::Random { from, to }| Variable::Key { from, to } | (from, to));
+        let mut ends = self.variables.iter().map(|variable| match variable {
+            Variable::Random { from, to } | Variable::Key { from, to } => (from, to),
+        });
         ends.any(|(from, to)| from != to)
     }
 

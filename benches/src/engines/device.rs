@@ -1,15 +1,18 @@
-//! `ioengine=glommio`: files and devices through the cell's own device layer, on a glommio executor.
+//! The cell's own device layer, on a glommio executor: `ioengine=glommio` for files and block devices, `ioengine=nvme_cmd`
+//! for NVMe namespaces by passthrough, past the kernel's block layer (what fio calls `io_uring_cmd`).
 //!
-//! What it measures beyond `io_uring` is what a core of a cell pays for each op: futures, the ring's reaping task, the arena,
-//! and the executor's turns. Reads land in an arena of the job's; a write goes out of a buffer of its own, as a segment
-//! does.
+//! What they measure beyond `io_uring` is what a core of a cell pays for each op: futures, the ring's reaping task, the
+//! arena, and the executor's turns. Reads land in an arena of the job's; a write goes out of a buffer of its own, as a
+//! segment does.
 //!
-//! Like the cell it does O_DIRECT only, in multiples of 4 KiB.
+//! Like the cell they go past the page cache only, in multiples of 4 KiB.
 //!
 //! glommio can fall asleep with tasks that are ready (see the cell's `cores/nudge.rs`); a timer that runs out while the
 //! loop waits ends such a sleep after [`NAP_MAX`] at the latest.
 
 use std::collections::HashMap;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use futures::future::LocalBoxFuture;
@@ -18,26 +21,65 @@ use futures::{FutureExt, StreamExt};
 use futures_lite::future::or;
 use glommio::{LocalExecutor, LocalExecutorBuilder, Placement};
 use heliostat_dataplane::arena::{Arena, ArenaBuf};
+use heliostat_dataplane::device::nvme::{self, Namespace};
 use heliostat_dataplane::device::ring::Ring;
 use heliostat_dataplane::device::uring::UringDevice;
-use heliostat_dataplane::device::{AlignedBuf, BLOCK_BYTES, Device, DeviceError};
+use heliostat_dataplane::device::{AlignedBuf, BLOCK_BYTES, Device, DeviceError, Medium};
 use heliostat_fio::engine::{
-    Completion, Engine, EngineContext, EngineError, EngineFacts, EngineKind, EngineOption, Op, OpKind,
+    Completion, Engine, EngineContext, EngineError, EngineFacts, EngineFile, EngineKind, EngineOption, Op, OpKind,
 };
 
 /// How long the loop sleeps at a stretch.
 const NAP_MAX: Duration = Duration::from_millis(10);
 
-/// The engine of the cell's device layer.
-pub struct Glommio;
+/// An engine of the cell's device layer.
+pub struct DeviceLayer {
+    name: &'static str,
+    help: &'static str,
+    /// Namespaces only, or files and block devices, which have to be opened with `direct=1`.
+    is_passthrough: bool,
+    options: &'static [EngineOption],
+}
 
-impl EngineKind for Glommio {
+const SPIN: EngineOption = EngineOption {
+    name: "spin_us",
+    takes: "MICROSECONDS",
+    default: "0",
+    help: "How long the executor looks for completions before it sleeps",
+};
+
+/// Files and block devices.
+pub const GLOMMIO: DeviceLayer = DeviceLayer {
+    name: "glommio",
+    help: "Files and devices through the cell's device layer; writes are copied into a buffer of their own, as segments are",
+    is_passthrough: false,
+    options: &[SPIN],
+};
+
+/// NVMe namespaces.
+pub const NVME_CMD: DeviceLayer = DeviceLayer {
+    name: "nvme_cmd",
+    help: "NVMe passthrough through the cell's device layer: filename=/dev/ngXnY (fio's io_uring_cmd)",
+    is_passthrough: true,
+    options: &[
+        SPIN,
+        EngineOption {
+            name: "hipri",
+            takes: "0|1",
+            default: "0",
+            help: "Poll for completions; needs poll queues (nvme.poll_queues=N on the kernel's command line)",
+        },
+        EngineOption { name: "cmd_type", takes: "nvme", default: "nvme", help: "The kind of command, as in fio" },
+    ],
+};
+
+impl EngineKind for DeviceLayer {
     fn name(&self) -> &'static str {
-        "glommio"
+        self.name
     }
 
     fn help(&self) -> &'static str {
-        "Files and devices through the cell's device layer; writes are copied into a buffer of their own, as segments are"
+        self.help
     }
 
     fn facts(&self) -> EngineFacts {
@@ -45,16 +87,28 @@ impl EngineKind for Glommio {
     }
 
     fn options(&self) -> &'static [EngineOption] {
-        &[EngineOption {
-            name: "spin_us",
-            takes: "MICROSECONDS",
-            default: "0",
-            help: "How long the executor looks for completions before it sleeps",
-        }]
+        self.options
+    }
+
+    fn check(&self, options: &[(String, String)]) -> Result<(), String> {
+        match options.iter().find(|(name, _)| name == "cmd_type") {
+            Some((_, kind)) if kind != "nvme" => Err(format!("cmd_type: `{kind}` is not nvme")),
+            _ => Ok(()),
+        }
+    }
+
+    fn block_device_of(&self, path: &Path) -> io::Result<Option<PathBuf>> {
+        if !self.is_passthrough {
+            return Ok(None);
+        }
+        match nvme::block_device_of(path)? {
+            Some(block_device) => Ok(Some(block_device)),
+            None => Err(io::Error::other("not an NVMe namespace with a block device; say filename=/dev/ngXnY")),
+        }
     }
 
     fn open(&self, context: &EngineContext) -> Result<Box<dyn Engine>, EngineError> {
-        if !context.direct {
+        if !context.direct && !self.is_passthrough {
             return Err(context.error("the cell's device layer is O_DIRECT only: say direct=1"));
         }
         if !context.buffer_bytes.is_multiple_of(BLOCK_BYTES) {
@@ -70,16 +124,31 @@ impl EngineKind for Glommio {
             .map_err(|cause| EngineError::System { what: "reserving an arena", cause })?;
         let devices = executor.run(async {
             let ring =
-                Ring::new(&arena, context.depth).map_err(|error| context.error(format_args!("a ring: {error}")))?;
-            let open = |file: &heliostat_fio::engine::EngineFile| {
+                if context.is_on("hipri") { polled_ring(context, &arena) } else { Ring::new(&arena, context.depth) };
+            let ring = ring.map_err(|error| context.error(format_args!("a ring: {error}")))?;
+            let open = |file: &EngineFile| {
+                if Medium::of(&file.path).ok() == Some(Medium::NvmeNamespace) && !self.is_passthrough {
+                    return Err(context.error(format_args!("{}: is for ioengine=nvme_cmd", file.path.display())));
+                }
                 UringDevice::open(&file.path, &ring).map_err(|error| context.error(error))
             };
             context.files.iter().map(open).collect::<Result<Vec<_>, _>>()
         })?;
         let slots = (0..context.depth).map(|_| Content::Own(AlignedBuf::zeroed(context.buffer_bytes))).collect();
         let (running, failures, buffer_bytes) = (FuturesUnordered::new(), HashMap::new(), context.buffer_bytes);
-        Ok(Box::new(GlommioEngine { running, devices, slots, failures, buffer_bytes, executor }))
+        Ok(Box::new(DeviceEngine { running, devices, slots, failures, buffer_bytes, executor }))
     }
+}
+
+/// A ring for drives that do not interrupt.
+fn polled_ring(context: &EngineContext, arena: &Arena) -> io::Result<Ring> {
+    if let Some(file) = context.files.iter().find(|file| !Namespace::can_be_polled(&file.path)) {
+        let path = file.path.display();
+        return Err(io::Error::other(format!(
+            "hipri: {path} has no poll queues: say nvme.poll_queues=N on the kernel's command line"
+        )));
+    }
+    Ring::polled(arena, context.depth)
 }
 
 /// Room for the reads in flight and for those that were not looked at yet, in whole regions.
@@ -127,7 +196,7 @@ struct Ended {
     content: Content,
 }
 
-struct GlommioEngine {
+struct DeviceEngine {
     /// Before the executor that it is driven by, as are the devices.
     running: FuturesUnordered<LocalBoxFuture<'static, Ended>>,
     devices: Vec<UringDevice>,
@@ -138,7 +207,7 @@ struct GlommioEngine {
     executor: LocalExecutor,
 }
 
-impl GlommioEngine {
+impl DeviceEngine {
     fn op(&mut self, op: &Op) -> LocalBoxFuture<'static, Ended> {
         let device = self.devices[op.file as usize].clone();
         let Op { kind, slot, length, offset, .. } = *op;
@@ -170,21 +239,26 @@ impl GlommioEngine {
     }
 }
 
-impl GlommioEngine {
+impl DeviceEngine {
     /// The number by which a failure is reported.
     fn number_of(&mut self, error: DeviceError) -> i64 {
         let errno = match &error {
             DeviceError::Io { errno, .. } => *errno,
             DeviceError::Short { .. } => libc::ENODATA,
             DeviceError::ArenaFull { .. } => libc::ENOMEM,
-            DeviceError::Corruption { .. } | DeviceError::Unaligned { .. } | DeviceError::Ring { .. } => libc::EIO,
+            DeviceError::Gone { .. } => libc::ENODEV,
+            DeviceError::Unusable { .. } => libc::EINVAL,
+            DeviceError::Command { .. }
+            | DeviceError::Corruption { .. }
+            | DeviceError::Unaligned { .. }
+            | DeviceError::Ring { .. } => libc::EIO,
         };
         self.failures.insert(-i64::from(errno), error);
         -i64::from(errno)
     }
 }
 
-impl Engine for GlommioEngine {
+impl Engine for DeviceEngine {
     fn submit(&mut self, ops: &[Op]) -> Result<usize, EngineError> {
         for op in ops {
             let op = self.op(op);
