@@ -52,6 +52,21 @@ fn plan(table: &Table, select: &str, group_by: &str) -> ScanPlan {
     parse_scan(&scan, &table.schema).unwrap()
 }
 
+/// The same plan, giving out intermediate states.
+fn in_part(single: &ScanPlan) -> ScanPlan {
+    let mut partial = single.clone();
+    let aggregation = partial.aggregation.as_mut().unwrap();
+    aggregation.phase = Phase::Intermediate;
+    let fields = aggregation.output_fields();
+    let output = |(index, (data_type, nullable)): (usize, &(DataType, bool))| hidb::plan::Output {
+        name: format!("c{index}"),
+        expr: hidb::plan::Expr::column(index, *data_type, *nullable),
+    };
+    partial.outputs = fields.iter().enumerate().map(output).collect();
+    partial.visible = partial.outputs.len();
+    partial
+}
+
 #[test]
 fn a_hundred_thousand_groups_are_those_of_a_naive_evaluation() {
     let table = table();
@@ -80,16 +95,7 @@ fn many_partial_groups_within_any_budget_merge_to_the_answer() {
     let table = table();
     let single = plan(&table, "id, count(*), sum(dec), sum(f), count(distinct t)", "id");
     let expected = sorted_text(&reference(&single, &table).unwrap());
-    let mut partial = single.clone();
-    let aggregation = partial.aggregation.as_mut().unwrap();
-    aggregation.phase = Phase::Intermediate;
-    let fields = aggregation.output_fields();
-    let output = |(index, (data_type, nullable)): (usize, &(DataType, bool))| hidb::plan::Output {
-        name: format!("c{index}"),
-        expr: hidb::plan::Expr::column(index, *data_type, *nullable),
-    };
-    partial.outputs = fields.iter().enumerate().map(output).collect();
-    partial.visible = partial.outputs.len();
+    let partial = in_part(&single);
     for memory_bytes_max in [256 << 20, 4 << 20, 1 << 20] {
         let options = EngineOptions { memory_bytes_max, ..EngineOptions::default() };
         let (batches, _) = table.run(&partial, 2, &options).unwrap();
@@ -100,6 +106,48 @@ fn many_partial_groups_within_any_budget_merge_to_the_answer() {
         let options = EngineOptions { memory_bytes_max: 1 << 20, ..EngineOptions::default() };
         let error = table.run(&plan(&table, select, keys), 1, &options).unwrap_err();
         assert_eq!(error.code, ErrorCode::MemoryExceeded, "{select}");
+    }
+}
+
+/// Each row group has a few groups of its own, beside row groups with a hundred, so that groups are found by bitmaps and by
+/// the other ways in turn.
+fn clustered(groups_of: &[i64]) -> Table {
+    let schema = Schema::new(vec![field("day", DataType::Date), field("q", DataType::Int64)]).unwrap();
+    let mut first = 0;
+    let row_group = |count: i64| -> Vec<Row> {
+        let from = first;
+        first += count;
+        // Many groups already in the first block, few ones one after another.
+        let group = |n: i64| if count > 8 { n % count } else { n / 700 % count };
+        (0..5_000).map(|n| vec![Scalar::I64(from + group(n)), Scalar::I64(n * 31 % 1_000 - 300)]).collect()
+    };
+    Table::new(schema, groups_of.iter().map(|count| *count).map(row_group).collect())
+}
+
+#[test]
+fn few_groups_of_a_row_group_join_many_of_the_others() {
+    for counts in [&[100, 3, 1, 5][..], &[100, 100, 2], &[4, 100, 4], &[2, 3, 4]] {
+        let table = clustered(counts);
+        let single = plan(&table, "day, count(*), sum(q), avg(q), min(q), max(q)", "day");
+        let expected = sorted_text(&reference(&single, &table).unwrap());
+        for cores in [1, 2] {
+            let (batches, _) = table.run(&single, cores, &EngineOptions::default()).unwrap();
+            assert!(sorted_text(&rows_of(&batches)) == expected, "{counts:?}, {cores} cores");
+        }
+        // With next to no memory, partial groups are sent on in the middle of a row group.
+        let partial = in_part(&single);
+        for memory_bytes_max in (300..3_000).step_by(60) {
+            let options = EngineOptions { memory_bytes_max, ..EngineOptions::default() };
+            let batches = match table.run(&partial, 1, &options) {
+                Ok((batches, _)) => batches,
+                Err(error) => {
+                    assert_eq!(error.code, ErrorCode::MemoryExceeded, "{counts:?}, {memory_bytes_max} bytes");
+                    continue;
+                }
+            };
+            let merged = merge_intermediate(single.aggregation.as_ref().unwrap(), &batches).unwrap();
+            assert!(sorted_text(&rows_of(&[merged])) == expected, "{counts:?}, {memory_bytes_max} bytes");
+        }
     }
 }
 

@@ -194,7 +194,12 @@ impl State {
             // A command moves all of its data or none.
             status if result >= 0 && request.target.namespace.is_some() => match Status::of(status as u16) {
                 None => None,
-                Some(status) if status.may_be_tried_again() && piece.retries < retries_max(status) => {
+                // After a failed flush nothing is known about earlier writes: a second one that succeeds proves nothing.
+                Some(status)
+                    if status.may_be_tried_again()
+                        && !matches!(request.operation, Operation::Flush)
+                        && piece.retries < retries_max(status) =>
+                {
                     piece.retries += 1;
                     self.postponed.push(index);
                     return;
@@ -211,6 +216,7 @@ impl State {
             // Cancelled by the driver, or refused by a queue that is stopped: the drive is being reset, or goes away.
             errno
                 if matches!(-errno, libc::EINTR | libc::EIO)
+                    && !matches!(request.operation, Operation::Flush)
                     && request.target.namespace.is_some()
                     && piece.retries < COMMAND_RETRIES_MAX =>
             {
@@ -219,7 +225,12 @@ impl State {
                 return;
             }
             errno if errno < 0 => {
-                if matches!(-errno, libc::EAGAIN | libc::EINTR) && piece.retries < RETRIES_MAX {
+                let is_flush_of_namespace =
+                    matches!(request.operation, Operation::Flush) && request.target.namespace.is_some();
+                if matches!(-errno, libc::EAGAIN | libc::EINTR)
+                    && !(is_flush_of_namespace && -errno == libc::EINTR)
+                    && piece.retries < RETRIES_MAX
+                {
                     piece.retries += 1;
                     self.requeue(index);
                     return;

@@ -56,7 +56,7 @@ impl FewGroups {
     }
 
     /// Sorts `rows` into the bitmaps of their groups; `group_of` names the group of a slot that was not seen before.
-    /// False, and nothing done, when that makes more groups than bitmaps pay for.
+    /// False when that makes more groups than bitmaps pay for: the bitmaps are then incomplete.
     pub fn sort<E>(&mut self, rows: &Bits, mut group_of: impl FnMut(u32) -> Result<u32, E>) -> Result<bool, E> {
         self.masks.clear();
         let mut left = *rows;

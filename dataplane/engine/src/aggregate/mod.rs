@@ -291,6 +291,7 @@ impl Aggregator {
     /// Hands the groups over and starts with none.
     pub fn take_groups(&mut self) -> Groups {
         self.direct.fill(UNKNOWN_GROUP);
+        self.few.clear();
         std::mem::replace(&mut self.groups, Groups::new(&self.plan))
     }
 
@@ -386,7 +387,7 @@ impl Aggregator {
         Ok(())
     }
 
-    /// Takes in a block by bitmaps; false, and nothing done, when it has too many groups for that.
+    /// Takes in a block by bitmaps; false, and no row taken in, when it has too many groups for that.
     fn block_by_bitmaps(&mut self, plan: &AggregatePlan, source: &mut BlockSource<'_>) -> Result<bool> {
         if source.rows * DENSE < source.block_rows {
             let active = first_bits(source.rows);

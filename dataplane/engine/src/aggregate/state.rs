@@ -265,6 +265,7 @@ impl StateColumn {
         }
         match &mut self.values {
             Values::IntegerSum { total, .. } => {
+                total.resize(self.groups, 0);
                 let fits = magnitude.is_some_and(|most| most <= i128::from(i64::MAX) / hidb::BLOCK_ROWS as i128);
                 if argument.lane == Lane::I64 && fits {
                     total[group] = total[group].saturating_add(masked_sum(&argument.i64s, &live).into());

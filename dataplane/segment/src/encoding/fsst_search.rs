@@ -88,6 +88,8 @@ pub(crate) struct CodeTest {
 
 /// Codes looked at to learn how often each occurs.
 const SAMPLE_BYTES: usize = 4096;
+/// Of longer needles the beginning is looked for.
+const NEEDLE_BYTES_MAX: usize = 64;
 /// Shorter needles are made by too many codes.
 const NEEDLE_BYTES_MIN: usize = 2;
 
@@ -257,6 +259,8 @@ fn last_codes(table: &SymbolTable<'_>, suffix: &[u8]) -> ByteSet {
 
 /// For the byte of `needle` whose codes are the rarest: those codes.
 fn rarest_codes(table: &SymbolTable<'_>, needle: &[u8], histogram: &[u32; 256]) -> ByteSet {
+    // What holds a needle holds its beginning; a pattern may be a megabyte.
+    let needle = &needle[..needle.len().min(NEEDLE_BYTES_MAX)];
     let mut sets = vec![ByteSet::default(); needle.len()];
     for code in 0..ESCAPE {
         let symbol = table.bytes(code);
