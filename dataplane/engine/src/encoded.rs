@@ -152,15 +152,22 @@ fn like(pattern: &str, escape: Option<char>, case_insensitive: bool, negated: bo
         if let LikeShape::Exact(value) = matcher.shape() {
             return Some(ChunkPredicate::BytesSet { values: Arc::from([value.clone()]), negated });
         }
-        if let Some((prefix, needles, suffix)) = pieces(pattern, escape) {
+        if let Some(Pieces { prefix, needles, suffix }) = pieces(pattern, escape) {
             return Some(ChunkPredicate::BytesContains { prefix, needles: needles.into(), suffix, negated });
         }
     }
     Some(ChunkPredicate::Bytes(Arc::new(move |value| matcher.matches(value) != negated)))
 }
 
-/// `prefix%a%b%suffix` taken apart; `None` for patterns with `_` or without a `%`.
-fn pieces(pattern: &str, escape: Option<char>) -> Option<(Vec<u8>, Vec<Vec<u8>>, Vec<u8>)> {
+/// `prefix%a%b%suffix` taken apart.
+struct Pieces {
+    prefix: Vec<u8>,
+    needles: Vec<Vec<u8>>,
+    suffix: Vec<u8>,
+}
+
+/// `None` for patterns with `_` or without a `%`.
+fn pieces(pattern: &str, escape: Option<char>) -> Option<Pieces> {
     let mut parts = vec![String::new()];
     let mut characters = pattern.chars();
     while let Some(character) = characters.next() {
@@ -177,7 +184,7 @@ fn pieces(pattern: &str, escape: Option<char>) -> Option<(Vec<u8>, Vec<Vec<u8>>,
     let suffix = parts.pop()?.into_bytes();
     let mut parts = parts.into_iter().map(String::into_bytes);
     let prefix = parts.next()?;
-    Some((prefix, parts.filter(|part| !part.is_empty()).collect(), suffix))
+    Some(Pieces { prefix, needles: parts.filter(|part| !part.is_empty()).collect(), suffix })
 }
 
 /// Both predicates as one, where that is one range.

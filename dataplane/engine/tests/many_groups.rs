@@ -121,7 +121,7 @@ fn clustered(groups_of: &[i64]) -> Table {
         let group = |n: i64| if count > 8 { n % count } else { n / 700 % count };
         (0..5_000).map(|n| vec![Scalar::I64(from + group(n)), Scalar::I64(n * 31 % 1_000 - 300)]).collect()
     };
-    Table::new(schema, groups_of.iter().map(|count| *count).map(row_group).collect())
+    Table::new(schema, groups_of.iter().copied().map(row_group).collect())
 }
 
 #[test]

@@ -61,11 +61,12 @@ fn measure(chunks: &[Chunk], range: &ChunkPredicate, tenth: &Selection) -> [f64;
     [decode, compare, gather, take]
 }
 
+/// The value of a row.
+type Value = Box<dyn FnMut(usize, &mut ChaCha8Rng) -> f64>;
+
 fn main() {
     let mut rng = ChaCha8Rng::seed_from_u64(1);
-    let mut column = |mut value: Box<dyn FnMut(usize, &mut ChaCha8Rng) -> f64>| -> Vec<f64> {
-        (0..ROWS).map(|row| value(row, &mut rng)).collect()
-    };
+    let mut column = |mut value: Value| -> Vec<f64> { (0..ROWS).map(|row| value(row, &mut rng)).collect() };
     let columns = [
         ("prices, 2 decimals", column(Box::new(|_, rng| rng.random_range(90_000..10_000_000) as f64 / 100.0))),
         ("sensor, 3 decimals", {
