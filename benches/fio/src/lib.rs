@@ -36,3 +36,4 @@ mod verify;
 
 pub use command::{main_with, run_with};
 pub use job::{JobError, JobSet, parse_job_file};
+pub use run::Interrupts;

@@ -13,8 +13,6 @@ use std::fmt::Write as _;
 use std::fs::File;
 use std::io::Write as _;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -22,8 +20,8 @@ use clap::{Parser, ValueEnum};
 use heliostat_client::input::{Input, InputOptions, TpchTable};
 use heliostat_client::{Client, ConnectOptions, Credentials, LoadMode, Transport};
 use heliostat_dataplane::device::nvme;
+use heliostat_fio::Interrupts;
 use serde_json::Value;
-use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::engines::ENGINES;
 
@@ -97,8 +95,8 @@ struct Measured {
 struct Profile {
     arguments: Arguments,
     scratch: tempfile::TempDir,
-    /// Set by Ctrl-C: what has not begun is left out.
-    interrupted: Arc<AtomicBool>,
+    /// After Ctrl-C, what has not begun is left out.
+    interrupts: Interrupts,
     sections: Vec<(&'static str, Vec<Line>)>,
     notes: Vec<String>,
 }
@@ -110,14 +108,9 @@ pub fn run() -> Result<()> {
         Some(path) => Some(File::create(path).with_context(|| format!("writing {}", path.display()))?),
         None => None,
     };
-    let interrupted = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        // In this order: the second signal finds the first one's mark, the third ends the process.
-        signal_hook::flag::register_conditional_shutdown(signal, 1, Arc::clone(&interrupted))?;
-        signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
-    }
+    let interrupts = Interrupts::listening().context("listening for signals")?;
     let scratch = tempfile::tempdir()?;
-    let mut profile = Profile { arguments, scratch, interrupted, sections: Vec::new(), notes: Vec::new() };
+    let mut profile = Profile { arguments, scratch, interrupts, sections: Vec::new(), notes: Vec::new() };
     profile.measuring();
     profile.drive();
     profile.fabric();
@@ -148,7 +141,7 @@ impl Profile {
     }
 
     fn was_interrupted(&self) -> bool {
-        self.interrupted.load(Ordering::Relaxed)
+        self.interrupts.came()
     }
 
     fn measuring(&mut self) {
@@ -234,7 +227,7 @@ impl Profile {
         let client = runtime.block_on(Client::connect(&connect, options))?;
         let scale = if self.arguments.profile == Extent::Quick { 0.1 } else { 1.0 };
         let started = Instant::now();
-        let Some(rows) = runtime.block_on(load(&client, &self.arguments.table, scale, &self.interrupted))? else {
+        let Some(rows) = runtime.block_on(load(&client, &self.arguments.table, scale, &self.interrupts))? else {
             return Ok(());
         };
         let rows_per_second = rows as f64 / started.elapsed().as_secs_f64();
@@ -364,14 +357,14 @@ fn quoted(word: &str) -> String {
 }
 
 /// Makes the table and fills it; how many rows it has. `None` when it was interrupted, and nothing made.
-async fn load(client: &Client, table: &str, scale: f64, interrupted: &AtomicBool) -> Result<Option<u64>> {
+async fn load(client: &Client, table: &str, scale: f64, interrupts: &Interrupts) -> Result<Option<u64>> {
     eprintln!("loading TPC-H lineitem at scale {scale} into {table}");
     let input = Input::tpch(TpchTable::LineItem, scale, InputOptions::default())?;
     let mut writer = client.load(table, &input.schema().clone(), LoadMode::Create).await.with_context(|| {
         format!("making the table {table}: the profile drops its table afterwards, so it takes none that exists")
     })?;
     for batch in input.batches()? {
-        if interrupted.load(Ordering::Relaxed) {
+        if interrupts.came() {
             writer.abort().await?;
             return Ok(None);
         }

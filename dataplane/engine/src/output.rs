@@ -3,10 +3,10 @@
 //! Owns [`GroupOutput`] (groups to HAVING, outputs and onwards) and the keeping of rows for ORDER BY. Called by the
 //! core scan and the merge. Invariant: one call handles at most one block of rows.
 
+use heliostat_segment::prefix;
 use hidb::plan::SortKey;
 use hidb::{BLOCK_ROWS, DataType, Lane, Result};
 
-use crate::aggregate::extremes::prefix;
 use crate::aggregate::{AggregatePlan, Groups};
 use crate::compile::{CompiledScan, OutputPlan};
 use crate::emit::{Emitter, Input};

@@ -15,6 +15,7 @@
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
 
+use heliostat_segment::prefix;
 use hidb::plan::{ScanPlan, SortKey};
 
 /// Keeping more rows than this for a LIMIT is like keeping all: the answer is merged from runs.
@@ -66,13 +67,6 @@ pub(crate) struct SortedRows {
     building: usize,
 }
 
-fn prefix_of(key: &[u8]) -> u64 {
-    let mut prefix = [0; 8];
-    let count = key.len().min(8);
-    prefix[..count].copy_from_slice(&key[..count]);
-    u64::from_be_bytes(prefix)
-}
-
 impl SortedRows {
     fn key<'a>(arena: &'a [u8], entry: &Entry) -> &'a [u8] {
         let start = entry.start as usize;
@@ -99,7 +93,7 @@ impl SortedRows {
         self.arena.extend_from_slice(key);
         payload(&mut self.arena);
         self.entries.push(Entry {
-            prefix: prefix_of(key),
+            prefix: prefix(key),
             start: start as u64,
             key_bytes: key.len() as u32,
             bytes: (self.arena.len() - start) as u32,

@@ -29,11 +29,12 @@ mod zone;
 
 pub use chunk::{Chunk, DictionaryView};
 pub use encode::{EncodedChunk, EncodedRowGroup, RowIds, encode_chunk, encode_row_group};
+pub use encoding::text::prefix;
 pub use error::{Result, SegmentError};
 pub use footer::{
     ChunkMeta, Encoding, RowGroupMeta, SegmentFooter, TRAILER_BLOCK_BYTES, Trailer, read_footer, read_trailer,
 };
-pub use kernels::equal_mask;
+pub use kernels::{equal_mask, order_key};
 pub use predicate::{BlockMatch, BytesTest, ChunkPredicate, CompiledPredicate};
 pub use segment::{FinishedSegment, SegmentBuilder, SegmentHeader, SegmentIdentity, verify_chunk};
 pub use selection::{Rows, Selection};

@@ -17,6 +17,7 @@ use thiserror::Error;
 
 mod clock;
 mod content;
+mod interrupts;
 mod pace;
 mod read_back;
 mod verifier;
@@ -25,6 +26,7 @@ mod worker;
 use crate::files::{self, ClonePlan, FileError, Permissions};
 use crate::job::{CpuPolicy, Job, JobSet};
 use crate::measure::{FirstError, JobStats};
+pub use interrupts::Interrupts;
 use worker::{Finished, Worker};
 
 /// Why a run can't go on.
@@ -42,8 +44,7 @@ pub(crate) enum RunError {
 #[derive(Default)]
 pub(crate) struct Control {
     stop: AtomicBool,
-    interrupted: Arc<AtomicBool>,
-    leave: Arc<AtomicBool>,
+    interrupts: Interrupts,
     status: AtomicU64,
 }
 
@@ -54,16 +55,16 @@ impl Control {
     }
 
     pub(crate) fn was_interrupted(&self) -> bool {
-        self.interrupted.load(Ordering::Relaxed)
+        self.interrupts.came()
     }
 
     /// Ends the run as Ctrl-C does.
     pub(crate) fn end(&self) {
-        self.interrupted.store(true, Ordering::Relaxed);
+        self.interrupts.end();
     }
 
     fn must_leave(&self) -> bool {
-        self.leave.load(Ordering::Relaxed)
+        self.interrupts.came_twice()
     }
 
     #[inline]
@@ -73,25 +74,8 @@ impl Control {
 
     /// Listens for Ctrl-C and SIGTERM.
     pub(crate) fn listening() -> Result<Control, RunError> {
-        let control = Control::default();
-        for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-            // In this order: the second signal finds the first one's mark, the third ends the process.
-            let set = |flag: &Arc<AtomicBool>| signal_hook::flag::register(signal, flag.clone());
-            signal_hook::flag::register_conditional_shutdown(signal, 130, control.leave.clone())
-                .and_then(|_| {
-                    let (interrupted, leave) = (control.interrupted.clone(), control.leave.clone());
-                    let mark = move || {
-                        if interrupted.load(Ordering::Relaxed) {
-                            leave.store(true, Ordering::Relaxed);
-                        }
-                    };
-                    // SAFETY: the handler only reads and writes atomics, which is allowed in a signal handler.
-                    unsafe { signal_hook::low_level::register(signal, mark) }
-                })
-                .and_then(|_| set(&control.interrupted))
-                .map_err(RunError::Signals)?;
-        }
-        Ok(control)
+        let interrupts = Interrupts::listening().map_err(RunError::Signals)?;
+        Ok(Control { interrupts, ..Control::default() })
     }
 }
 

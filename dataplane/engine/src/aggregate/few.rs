@@ -1,7 +1,7 @@
 //! Aggregation into few groups by bitmaps: one per group, and masked sums over whole blocks.
 //!
-//! Owns [`FewGroups`], which turns slots (the keys' combined codes) into a bitmap of rows per group, and the kernels that
-//! fold a vector under bitmaps. Called by the [`Aggregator`](super::Aggregator) when the keys have at most [`SLOTS_MAX`]
+//! Owns [`FewGroups`], which turns slots (the keys' combined codes) into a bitmap of rows per group, and the sum
+//! of a vector under a bitmap. Called by the [`Aggregator`](super::Aggregator) when the keys have at most [`SLOTS_MAX`]
 //! slots and every state can be folded so.
 //!
 //! A row that the filter took out is in no bitmap, so that a block that keeps most of its rows is worked on as it is,
@@ -27,7 +27,7 @@ pub(super) struct FewGroups {
     /// Slot and group, in the order of first sight.
     known: Vec<(u8, u32)>,
     /// Of each known group.
-    pub masks: Vec<Bits>,
+    masks: Vec<Bits>,
 }
 
 impl Default for FewGroups {
@@ -142,24 +142,6 @@ fn masked_sum_avx512(values: &[i64; BLOCK_ROWS], mask: &Bits) -> i64 {
     _mm512_reduce_add_epi64(sum(sum(sums[0], sums[1]), sum(sums[2], sums[3])))
 }
 
-#[inline(always)]
-fn masked_bounds_body(values: &[i64], mask: &Bits) -> (i64, i64) {
-    let (mut min, mut max) = (i64::MAX, i64::MIN);
-    for (word, values) in mask.iter().zip(values.chunks(64)) {
-        for (bit, value) in values.iter().enumerate() {
-            let is_in = word >> bit & 1 == 1;
-            min = min.min(if is_in { *value } else { i64::MAX });
-            max = max.max(if is_in { *value } else { i64::MIN });
-        }
-    }
-    (min, max)
-}
-
-dispatch! {
-    /// Least and greatest of `values` under a bitmap (`i64::MAX` and `i64::MIN` of none).
-    pub(super) fn masked_bounds(values: &[i64], mask: &Bits) -> (i64, i64) = masked_bounds_body;
-}
-
 #[cfg(test)]
 mod tests {
     use std::convert::Infallible;
@@ -167,6 +149,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::aggregate::extremes::masked_extreme;
 
     proptest! {
         #[test]
@@ -179,7 +162,8 @@ mod tests {
             prop_assert_eq!(masked_sum(&values, &mask), picked.iter().sum::<i64>());
             prop_assert_eq!(masked_sum_words(&values, &mask), picked.iter().sum::<i64>());
             let bounds = picked.iter().fold((i64::MAX, i64::MIN), |(min, max), v| (min.min(*v), max.max(*v)));
-            prop_assert_eq!(masked_bounds(&values, &mask), bounds);
+            let least = masked_extreme(&values, &mask, false, i64::MAX);
+            prop_assert_eq!((least, masked_extreme(&values, &mask, true, i64::MIN)), bounds);
         }
 
         #[test]

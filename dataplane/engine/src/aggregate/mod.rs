@@ -23,7 +23,7 @@
 mod byte_keys;
 mod digits;
 mod distinct;
-pub(crate) mod extremes;
+mod extremes;
 mod few;
 mod finish;
 mod float_sum;

@@ -10,7 +10,8 @@ use hidb::types::compare_f64;
 use hidb::{DataType, Error, ErrorCode, Lane, Result};
 
 use super::distinct::DistinctSets;
-use super::few::{masked_bounds, masked_sum};
+use super::extremes::masked_extreme;
+use super::few::masked_sum;
 use super::float_sum::FloatSums;
 use super::paged::{PAGE_ITEMS, Paged};
 use crate::vector::{Bits, Vector, and_bits, bit, count_bits, for_each_bit};
@@ -79,7 +80,7 @@ pub(crate) struct StateColumn {
 /// Groups up to which sums go through per-block local accumulators.
 pub(super) const LOCAL_GROUPS_MAX: usize = 64;
 /// Copies of each local accumulator, so that consecutive rows of one group do not wait for each other.
-const LOCAL_COPIES: usize = 4;
+pub(super) const LOCAL_COPIES: usize = 4;
 
 pub(super) fn overflow(what: &str, data_type: &DataType) -> Error {
     Error::new(ErrorCode::NumericOverflow, format!("{what} leaves the range of {data_type}"))
@@ -274,9 +275,8 @@ impl StateColumn {
                 }
             }
             Values::I64(states) => {
-                let (min, max) = masked_bounds(&argument.i64s, &live);
                 let state = &mut states[group];
-                *state = if self.kind == StateKind::Max { max.max(*state) } else { min.min(*state) };
+                *state = masked_extreme(&argument.i64s, &live, self.kind == StateKind::Max, *state);
             }
             _ => {}
         }

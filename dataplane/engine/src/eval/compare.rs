@@ -7,7 +7,7 @@
 //!
 //! Cost: 64-bit values 0.15 ns a row (two loads, a compare, an eighth of a multiplication); text by its bytes.
 
-use heliostat_segment::dispatch;
+use heliostat_segment::{dispatch, order_key};
 use hidb::plan::CompareOp;
 use hidb::{Lane, Scalar};
 
@@ -56,14 +56,6 @@ fn integers_body(op: CompareOp, left: &[i64], right: &[i64], out: &mut [u64]) {
         ($op:tt) => { fill(left, right, out, |a, b| a $op b) };
     }
     by_operator!(op, test)
-}
-
-/// Floats in the order of [`hidb::types::compare_f64`] as integers: NaN is one value above all others, the zeros
-/// are equal.
-#[inline(always)]
-fn order_key(value: f64) -> i64 {
-    let bits = if value.is_nan() { f64::NAN.to_bits() } else { (value + 0.0).to_bits() } as i64;
-    bits ^ ((bits >> 63) as u64 >> 1) as i64
 }
 
 #[inline(always)]

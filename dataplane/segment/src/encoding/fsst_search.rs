@@ -4,14 +4,14 @@
 //!
 //! Take one byte of a needle. Wherever the needle occurs, some code makes that byte, and the rest of that code's symbol
 //! agrees with the needle around it (or the byte stands behind an escape). So a row without any such code does not hold
-//! the needle. Of the needle's bytes the one is taken whose codes are the rarest in a sample of the chunk: of
-//! `special` in TPC-H's comments one row in ten is left, of `special` and `requests` one in fifty. What a value must
-//! begin (end) with tests the row's first (last) code in the same way.
+//! the needle. Of the needle's bytes the one is taken whose codes are the rarest in a sample of the chunk. What a value
+//! must begin (end) with tests the row's first (last) code in the same way.
 //!
 //! Invariant: never rules out a row that matches.
 //!
-//! Cost sketch: a byte of code takes two table look-ups by shuffle, 64 bytes at a time: 0.15 ns a row of nine codes, where
-//! decompressing takes 9 ns and searching 3. Which rows the hits lie in is found for 64 bytes at once, by a carry.
+//! Cost sketch: a byte of code takes two table look-ups by shuffle, 64 bytes at a time: 0.15 ns a row of nine codes. Which
+//! rows the hits lie in is found for 64 bytes at once, by a carry. Measured on lineitem's comments: LIKE of two words
+//! 11 ns a row, where decompressing and searching everything took 20.
 
 use super::fsst_decode::{ESCAPE, SymbolTable};
 use crate::kernels::{dispatch, extract_bits};

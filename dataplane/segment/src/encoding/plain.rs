@@ -1,6 +1,7 @@
 //! Plain: values of fixed width as they are in Arrow: floats, wide decimals, vectors. Also one value for all.
 //!
-//! Floats have a directory of 24-byte records (least and greatest order key, 8 bytes unused); the others have none.
+//! Floats have a directory of 24-byte records (least and greatest order key; the last 8 bytes are ALP's, and unused by
+//! plain chunks); the others have none.
 
 use crate::kernels::{self, Float, RangeMask, order_key};
 use crate::{BLOCK_ROWS, Rows, Selection};

@@ -18,9 +18,9 @@ use crate::error::{Result, SegmentError};
 pub(crate) const RECORD_BYTES: usize = 40;
 
 /// The first eight bytes as a number in byte order; shorter values are padded with zeros, which keeps
-/// the order (not strictly).
+/// the order: where two prefixes differ, the values compare as they do.
 #[inline]
-pub(crate) fn prefix(value: &[u8]) -> u64 {
+pub fn prefix(value: &[u8]) -> u64 {
     let mut bytes = [0u8; 8];
     let length = value.len().min(8);
     bytes[..length].copy_from_slice(&value[..length]);

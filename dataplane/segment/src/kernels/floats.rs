@@ -5,7 +5,8 @@
 //!
 //! Invariants
 //! - [`Decimal::value`] never decreases from one integer to the next within [`INTEGER_MAX`]: it multiplies by
-//!   positive numbers and rounding keeps order. Comparing in the integer domain rests on this.
+//!   positive numbers and rounding keeps order. A block of the greatest width reaches beyond, to 3 * 2^51, where the bits
+//!   that [`MAGIC`] is added to still make floats that ascend. Comparing in the integer domain rests on this.
 //! - Integers become floats by adding to the bits of [`MAGIC`], not by a conversion instruction: AVX2 has none
 //!   for 64 bits, and any integer whatever gives the same bits at every level.
 //!
@@ -199,7 +200,7 @@ fn float_keys_body<F: Float>(values: &[F; 1024], out: &mut [u64; 1024]) {
 /// A key whose signed order is [`hidb::types::compare_f64`]: equal values (and all NaNs) have equal
 /// keys, NaN has the greatest.
 #[inline(always)]
-pub(crate) fn order_key(value: f64) -> i64 {
+pub fn order_key(value: f64) -> i64 {
     // Adding +0.0 turns -0.0 into +0.0 and changes no other number.
     let bits = (value + 0.0).to_bits() as i64;
     let key = bits ^ ((bits >> 63) as u64 >> 1) as i64;

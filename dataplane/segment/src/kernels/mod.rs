@@ -21,7 +21,8 @@ mod widen;
 
 pub(crate) use compare::RangeMask;
 pub use compare::equal_mask;
-pub(crate) use floats::{Float, float_keys, order_key, value_of_key};
+pub use floats::order_key;
+pub(crate) use floats::{Float, float_keys, value_of_key};
 pub(crate) use widen::{Native, gather, greatest, prefix_sum, take_each, widen};
 
 use std::mem::MaybeUninit;
