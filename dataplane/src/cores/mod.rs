@@ -14,8 +14,10 @@
 //!
 //! glommio 0.9 can fall asleep with tasks that are ready; the watch thread of [`nudge`] wakes it.
 
+mod cpus;
 mod hot_groups;
 mod nudge;
+mod open;
 mod read_ahead;
 pub mod scan;
 mod start;
@@ -26,7 +28,7 @@ use std::{
     cell::RefCell,
     future::Future,
     panic::AssertUnwindSafe,
-    path::{Path, PathBuf},
+    path::PathBuf,
     pin::pin,
     rc::Rc,
     sync::{
@@ -38,14 +40,14 @@ use std::{
 };
 
 use futures::{FutureExt, channel::oneshot};
-use glommio::{CpuSet, ExecutorJoinHandle, Latency, LocalExecutorBuilder, Placement, Shares, TaskQueueHandle};
+use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement, TaskQueueHandle};
 use hidb::{Error, ErrorCode, Result};
 
 use self::{hot_groups::HotGroups, start::Start};
 use crate::{
     arena::Arena,
     cache::BlockCache,
-    device::{nvme::Namespace, ring::Ring, uring::UringDevice},
+    device::{ring::Ring, uring::UringDevice},
     fabric::port::Ports,
 };
 
@@ -189,7 +191,7 @@ impl Cores {
     /// `Io` with what failed on which core; cores that had started are stopped.
     pub fn start(count: usize, config: &CoresConfig) -> Result<Cores> {
         let count = count.max(1);
-        let cpus = usable_cpus();
+        let cpus = cpus::usable();
         let (senders, receivers): (Vec<_>, Vec<_>) = (0..count).map(|_| flume::bounded(JOBS_MAX)).unzip();
         let cores = Cores {
             senders: senders.into(),
@@ -425,7 +427,7 @@ async fn run_core(
     jobs: flume::Receiver<Message>,
     ready: flume::Sender<Result<nudge::Watched>>,
 ) {
-    let opened = open_core(id, count, &config, cores);
+    let opened = open::core(id, count, &config, cores);
     let mut answered = Arc::default();
     let is_open = opened.is_ok();
     match opened {
@@ -453,61 +455,6 @@ async fn run_core(
         // Its tasks see that.
         glommio::executor().yield_now().await;
     }
-}
-
-fn open_core(id: usize, count: usize, config: &CoresConfig, cores: Cores) -> Result<Core> {
-    let io = |what: &str, error: &dyn std::fmt::Display| {
-        Error::new(ErrorCode::Io, format!("core {id}: {what} failed: {error}"))
-    };
-    let background = glommio::executor().create_task_queue(Shares::Static(100), Latency::NotImportant, "background");
-    let arena = Arena::new(config.arena_bytes).map_err(|error| io("reserving the arena", &error))?;
-    let ring = Ring::new(&arena, config.queue_depth).map_err(|error| io("making an I/O ring", &error))?;
-    let open_volume = |path: &PathBuf| {
-        let device_ring = match config.polls_device && can_be_polled(path, id) {
-            true => Ring::polled(&arena, config.queue_depth).map_err(|error| io("making a polled I/O ring", &error))?,
-            false => ring.clone(),
-        };
-        Ok::<_, Error>(UringDevice::open(path, &device_ring)?)
-    };
-    let device = config.volume.as_ref().map(open_volume).transpose()?;
-    let cache_bytes = config.cache_bytes.min(arena.bytes() / 4 * 3);
-    let cache = device.clone().map(|device| BlockCache::new(device, cache_bytes));
-    let hot_groups = RefCell::new(HotGroups::new(cache_bytes as u64 / CACHE_PER_HOT));
-    Ok(Core { id, count, arena, ring, device, cache, hot_groups, background, cores, fabric: Ports::default() })
-}
-
-/// Whether a volume has poll queues; core 0 says what to do when it has none.
-fn can_be_polled(volume: &Path, id: usize) -> bool {
-    let can_be_polled = Namespace::can_be_polled(volume);
-    if !can_be_polled && id == 0 {
-        tracing::warn!(
-            volume = %volume.display(),
-            "nvme_poll: not an NVMe namespace with poll queues (/dev/ngXnY, nvme.poll_queues=N on the kernel's command line): waiting for interrupts"
-        );
-    }
-    can_be_polled
-}
-
-/// The CPUs this process may run on.
-fn usable_cpus() -> Vec<usize> {
-    let allowed = affinity();
-    let online = CpuSet::online().map(|set| set.into_iter().map(|location| location.cpu).collect::<Vec<_>>());
-    let mut cpus = online.unwrap_or_default();
-    cpus.retain(|cpu| allowed.as_ref().is_none_or(|allowed| allowed.contains(cpu)));
-    cpus.sort_unstable();
-    cpus
-}
-
-/// The CPUs in the affinity mask of this thread, `None` when the kernel does not say.
-fn affinity() -> Option<Vec<usize>> {
-    let status = std::fs::read_to_string("/proc/thread-self/status").ok()?;
-    let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
-    let mut cpus = Vec::new();
-    for range in list.trim().split(',') {
-        let (first, last) = range.split_once('-').unwrap_or((range, range));
-        cpus.extend(first.parse::<usize>().ok()?..=last.parse::<usize>().ok()?);
-    }
-    Some(cpus)
 }
 
 #[cfg(test)]
