@@ -106,6 +106,11 @@ pub(super) fn masked_sum(values: &[i64], mask: &Bits) -> i64 {
         // SAFETY: the level in effect is never above what the CPU supports.
         return unsafe { masked_sum_avx512(values, mask) };
     }
+    #[cfg(target_arch = "x86_64")]
+    if let (SimdLevel::Avx2, Some(values)) = (SimdLevel::current(), values.first_chunk::<BLOCK_ROWS>()) {
+        // SAFETY: as above.
+        return unsafe { masked_sum_avx2(values, mask) };
+    }
     masked_sum_words(values, mask)
 }
 
@@ -123,6 +128,45 @@ fn masked_sum_words_body(values: &[i64], mask: &Bits) -> i64 {
 
 dispatch! {
     fn masked_sum_words(values: &[i64], mask: &Bits) -> i64 = masked_sum_words_body;
+}
+
+/// For each four bits a lane of ones per bit.
+#[cfg(target_arch = "x86_64")]
+static LANES: [[i64; 4]; 16] = {
+    let mut table = [[0; 4]; 16];
+    let mut bits = 0;
+    while bits < 16 {
+        let mut lane = 0;
+        while lane < 4 {
+            table[bits][lane] = -((bits >> lane & 1) as i64);
+            lane += 1;
+        }
+        bits += 1;
+    }
+    table
+};
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn masked_sum_avx2(values: &[i64; BLOCK_ROWS], mask: &Bits) -> i64 {
+    use std::arch::x86_64::*;
+    let mut sums = [_mm256_setzero_si256(); 4];
+    for (word, values) in mask.iter().zip(values.chunks_exact(64)) {
+        for (part, values) in values.chunks_exact(4).enumerate() {
+            let lanes = &LANES[(*word >> (part * 4) & 15) as usize];
+            // SAFETY: both are 32 bytes; the loads are unaligned.
+            let v = unsafe {
+                _mm256_and_si256(_mm256_loadu_si256(values.as_ptr().cast()), _mm256_loadu_si256(lanes.as_ptr().cast()))
+            };
+            sums[part % 4] = _mm256_add_epi64(sums[part % 4], v);
+        }
+    }
+    let sum = |a, b| _mm256_add_epi64(a, b);
+    let sum = sum(sum(sums[0], sums[1]), sum(sums[2], sums[3]));
+    let mut lanes = [0i64; 4];
+    // SAFETY: the array is 32 bytes; the store is unaligned.
+    unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), sum) };
+    lanes.iter().fold(0, |sum, lane| sum.wrapping_add(*lane))
 }
 
 #[cfg(target_arch = "x86_64")]

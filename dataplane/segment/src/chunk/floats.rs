@@ -9,6 +9,7 @@
 use hidb::types::{DataType, Scalar};
 
 use super::Chunk;
+use super::gather::room;
 use super::header::Layout;
 use crate::encoding::alp::Floats;
 use crate::encoding::plain;
@@ -44,10 +45,15 @@ impl Chunk {
 
     /// Float lane: the selected values (32-bit floats widened), compacted into the front of `out`. NULL rows hold
     /// arbitrary values. Returns how many.
-    pub fn gather_f64(&self, b: usize, rows: Rows<'_>, out: &mut [f64; 1024]) -> Result<usize> {
+    pub fn gather_f64(&self, b: usize, rows: Rows<'_>, out: &mut [f64]) -> Result<usize> {
         let count = self.check_rows(b, rows)?;
+        if let (Rows::All(_), Some(out)) = (rows, out.first_chunk_mut()) {
+            self.decode_f64(b, out)?;
+            return Ok(count);
+        }
+        let out = room(out, count)?;
         match self.data_type {
-            DataType::Float64 => self.take_floats(b, rows, &mut out[..count])?,
+            DataType::Float64 => self.take_floats(b, rows, out)?,
             DataType::Float32 => {
                 let mut values = [0f32; 1024];
                 self.take_floats(b, rows, &mut values[..count])?;
@@ -179,7 +185,7 @@ impl Chunk {
     }
 }
 
-fn widen(values: &[f32], out: &mut [f64; 1024]) {
+fn widen(values: &[f32], out: &mut [f64]) {
     for (out, value) in out.iter_mut().zip(values) {
         *out = f64::from(*value);
     }

@@ -13,7 +13,7 @@ use crate::selection::Rows;
 
 impl Chunk {
     /// 64-bit lane: the selected values, compacted into the front of `out`. Returns how many.
-    pub fn gather_i64(&self, b: usize, rows: Rows<'_>, out: &mut [i64; 1024]) -> Result<usize> {
+    pub fn gather_i64(&self, b: usize, rows: Rows<'_>, out: &mut [i64]) -> Result<usize> {
         let count = self.check_rows(b, rows)?;
         if self.data_type.lane() != Lane::I64 {
             return Err(self.wrong_lane("gather_i64"));
@@ -21,18 +21,23 @@ impl Chunk {
         if count == 0 {
             return Ok(0);
         }
+        if let (Rows::All(_), Some(out)) = (rows, out.first_chunk_mut()) {
+            self.decode_i64(b, out)?;
+            return Ok(count);
+        }
+        let out = room(out, count)?;
         match self.header.layout {
-            Layout::Integers => self.integers().take(b, &self.mapping(), rows, &mut out[..count])?,
+            Layout::Integers => self.integers().take(b, &self.mapping(), rows, out)?,
             _ => {
-                self.integers().take(b, &Mapping::IDENTITY, rows, &mut out[..count])?;
-                self.look_up_i64(&mut out[..count])?;
+                self.integers().take(b, &Mapping::IDENTITY, rows, out)?;
+                self.look_up_i64(out)?;
             }
         }
         Ok(count)
     }
 
     /// 128-bit lane: the selected values, compacted into the front of `out`. Returns how many.
-    pub fn gather_i128(&self, b: usize, rows: Rows<'_>, out: &mut [i128; 1024]) -> Result<usize> {
+    pub fn gather_i128(&self, b: usize, rows: Rows<'_>, out: &mut [i128]) -> Result<usize> {
         if self.data_type.lane() != Lane::I128 {
             return Err(self.wrong_lane("gather_i128"));
         }
@@ -40,8 +45,9 @@ impl Chunk {
         if count == 0 {
             return Ok(0);
         }
+        let out = room(out, count)?;
         if self.header.layout == Layout::Integers {
-            self.take_i128(b, rows, &mut out[..count])?;
+            self.take_i128(b, rows, out)?;
             return Ok(count);
         }
         let block = self.plain_block(b)?.as_chunks::<16>().0;
@@ -175,6 +181,9 @@ impl Chunk {
     /// Bytes lane: appends the selected values to `data`, and for each the length of `data` after it to
     /// `ends` (NULL rows are empty). Returns how many rows.
     pub fn gather_bytes(&self, b: usize, rows: Rows<'_>, ends: &mut Vec<u32>, data: &mut Vec<u8>) -> Result<usize> {
+        if let (Layout::DictionaryBytes, Rows::At(indices)) = (self.header.layout, rows) {
+            return self.append_entries(b, indices, ends, data);
+        }
         let start = data.len();
         data.resize(start + self.gather_bytes_max(b, rows)?, 0);
         let mut block_ends = [0u32; 1024];
@@ -250,6 +259,26 @@ impl Chunk {
         }
     }
 
+    /// [`Chunk::gather_bytes`] of a dictionary, without a look at entries and codes that are not wanted.
+    fn append_entries(&self, b: usize, indices: &[u16], ends: &mut Vec<u32>, data: &mut Vec<u8>) -> Result<usize> {
+        let mut valid = [0u64; 16];
+        let all_valid = self.validity(b, &mut valid)?;
+        let mut codes = [0u32; 64];
+        for indices in indices.chunks(codes.len()) {
+            self.gather_codes(b, Rows::At(indices), &mut codes)?;
+            for (index, code) in indices.iter().zip(&codes) {
+                if all_valid || valid[usize::from(*index) / 64] >> (index % 64) & 1 == 1 {
+                    data.extend_from_slice(self.entry_bytes(i64::from(*code))?);
+                }
+                let end = u32::try_from(data.len());
+                ends.push(
+                    end.map_err(|_| SegmentError::BufferTooSmall { needed: data.len(), given: u32::MAX as usize })?,
+                );
+            }
+        }
+        Ok(indices.len())
+    }
+
     fn gather_entries(
         &self,
         b: usize,
@@ -293,13 +322,20 @@ impl Chunk {
     }
 
     /// Dictionary chunks: the codes of the selected rows, compacted into the front of `out`. Returns how many.
-    pub fn gather_codes(&self, b: usize, rows: Rows<'_>, out: &mut [u32; 1024]) -> Result<usize> {
+    pub fn gather_codes(&self, b: usize, rows: Rows<'_>, out: &mut [u32]) -> Result<usize> {
         let Some(dictionary) = self.dictionary() else { return Err(self.wrong_lane("gather_codes")) };
         let count = self.check_rows(b, rows)?;
-        self.integers().take(b, &Mapping::IDENTITY, rows, &mut out[..count])?;
-        dictionary.check_codes(&out[..count])?;
+        let out = room(out, count)?;
+        self.integers().take(b, &Mapping::IDENTITY, rows, out)?;
+        dictionary.check_codes(out)?;
         Ok(count)
     }
+}
+
+/// The front of `out`, for `count` values.
+pub(super) fn room<T>(out: &mut [T], count: usize) -> Result<&mut [T]> {
+    let given = size_of_val(out);
+    out.get_mut(..count).ok_or(SegmentError::BufferTooSmall { needed: count * size_of::<T>(), given })
 }
 
 /// Integers that can be written byte by byte.

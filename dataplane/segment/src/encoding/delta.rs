@@ -9,7 +9,7 @@
 use std::mem::MaybeUninit;
 
 use super::u64_at;
-use crate::kernels::{self, Word, with_word};
+use crate::kernels::{self, Native, Word, with_word};
 
 /// Bytes before the packed differences.
 pub(crate) const PREFIX_BYTES: usize = 16;
@@ -30,7 +30,7 @@ pub(crate) fn encode(values: &[i64], least: i64, width: usize, out: &mut Vec<u8>
 }
 
 /// Decode: all 1,024 values; those past the block's rows are arbitrary. `payload` is
-/// [`PREFIX_BYTES`]` + 128 * width` long. Compare and take decode first: neighbours depend on each other.
+/// [`PREFIX_BYTES`]` + 128 * width` long. Compare decodes first: neighbours depend on each other.
 pub(crate) fn decode(payload: &[u8], width: usize, out: &mut [i64; 1024]) {
     let (first, step) = (u64_at(payload, 0), u64_at(payload, 8));
     with_word!(width, W => {
@@ -38,5 +38,16 @@ pub(crate) fn decode(payload: &[u8], width: usize, out: &mut [i64; 1024]) {
         let words: &mut [W; 1024] = W::unpack(width, &payload[PREFIX_BYTES..], &mut words);
         words[0] = W::default();
         kernels::prefix_sum(words, first, step, out);
+    });
+}
+
+/// Take: `out[k] = base + value[indices[k]] * scale`; the indices ascend.
+pub(crate) fn take<N: Native>(payload: &[u8], width: usize, indices: &[u16], base: u64, scale: u64, out: &mut [N]) {
+    let (first, step) = (u64_at(payload, 0), u64_at(payload, 8));
+    with_word!(width, W => {
+        let mut words = MaybeUninit::uninit();
+        let words: &mut [W; 1024] = W::unpack(width, &payload[PREFIX_BYTES..], &mut words);
+        words[0] = W::default();
+        kernels::take_prefix_sums(words, (first, step), indices, (base, scale), out);
     });
 }

@@ -357,7 +357,7 @@ impl<'a> Integers<'a> {
         Ok(())
     }
 
-    /// Take: the values at `indices` (all rows when `all`), compacted, in their native width.
+    /// Take: the values at `rows`, compacted, in their native width.
     pub(crate) fn take<N: Native>(&self, b: usize, mapping: &Mapping, rows: Rows<'_>, out: &mut [N]) -> Result<()> {
         let record = self.record(b)?;
         let payload = self.payload(&record)?;
@@ -367,6 +367,10 @@ impl<'a> Integers<'a> {
                 Rows::All(_) => packed::decode(payload, record.width, base, mapping.scale, out),
                 Rows::At(indices) => packed::take(payload, record.width, indices, base, mapping.scale, out),
             }
+            return Ok(());
+        }
+        if let (KIND_DELTA, Rows::At(indices)) = (record.kind, rows) {
+            delta::take(payload, record.width, indices, mapping.origin as u64, mapping.scale, out);
             return Ok(());
         }
         let mut values = [0i64; 1024];

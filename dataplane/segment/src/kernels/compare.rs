@@ -1,11 +1,13 @@
 //! Range comparison of 1,024 unsigned words to a bitmap, unpacked or while they are packed.
 //!
 //! Owns [`RangeMask`]. The compiler does not turn comparison loops into mask registers or movemask by
-//! itself, hence intrinsics.
+//! itself, hence intrinsics; those that compare while unpacking are in `compare_packed`.
 
 use std::mem::MaybeUninit;
 
 use super::Word;
+#[cfg(target_arch = "x86_64")]
+use super::compare_packed;
 use crate::simd::SimdLevel;
 
 /// A word type whose blocks can be compared with a range.
@@ -22,7 +24,7 @@ pub fn equal_mask(values: &[u8; 1024], value: u8) -> [u64; 16] {
 }
 
 macro_rules! range_mask {
-    ($word:ty, $avx512:ident, $avx2:ident, $packed_avx512:ident) => {
+    ($word:ty, $avx512:ident, $avx2:ident, $packed:ident) => {
         impl RangeMask for $word {
             #[inline]
             fn range_mask(values: &[Self; 1024], low: Self, span: Self) -> [u64; 16] {
@@ -52,10 +54,14 @@ macro_rules! range_mask {
             #[inline]
             fn packed_range_mask(width: usize, packed: &[u8], low: Self, span: Self) -> [u64; 16] {
                 assert!(width > 0 && width <= Self::BITS as usize && packed.len() == width * 128);
-                #[cfg(target_arch = "x86_64")]
-                if SimdLevel::current() == SimdLevel::Avx512 {
+                match SimdLevel::current() {
                     // SAFETY: the level in effect is never above what the CPU supports; the length is checked above.
-                    return unsafe { x86::$packed_avx512(width, packed, low, span) };
+                    #[cfg(target_arch = "x86_64")]
+                    SimdLevel::Avx512 => return unsafe { compare_packed::avx512::$packed(width, packed, low, span) },
+                    // SAFETY: as above.
+                    #[cfg(target_arch = "x86_64")]
+                    SimdLevel::Avx2 => return unsafe { compare_packed::avx2::$packed(width, packed, low, span) },
+                    _ => {}
                 }
                 let mut words = MaybeUninit::uninit();
                 Self::range_mask(<Self as Word>::unpack(width, packed, &mut words), low, span)
@@ -64,109 +70,14 @@ macro_rules! range_mask {
     };
 }
 
-range_mask!(u8, u8_avx512, u8_avx2, u8_packed_avx512);
-range_mask!(u16, u16_avx512, u16_avx2, u16_packed_avx512);
-range_mask!(u32, u32_avx512, u32_avx2, u32_packed_avx512);
-range_mask!(u64, u64_avx512, u64_avx2, u64_packed_avx512);
+range_mask!(u8, u8_avx512, u8_avx2, u8_mask);
+range_mask!(u16, u16_avx512, u16_avx2, u16_mask);
+range_mask!(u32, u32_avx512, u32_avx2, u32_mask);
+range_mask!(u64, u64_avx512, u64_avx2, u64_mask);
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::*;
-
-    /// Unpacks row by row in registers and compares: nothing is stored in between. `$right` and `$left` shift all lanes by
-    /// a run-time count.
-    macro_rules! packed_mask {
-        ($name:ident, $word:ty, $signed:ty, $set:ident, $right:ident, $left:ident, $sub:ident, $compare:ident) => {
-            /// `packed` is `128 * width` bytes, and `width` from 1 to the word's bits.
-            #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-            pub(super) unsafe fn $name(width: usize, packed: &[u8], low: $word, span: $word) -> [u64; 16] {
-                const BITS: usize = <$word>::BITS as usize;
-                /// Values of one register.
-                const VALUES: usize = 512 / BITS;
-                let keep = $set((<$word>::MAX >> (BITS - width)) as $signed);
-                let (low, span) = ($set(low as $signed), $set(span as $signed));
-                let mut mask = [0u64; 16];
-                for row in 0..BITS {
-                    let (word, shift) = (row * width / BITS, row * width % BITS);
-                    let right = _mm_cvtsi32_si128(shift as i32);
-                    let left = _mm_cvtsi32_si128((BITS - shift) as i32);
-                    for half in 0..2 {
-                        let at = word * 128 + half * 64;
-                        debug_assert!(at + 64 <= packed.len());
-                        // SAFETY: the last row's last bit lies in word `width - 1`, which ends at `128 * width`.
-                        let v = unsafe { _mm512_loadu_si512(packed.as_ptr().add(at).cast()) };
-                        let mut v = $right(v, right);
-                        if shift + width > BITS {
-                            debug_assert!(at + 192 <= packed.len());
-                            // SAFETY: a value that goes on in the next word has one, within `width` words.
-                            let next = unsafe { _mm512_loadu_si512(packed.as_ptr().add(at + 128).cast()) };
-                            v = _mm512_or_si512(v, $left(next, left));
-                        }
-                        let hit = $compare($sub(_mm512_and_si512(v, keep), low), span);
-                        let first = row * 2 * VALUES + half * VALUES;
-                        mask[first / 64] |= u64::from(hit) << (first % 64);
-                    }
-                }
-                mask
-            }
-        };
-    }
-
-    /// There are no shifts of 8-bit lanes: 16-bit ones, less the bits that come from the neighbour.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    fn right_epi8(v: __m512i, count: __m128i) -> __m512i {
-        let own = 0xffu32 >> (_mm_cvtsi128_si32(count) as u32 & 31);
-        _mm512_and_si512(_mm512_srl_epi16(v, count), _mm512_set1_epi8(own as i8))
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    fn left_epi8(v: __m512i, count: __m128i) -> __m512i {
-        let own = 0xffu32 << (_mm_cvtsi128_si32(count) as u32 & 31);
-        _mm512_and_si512(_mm512_sll_epi16(v, count), _mm512_set1_epi8(own as i8))
-    }
-
-    packed_mask!(
-        u8_packed_avx512,
-        u8,
-        i8,
-        _mm512_set1_epi8,
-        right_epi8,
-        left_epi8,
-        _mm512_sub_epi8,
-        _mm512_cmple_epu8_mask
-    );
-    packed_mask!(
-        u16_packed_avx512,
-        u16,
-        i16,
-        _mm512_set1_epi16,
-        _mm512_srl_epi16,
-        _mm512_sll_epi16,
-        _mm512_sub_epi16,
-        _mm512_cmple_epu16_mask
-    );
-    packed_mask!(
-        u32_packed_avx512,
-        u32,
-        i32,
-        _mm512_set1_epi32,
-        _mm512_srl_epi32,
-        _mm512_sll_epi32,
-        _mm512_sub_epi32,
-        _mm512_cmple_epu32_mask
-    );
-    packed_mask!(
-        u64_packed_avx512,
-        u64,
-        i64,
-        _mm512_set1_epi64,
-        _mm512_srl_epi64,
-        _mm512_sll_epi64,
-        _mm512_sub_epi64,
-        _mm512_cmple_epu64_mask
-    );
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
     pub(super) fn u8_avx512(values: &[u8; 1024], low: u8, span: u8) -> [u64; 16] {

@@ -16,14 +16,18 @@
 //! registers for 16-bit words, about 100 cycles or 0.04 ns a value at AVX-512.
 
 mod compare;
+#[cfg(target_arch = "x86_64")]
+mod compare_packed;
 pub(crate) mod floats;
+mod sums;
 mod widen;
 
 pub(crate) use compare::RangeMask;
 pub use compare::equal_mask;
 pub use floats::order_key;
 pub(crate) use floats::{Float, float_keys, value_of_key};
-pub(crate) use widen::{Native, gather, greatest, prefix_sum, take_each, widen};
+pub(crate) use sums::{RunningSums, prefix_sum, take_prefix_sums};
+pub(crate) use widen::{Native, gather, greatest, take_each, widen};
 
 use std::mem::MaybeUninit;
 
@@ -58,7 +62,7 @@ macro_rules! dispatch {
 pub(crate) use dispatch;
 
 /// An unsigned word that values are packed into.
-pub(crate) trait Word: Copy + Default + PartialEq + Into<u64> + RangeMask + 'static {
+pub(crate) trait Word: Copy + Default + PartialEq + Into<u64> + RangeMask + RunningSums + 'static {
     /// Bits of a word.
     #[cfg(test)]
     const BITS: usize;
@@ -225,12 +229,15 @@ pub(crate) fn indices(words: &[u64; 16], out: &mut [u16; 1024]) -> usize {
     if count(words) <= FEW {
         return indices_one_by_one(words, out);
     }
-    #[cfg(target_arch = "x86_64")]
-    if SimdLevel::current() == SimdLevel::Avx512 {
+    match SimdLevel::current() {
         // SAFETY: the level in effect is never above what the CPU supports.
-        return unsafe { indices_avx512(words, out) };
+        #[cfg(target_arch = "x86_64")]
+        SimdLevel::Avx512 => unsafe { indices_avx512(words, out) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        SimdLevel::Avx2 => unsafe { indices_avx2(words, out) },
+        _ => indices_by_bytes(words, out),
     }
-    indices_table(words, out)
 }
 
 #[inline(always)]
@@ -280,7 +287,7 @@ static BYTE_POSITIONS: [[u8; 8]; 256] = {
     table
 };
 
-fn indices_table(words: &[u64; 16], out: &mut [u16; 1024]) -> usize {
+fn indices_by_bytes(words: &[u64; 16], out: &mut [u16; 1024]) -> usize {
     let mut count = 0;
     for (index, word) in words.iter().enumerate() {
         if *word == 0 {
@@ -293,6 +300,30 @@ fn indices_table(words: &[u64; 16], out: &mut [u16; 1024]) -> usize {
             for (slot, position) in slots.iter_mut().zip(BYTE_POSITIONS[byte as usize]) {
                 *slot = base + u16::from(position);
             }
+            count += byte.count_ones() as usize;
+        }
+    }
+    count
+}
+
+/// [`indices_by_bytes`], eight positions with one addition and one store.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,popcnt")]
+fn indices_avx2(words: &[u64; 16], out: &mut [u16; 1024]) -> usize {
+    use std::arch::x86_64::*;
+    let mut count = 0;
+    for (index, word) in words.iter().enumerate() {
+        if *word == 0 {
+            continue;
+        }
+        for byte_index in 0..8 {
+            let byte = (*word >> (byte_index * 8)) as u8;
+            let base = index * 64 + byte_index * 8;
+            let positions = _mm_cvtsi64_si128(i64::from_le_bytes(BYTE_POSITIONS[usize::from(byte)]));
+            let positions = _mm_add_epi16(_mm_cvtepu8_epi16(positions), _mm_set1_epi16(base as i16));
+            debug_assert!(count <= base);
+            // SAFETY: `count` is at most the number of bits before `base`, so `count + 8 <= base + 8 <= 1024`.
+            unsafe { _mm_storeu_si128(out.as_mut_ptr().add(count).cast(), positions) };
             count += byte.count_ones() as usize;
         }
     }

@@ -1,4 +1,4 @@
-//! From packed words to values: widening, gathering, prefix sums.
+//! From packed words to values: widening and gathering.
 //!
 //! Plain loops; the compiler vectorises them under each level's target features.
 
@@ -85,29 +85,6 @@ fn take_each_body<W: Word, N: Native>(
     }
 }
 
-#[inline(always)]
-fn prefix_sum_body<W: Word>(words: &[W; 1024], first: u64, step: u64, out: &mut [i64; 1024]) {
-    const GROUP: usize = 8;
-    // `words[0]` is 0 by construction, so the first sum is `first`. Sums within a group take three steps of shifted
-    // additions instead of eight that wait for each other.
-    let mut before = first;
-    let ramp: [u64; GROUP] = std::array::from_fn(|i| step.wrapping_mul(i as u64));
-    let whole = step.wrapping_mul(GROUP as u64);
-    for (out, words) in out.as_chunks_mut::<GROUP>().0.iter_mut().zip(words.as_chunks::<GROUP>().0) {
-        let mut sums: [u64; GROUP] = std::array::from_fn(|i| words[i].into());
-        for distance in [1, 2, 4] {
-            let earlier = sums;
-            for i in distance..GROUP {
-                sums[i] = earlier[i].wrapping_add(earlier[i - distance]);
-            }
-        }
-        for (out, (sum, ramp)) in out.iter_mut().zip(sums.iter().zip(ramp)) {
-            *out = before.wrapping_add(sum.wrapping_add(ramp)) as i64;
-        }
-        before = before.wrapping_add(sums[GROUP - 1].wrapping_add(whole));
-    }
-}
-
 dispatch! {
     /// `out[i] = base + words[i] * scale`, for as many values as `out` has (at most 1,024).
     pub(crate) fn widen<W: Word, N: Native>(words: &[W; 1024], base: u64, scale: u64, out: &mut [N]) = widen_body;
@@ -123,10 +100,6 @@ dispatch! {
     pub(crate) fn take_each<W: Word, N: Native>(
         word: PhantomData<W>, width: usize, packed: &[u8], indices: &[u16], base: u64, scale: u64, out: &mut [N]
     ) = take_each_body;
-}
-dispatch! {
-    /// `out[i] = first + sum of (words[j] + step) for 1 <= j <= i`.
-    pub(crate) fn prefix_sum<W: Word>(words: &[W; 1024], first: u64, step: u64, out: &mut [i64; 1024]) = prefix_sum_body;
 }
 #[inline(always)]
 fn greatest_body(codes: &[u32]) -> u32 {
