@@ -8,14 +8,14 @@
 //!
 //! Invariants
 //! - A column is asked for only when it is needed, and once per row group.
-//! - A step filters at most [`crate::STEP_BLOCKS_MAX`] blocks (fewer when predicates are dear) or works on at most
-//!   [`BODY_BLOCKS`].
+//! - A step filters at most [`crate::STEP_BLOCKS_MAX`] blocks (fewer when predicates are dear) or works on the
+//!   survivors of at most [`BODY_BLOCKS`], about [`BODY_ROWS`].
 
 use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use heliostat_segment::{Chunk, SegmentFooter, Selection};
+use heliostat_segment::{Chunk, SegmentFooter, ZoneMap};
 use hidb::aligned::ImageMemory;
 use hidb::image::ResultImage;
 use hidb::plan::Phase;
@@ -23,17 +23,20 @@ use hidb::{BLOCK_ROWS, Error, ErrorCode, Result};
 
 use crate::aggregate::{AggregatePlan, Aggregator, Groups};
 use crate::compile::CompiledScan;
-use crate::emit::{Emitter, GatherFrom, Input};
+use crate::emit::{Emitter, Input};
 use crate::eval::machine::Machine;
 use crate::eval::tables::ENTRIES_MAX;
 use crate::filter::FilterRun;
 use crate::options::{Budget, ScanStats, SharedScan};
 use crate::output::{GroupOutput, keep_sorted};
 use crate::sort::SortedRows;
-use crate::source::{BlockSource, Scratch};
+use crate::sort_bound::SortBound;
+use crate::source::{RowSource, Scratch, Survivors, window};
 
-/// Surviving blocks projected or aggregated per step: 4 at 10 to 15 ns a row.
-const BODY_BLOCKS: usize = 4;
+/// Surviving rows projected or aggregated per step, at 10 to 15 ns each.
+const BODY_ROWS: usize = 4 * BLOCK_ROWS;
+/// Blocks with survivors per step: reaching into one takes 1 to 2 us, however few its survivors are.
+const BODY_BLOCKS: usize = 32;
 
 /// What a step came to.
 #[derive(Debug)]
@@ -72,7 +75,7 @@ struct RowGroup {
     /// Next block to filter, then the next entry of `selected`.
     next: usize,
     /// Blocks with survivors.
-    selected: Vec<(usize, Selection)>,
+    selected: Vec<Survivors>,
 }
 
 impl RowGroup {
@@ -162,7 +165,14 @@ impl CoreScan {
         let blocks = rows.div_ceil(BLOCK_ROWS);
         let compiled = &self.compiled;
         let fact = |column: usize| compiled.column_fact(column, meta.columns.get(column).map(|chunk| &chunk.zone));
-        let Some(filter_columns) = self.filter.start(&compiled.filter, &fact).filter(|_| rows > 0) else {
+        let bound = sort_bound(&self.body, compiled);
+        let is_excluded = |zone: &ZoneMap| bound.as_ref().is_some_and(|bound| bound.excludes(zone));
+        let key_zone = bound.as_ref().and_then(|bound| Some(&meta.columns.get(bound.column?)?.zone));
+        if rows == 0 || key_zone.is_some_and(is_excluded) {
+            self.stats.count_pruned(meta);
+            return Ok(());
+        }
+        let Some(filter_columns) = self.filter.start(&compiled.filter, &fact) else {
             self.stats.count_pruned(meta);
             return Ok(());
         };
@@ -242,7 +252,7 @@ impl CoreScan {
                         self.filter.select(&self.compiled.filter, &group.chunks, block, rows, &mut self.scratch)?;
                     self.stats.blocks_pruned += u64::from(pruned);
                     if !selection.is_empty() {
-                        group.selected.push((block, selection));
+                        group.selected.push(Survivors::new(block, rows, selection));
                     }
                 }
                 group.next = end;
@@ -264,7 +274,7 @@ impl CoreScan {
                 let (compiled, meta) = (&self.compiled, &group.footer.row_groups[group.index]);
                 let fact =
                     |column: usize| compiled.column_fact(column, meta.columns.get(column).map(|chunk| &chunk.zone));
-                let rows = group.selected.iter().map(|(_, selection)| selection.count()).sum();
+                let rows = group.selected.iter().map(|part| part.rows).sum();
                 match &mut self.body {
                     Body::Rows { machine, .. } => {
                         let outputs = &compiled.outputs;
@@ -287,17 +297,30 @@ impl CoreScan {
     }
 
     fn body_step(&mut self) -> Result<Step> {
+        let mut bound = sort_bound(&self.body, &self.compiled);
         let Some(group) = self.group.as_mut() else { return Ok(Step::RowGroupDone) };
         let end = (group.next + BODY_BLOCKS).min(group.selected.len());
-        while group.next < end && !self.emitter.is_ready() {
-            let (block, selection) = group.selected[group.next];
-            group.next += 1;
-            let block_rows = group.block_rows(block);
-            self.stats.rows_selected += selection.count() as u64;
+        let mut worked = 0;
+        while group.next < end && worked < BODY_ROWS && !self.emitter.is_ready() {
+            let first = group.next;
+            let is_wanted = |part: &Survivors| match &bound {
+                Some(bound) => Ok::<_, Error>(!bound.excludes_block(&group.chunks, part.block)?),
+                None => Ok(true),
+            };
+            if !is_wanted(&group.selected[first])? {
+                group.next += 1;
+                self.stats.blocks_pruned += 1;
+                continue;
+            }
+            group.next += window(&group.selected[first..end], is_wanted)?;
+            let parts = &mut group.selected[first..group.next];
+            let block = parts[0].block;
+            let rows: usize = parts.iter().map(|part| part.rows).sum();
+            worked += rows;
+            self.stats.rows_selected += rows as u64;
             match &mut self.body {
                 Body::Groups { plan, aggregator, flushing } => {
-                    let mut source = BlockSource::new(&group.chunks, block, block_rows, &selection, &mut self.scratch);
-                    aggregator.block(&mut source)?;
+                    aggregator.take_in(&mut RowSource::new(&group.chunks, parts, &mut self.scratch))?;
                     if let Err(error) = self.budget.set("grouping", aggregator.groups.memory_bytes()) {
                         if plan.phase != Phase::Intermediate {
                             return Err(error);
@@ -310,43 +333,30 @@ impl CoreScan {
                 }
                 Body::Rows { machine, sorted: Some(sorted) } => {
                     let Some(sort) = &self.compiled.sort else { continue };
-                    let mut source = BlockSource::new(&group.chunks, block, block_rows, &selection, &mut self.scratch);
-                    let rows = source.rows;
+                    let mut source = RowSource::new(&group.chunks, parts, &mut self.scratch);
                     machine.begin(rows);
                     let ordinal = group.ordinal;
-                    // Rows of a block keep their order; their position among the survivors is as good as
-                    // their position in the block.
+                    // Rows keep their order: a window's first block and the position among its survivors, of which
+                    // there are no more than a block's rows, are as good as the position in the row group.
                     let tie = |row: usize, key: &mut Vec<u8>| {
                         key.extend_from_slice(&ordinal.to_be_bytes());
                         key.extend_from_slice(&((block * BLOCK_ROWS + row) as u32).to_be_bytes());
                     };
                     keep_sorted(&self.compiled.outputs, sort, machine, &mut source, rows, tie, sorted)?;
                     self.budget.set("sorting", sorted.memory_bytes())?;
+                    bound = sort_bound(&self.body, &self.compiled);
                 }
                 Body::Rows { machine, sorted: None } => {
-                    let mut selection = selection;
                     if self.compiled.limits_rows() {
-                        let (skip, take) = self.shared.claim(selection.count() as u64);
-                        let mut skipped = selection;
-                        skipped.truncate(skip as usize);
-                        selection.and_not(skipped.words());
-                        selection.truncate(take as usize);
-                        if selection.is_empty() {
-                            continue;
+                        for part in parts.iter_mut() {
+                            let (skip, take) = self.shared.claim(part.rows as u64);
+                            part.limit(skip as usize, take as usize);
                         }
                     }
-                    project(
-                        &self.compiled,
-                        machine,
-                        &mut self.emitter,
-                        GatherFrom {
-                            chunks: &group.chunks,
-                            block,
-                            block_rows,
-                            selection: &selection,
-                            scratch: &mut self.scratch,
-                        },
-                    )?;
+                    let mut source = RowSource::new(&group.chunks, parts, &mut self.scratch);
+                    if source.rows > 0 {
+                        project(&self.compiled, machine, &mut self.emitter, &mut source)?;
+                    }
                 }
             }
         }
@@ -409,12 +419,22 @@ impl CoreScan {
     }
 }
 
-/// Writes the selected rows of a block to the image at hand.
+/// What the rows kept so far say of those to come, with ORDER BY and LIMIT.
+fn sort_bound(body: &Body, compiled: &CompiledScan) -> Option<SortBound> {
+    match (body, &compiled.sort) {
+        (Body::Rows { sorted: Some(kept), .. }, Some(sort)) => {
+            SortBound::of(&compiled.outputs, sort, kept.threshold()?)
+        }
+        _ => None,
+    }
+}
+
+/// Writes surviving rows to the image at hand.
 fn project(
     compiled: &CompiledScan,
     machine: &mut Machine,
     emitter: &mut Emitter,
-    mut from: GatherFrom<'_>,
+    source: &mut RowSource<'_>,
 ) -> Result<()> {
     let outputs = &compiled.outputs;
     let visible = &outputs.roots[..outputs.visible];
@@ -423,15 +443,13 @@ fn project(
         .zip(&outputs.types)
         .map(|(root, data_type)| outputs.program.plain_column(*root).filter(|_| emitter.gathers(data_type)))
         .collect();
-    let mut source = BlockSource::new(from.chunks, from.block, from.block_rows, from.selection, from.scratch);
     let rows = source.rows;
     machine.begin(rows);
     for (root, gathered) in visible.iter().zip(&gathered) {
         if gathered.is_none() {
-            machine.eval_all(&outputs.program, *root, &mut source)?;
+            machine.eval_all(&outputs.program, *root, source)?;
         }
     }
-    from.scratch = source.scratch;
     let inputs: Vec<Input<'_>> = visible
         .iter()
         .zip(&gathered)
@@ -440,5 +458,5 @@ fn project(
             None => Input::Vector(machine.vector(&outputs.program, *root)),
         })
         .collect();
-    emitter.push(rows, &inputs, Some(from))
+    emitter.push(rows, &inputs, Some(source))
 }

@@ -13,13 +13,12 @@
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-use heliostat_segment::Selection;
 use hidb::aligned::ImageMemory;
 use hidb::image::{ImageLayout, ImageWriter, ResultImage};
 use hidb::{DataType, Lane, Result, Schema};
 
 use crate::options::EngineOptions;
-use crate::source::{BlockSource, Scratch, chunk_of};
+use crate::source::{RowSource, chunk_of};
 use crate::vector::{Bits, Vector, bit};
 
 /// Rows that the first image of an answer has room for at least.
@@ -33,15 +32,6 @@ pub(crate) enum Input<'a> {
     Vector(&'a Vector),
     /// Gathered from the chunk of this table column.
     Gather(usize),
-}
-
-/// The block that [`Input::Gather`] gathers from.
-pub(crate) struct GatherFrom<'a> {
-    pub chunks: &'a [Option<heliostat_segment::Chunk>],
-    pub block: usize,
-    pub block_rows: usize,
-    pub selection: &'a Selection,
-    pub scratch: &'a mut Scratch,
 }
 
 /// Fills images.
@@ -144,10 +134,9 @@ impl Emitter {
         }
     }
 
-    /// Appends `count` rows, one input per column of the schema.
-    pub fn push(&mut self, count: usize, inputs: &[Input<'_>], mut from: Option<GatherFrom<'_>>) -> Result<()> {
+    /// Appends `count` rows, one input per column of the schema; [`Input::Gather`] gathers from `from`.
+    pub fn push(&mut self, count: usize, inputs: &[Input<'_>], mut from: Option<&mut RowSource<'_>>) -> Result<()> {
         let mut start = 0;
-        let mut rest = from.as_ref().map_or(Selection::none(), |from| *from.selection);
         while start < count {
             if self.writer.is_none() {
                 self.writer = Some(self.open(count - start));
@@ -179,23 +168,15 @@ impl Emitter {
                 self.writer = Some(ImageWriter::new_in(&layout, self.memory.as_deref()));
                 take = 1;
             }
-            let mut part = rest;
-            if take < count - start {
-                part.truncate(take);
-                rest.and_not(part.words());
-            }
             if let Some(writer) = self.writer.as_mut() {
-                let mut part = from
-                    .as_mut()
-                    .map(|from| BlockSource::new(from.chunks, from.block, from.block_rows, &part, &mut *from.scratch));
                 for (column, input) in inputs.iter().enumerate() {
                     let at = (column, self.rows, start, take);
-                    match (input, &mut part) {
+                    match (input, &mut from) {
                         (Input::Vector(vector), _) => {
                             write_vector(writer, &self.types[column], self.decimal64, at, vector)?;
                         }
-                        (Input::Gather(source), Some(part)) => {
-                            gather(writer, &self.types[column], at, *source, part)?;
+                        (Input::Gather(source), Some(from)) => {
+                            gather(writer, &self.types[column], at, *source, from)?;
                         }
                         (Input::Gather(_), None) => {}
                     }
@@ -309,16 +290,19 @@ fn write_vector(
 fn gather(
     writer: &mut ImageWriter,
     data_type: &DataType,
-    (column, at, _, take): At,
+    (column, at, first, take): At,
     source: usize,
-    part: &mut BlockSource<'_>,
+    from: &mut RowSource<'_>,
 ) -> Result<()> {
-    let chunk = chunk_of(part.chunks, source)?;
+    let chunk = chunk_of(from.chunks, source)?;
     let width = data_type.fixed_width().unwrap_or(0);
     let out = &mut writer.values_mut(column)[at * width..];
-    chunk.gather_fixed(part.block, part.wanted(), out)?;
-    if let Some(valid) = part.validity(source)? {
-        write_nulls(writer, column, at, 0, take, &valid);
+    from.for_each_part(first, take, |block, rows, start| {
+        chunk.gather_fixed(block, rows, &mut out[start * width..])?;
+        Ok(())
+    })?;
+    if let Some(valid) = from.validity(source)? {
+        write_nulls(writer, column, at, first, take, &valid);
     }
     Ok(())
 }

@@ -19,7 +19,7 @@ use hidb::{Lane, Result, Schema};
 use crate::eval::Program;
 use crate::eval::facts::Fact;
 use crate::eval::machine::Machine;
-use crate::source::{BlockSource, Scratch, chunk_of};
+use crate::source::{RowSource, Scratch, Survivors, chunk_of};
 use crate::vector::{and_bits, bit};
 
 pub(crate) use crate::encoded::split_conjuncts;
@@ -294,8 +294,8 @@ impl FilterRun {
                 Method::Tree(tree) => tree.filter(chunks, block, &mut selection)?,
                 Method::Evaluate { dense: true } if before * DENSE_DIVISOR >= block_rows => {
                     let root = plan.conjuncts[index].root;
-                    let all = Selection::all(block_rows);
-                    let mut source = BlockSource::new(chunks, block, block_rows, &all, scratch);
+                    let all = [Survivors::all(block, block_rows)];
+                    let mut source = RowSource::new(chunks, &all, scratch);
                     if !whole_block {
                         self.machine.begin(source.rows);
                         whole_block = true;
@@ -307,7 +307,8 @@ impl FilterRun {
                 Method::Evaluate { .. } => {
                     whole_block = false;
                     let root = plan.conjuncts[index].root;
-                    let mut source = BlockSource::new(chunks, block, block_rows, &selection, scratch);
+                    let left = [Survivors::new(block, block_rows, selection)];
+                    let mut source = RowSource::new(chunks, &left, scratch);
                     self.machine.begin(source.rows);
                     self.machine.eval_all(&plan.program, root, &mut source)?;
                     let value = self.machine.vector(&plan.program, root);

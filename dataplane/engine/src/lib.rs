@@ -32,6 +32,7 @@ mod output;
 mod prune;
 mod rows;
 mod sort;
+mod sort_bound;
 mod source;
 mod tree;
 mod vector;

@@ -3,7 +3,6 @@
 //! Owns [`GroupOutput`] (groups to HAVING, outputs and onwards) and the keeping of rows for ORDER BY. Called by the
 //! core scan and the merge. Invariant: one call handles at most one block of rows.
 
-use heliostat_segment::prefix;
 use hidb::plan::SortKey;
 use hidb::{BLOCK_ROWS, DataType, Lane, Result};
 
@@ -15,9 +14,10 @@ use crate::eval::machine::{ColumnSource, Machine, Preset};
 use crate::prune::fact_of_zone;
 use crate::rows::{read_value, write_exactly, write_sort_key};
 use crate::sort::{SortPlan, SortedRows};
+use crate::sort_bound::SortBound;
 use crate::vector::{Bits, Vector, any_bit, count_bits, first_bits, for_each_bit};
 
-/// Keeps the rows of a block (all evaluated against `source`) that can still be among the wanted ones.
+/// Keeps the rows (all evaluated against `source`) that can still be among the wanted ones.
 /// `tie` appends what makes the key of a row unique.
 pub(crate) fn keep_sorted(
     outputs: &OutputPlan,
@@ -28,19 +28,13 @@ pub(crate) fn keep_sorted(
     mut tie: impl FnMut(usize, &mut Vec<u8>),
     kept: &mut SortedRows,
 ) -> Result<()> {
-    let bound = kept.threshold().and_then(|threshold| TextBound::of(outputs, sort, threshold));
-    if let Some(bound) = &bound
-        && let Some(column) = outputs.program.plain_column(bound.node)
-        && source.prefixes(column)?.is_some_and(|prefixes| bound.excludes(prefixes))
-    {
-        return Ok(());
-    }
+    let bound = kept.threshold().and_then(|threshold| SortBound::of(outputs, sort, threshold));
     for key in &sort.keys {
         machine.eval_all(&outputs.program, outputs.roots[key.output], source)?;
     }
     let candidates = match &bound {
         Some(bound) => bound.candidates(machine.vector(&outputs.program, bound.node), rows),
-        None => candidates(outputs, sort, machine, rows, kept.threshold()),
+        None => first_bits(rows),
     };
     if !any_bit(&candidates) {
         return Ok(());
@@ -77,87 +71,6 @@ pub(crate) fn keep_sorted(
     }
     kept.end_run(sort);
     Ok(())
-}
-
-/// What the threshold says of a leading key that is text.
-struct TextBound {
-    node: usize,
-    key: SortKey,
-    /// The first 8 bytes of the threshold's value.
-    prefix: u64,
-}
-
-impl TextBound {
-    fn of(outputs: &OutputPlan, sort: &SortPlan, threshold: &[u8]) -> Option<TextBound> {
-        let key = *sort.keys.first()?;
-        if outputs.types[key.output].lane() != Lane::Bytes {
-            return None;
-        }
-        Self::new(outputs.roots[key.output], key, threshold)
-    }
-
-    fn new(node: usize, key: SortKey, threshold: &[u8]) -> Option<TextBound> {
-        // The threshold is not NULL.
-        let mut encoded = threshold.strip_prefix(&[1])?.iter().map(|byte| if key.descending { !byte } else { *byte });
-        let mut value = [0; 8];
-        for byte in &mut value {
-            // A zero is followed by 0xff inside the value and by another zero at its end.
-            match encoded.next()? {
-                0 if encoded.next()? == 0 => break,
-                next => *byte = next,
-            }
-        }
-        Some(TextBound { node, key, prefix: u64::from_be_bytes(value) })
-    }
-
-    /// Whether a value with this prefix loses, whatever follows.
-    fn loses(&self, prefix: u64) -> bool {
-        if self.key.descending { prefix < self.prefix } else { prefix > self.prefix }
-    }
-
-    /// Whether all values with prefixes between these lose.
-    fn excludes(&self, (least, greatest): (u64, u64)) -> bool {
-        self.loses(if self.key.descending { greatest } else { least })
-    }
-
-    /// The rows that don't lose by their prefix.
-    fn candidates(&self, vector: &Vector, rows: usize) -> Bits {
-        let mut out = crate::vector::NO_BITS;
-        for row in 0..rows {
-            let wins =
-                if vector.is_valid(row) { !self.loses(prefix(vector.bytes.get(row))) } else { self.key.nulls_first };
-            out[row >> 6] |= u64::from(wins) << (row & 63);
-        }
-        out
-    }
-}
-
-/// The rows whose leading key, if it is an integer, does not already lose against the threshold.
-fn candidates(outputs: &OutputPlan, sort: &SortPlan, machine: &Machine, rows: usize, threshold: Option<&[u8]>) -> Bits {
-    let mut out = first_bits(rows);
-    let Some(key) = sort.keys.first() else { return out };
-    let node = outputs.roots[key.output];
-    let Some((&[1], bytes)) = threshold.and_then(|threshold| threshold.split_first_chunk::<1>()) else { return out };
-    let vector = machine.vector(&outputs.program, node);
-    let Some(bytes) = bytes.first_chunk::<8>().filter(|_| outputs.types[key.output].lane() == Lane::I64) else {
-        return out;
-    };
-    let encoded = u64::from_be_bytes(*bytes);
-    let bound = (if key.descending { !encoded } else { encoded } ^ 1 << 63) as i64;
-    for (index, word) in out.iter_mut().enumerate() {
-        let mut keep = 0u64;
-        let values = vector.i64s.get(index * 64..).unwrap_or(&[]);
-        for (offset, value) in values.iter().take(64).enumerate() {
-            let wins = if key.descending { *value >= bound } else { *value <= bound };
-            keep |= u64::from(wins) << offset;
-        }
-        if vector.has_nulls {
-            let null = !vector.valid[index];
-            keep = if key.nulls_first { keep | null } else { keep & !null };
-        }
-        *word &= keep;
-    }
-    out
 }
 
 /// Decodes kept payloads into vectors, a block at a time.
@@ -277,48 +190,5 @@ impl GroupOutput {
             visible.iter().map(|root| Input::Vector(self.machine.vector(program, *root))).collect();
         emitter.push(take as usize, &inputs, None)?;
         Ok(limits.1 > 0)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_text_that_sorts_behind_the_threshold_loses_by_its_prefix() {
-        let values: [&[u8]; 12] = [
-            b"",
-            b"\0",
-            b"\0\0",
-            b"\0a",
-            b"a",
-            b"a\0",
-            b"a\0b",
-            b"ab",
-            b"\xff",
-            b"\xff\0\xff",
-            b"\xff\0\0",
-            b"abcdefgh\0",
-        ];
-        let mut vector = Vector::default();
-        vector.reset(Lane::Bytes, values.len());
-        values.iter().for_each(|value| vector.bytes.push(value));
-        for descending in [false, true] {
-            let key = SortKey { output: 0, descending, nulls_first: false };
-            let encode = |row| {
-                let mut out = Vec::new();
-                write_sort_key(&vector, Lane::Bytes, &key, row, &mut out);
-                out
-            };
-            for threshold in 0..values.len() {
-                let bound = TextBound::new(0, key, &encode(threshold)).unwrap();
-                assert_eq!(bound.prefix, prefix(values[threshold]));
-                let candidates = bound.candidates(&vector, values.len());
-                for row in 0..values.len() {
-                    let wins = candidates[0] >> row & 1 == 1;
-                    assert!(wins || encode(row) > encode(threshold), "{row} {threshold} {descending}");
-                }
-            }
-        }
     }
 }

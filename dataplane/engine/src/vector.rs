@@ -47,6 +47,16 @@ pub(crate) fn and_not_bits(a: &Bits, b: &Bits) -> Bits {
     std::array::from_fn(|i| a[i] & !b[i])
 }
 
+/// Moves `bits` up by `at` and adds them; none may leave the end.
+#[inline]
+pub(crate) fn append_bits(out: &mut Bits, at: usize, bits: &Bits) {
+    let (first, shift) = (at / 64, at % 64);
+    for index in 0..out.len().saturating_sub(first) {
+        let below = if shift > 0 && index > 0 { bits[index - 1] >> (64 - shift) } else { 0 };
+        out[first + index] |= bits[index] << shift | below;
+    }
+}
+
 /// Calls `visit` with every set bit, ascending.
 #[inline]
 pub(crate) fn for_each_bit(bits: &Bits, mut visit: impl FnMut(usize)) {

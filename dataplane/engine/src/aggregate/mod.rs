@@ -38,7 +38,7 @@ mod wire;
 
 use std::sync::Arc;
 
-use heliostat_segment::{Chunk, Selection};
+use heliostat_segment::Chunk;
 use hidb::plan::{Aggregate, Aggregation, Phase};
 use hidb::types::Scalar;
 use hidb::{BLOCK_ROWS, DataType, Error, ErrorCode, Lane, Result, decimal};
@@ -48,7 +48,7 @@ use crate::eval::facts::{Fact, type_range};
 use crate::eval::machine::{ColumnSource, Machine};
 use crate::eval::tables::ENTRIES_MAX;
 use crate::rows::write_bytes;
-use crate::source::BlockSource;
+use crate::source::{RowSource, Survivors};
 use crate::vector::{Bits, Vector, bit, count_bits, first_bits};
 use few::{FewGroups, SLOTS_MAX};
 use groups::GroupTable;
@@ -347,10 +347,10 @@ impl Aggregator {
         self.is_few = slots <= SLOTS_MAX && self.groups.states.iter().all(StateColumn::folds_under_bitmaps);
     }
 
-    /// Takes in the selected rows of one block.
-    pub fn block(&mut self, source: &mut BlockSource<'_>) -> Result<()> {
+    /// Takes in a window of surviving rows.
+    pub fn take_in(&mut self, source: &mut RowSource<'_>) -> Result<()> {
         let plan = Arc::clone(&self.plan);
-        if self.is_few && self.block_by_bitmaps(&plan, source)? {
+        if self.is_few && self.take_in_by_bitmaps(&plan, source)? {
             return Ok(());
         }
         let rows = source.rows;
@@ -387,19 +387,23 @@ impl Aggregator {
         Ok(())
     }
 
-    /// Takes in a block by bitmaps; false, and no row taken in, when it has too many groups for that.
-    fn block_by_bitmaps(&mut self, plan: &AggregatePlan, source: &mut BlockSource<'_>) -> Result<bool> {
-        if source.rows * DENSE < source.block_rows {
-            let active = first_bits(source.rows);
-            return self.fold_by_bitmaps(plan, source, &active);
+    /// Takes in rows by bitmaps; false, and no row taken in, when they have too many groups for that.
+    fn take_in_by_bitmaps(&mut self, plan: &AggregatePlan, source: &mut RowSource<'_>) -> Result<bool> {
+        match source.single().filter(|part| part.rows * DENSE >= part.block_rows) {
+            // Columns of a block that keeps many rows are quicker read whole than compacted.
+            Some(part) => {
+                let whole = [Survivors::all(part.block, part.block_rows)];
+                self.fold_by_bitmaps(plan, &mut source.over(&whole), part.selection.words())
+            }
+            None => {
+                let active = first_bits(source.rows);
+                self.fold_by_bitmaps(plan, source, &active)
+            }
         }
-        // Columns of a block that keeps many rows are quicker read whole than compacted.
-        let (everything, active) = (Selection::all(source.block_rows), *source.selection.words());
-        self.fold_by_bitmaps(plan, &mut source.of(&everything), &active)
     }
 
     /// Takes in the active rows of `source`.
-    fn fold_by_bitmaps(&mut self, plan: &AggregatePlan, source: &mut BlockSource<'_>, active: &Bits) -> Result<bool> {
+    fn fold_by_bitmaps(&mut self, plan: &AggregatePlan, source: &mut RowSource<'_>, active: &Bits) -> Result<bool> {
         self.machine.begin(source.rows);
         if plan.keys.is_empty() {
             self.few.only(active);
@@ -428,7 +432,7 @@ impl Aggregator {
     }
 
     /// The combined codes of the keys, in `group_of`.
-    fn slots(&mut self, plan: &AggregatePlan, source: &mut BlockSource<'_>, active: &Bits) -> Result<()> {
+    fn slots(&mut self, plan: &AggregatePlan, source: &mut RowSource<'_>, active: &Bits) -> Result<()> {
         let rows = source.rows;
         let slots = &mut self.group_of;
         slots[..rows].fill(0);
@@ -470,7 +474,7 @@ impl Aggregator {
     }
 
     /// Groups by the combined code of the keys.
-    fn index(&mut self, plan: &AggregatePlan, source: &mut BlockSource<'_>) -> Result<()> {
+    fn index(&mut self, plan: &AggregatePlan, source: &mut RowSource<'_>) -> Result<()> {
         let rows = source.rows;
         self.slots(plan, source, &first_bits(rows))?;
         // One pass that the compiler can unroll; only a block with a combination not met before takes a second.
@@ -495,7 +499,7 @@ impl Aggregator {
     }
 
     /// The group of a combined code not met before in this row group.
-    fn find_digits(&mut self, plan: &AggregatePlan, source: &BlockSource<'_>, slot: u32) -> Result<u32> {
+    fn find_digits(&mut self, plan: &AggregatePlan, source: &RowSource<'_>, slot: u32) -> Result<u32> {
         self.key.clear();
         let mut rest = slot;
         // Strides ascend, so that the digits come off from the last one.
@@ -528,7 +532,7 @@ impl Aggregator {
     }
 
     /// Groups by the encoded keys.
-    fn hash(&mut self, plan: &AggregatePlan, source: &mut BlockSource<'_>) -> Result<()> {
+    fn hash(&mut self, plan: &AggregatePlan, source: &mut RowSource<'_>) -> Result<()> {
         for key in &plan.keys {
             self.machine.eval_all(&plan.program, *key, source)?;
         }
