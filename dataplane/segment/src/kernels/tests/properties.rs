@@ -127,6 +127,7 @@ proptest! {
     #[test]
     fn differences_and_runs_of_any_sequence_decode_and_compare(
         values in block(), shift in 0..70usize, width in 0..=64usize, length in 1..=1024usize, test in any::<u64>(),
+        picks in picks(),
     ) {
         // Neighbours at most `width` bits apart, from anywhere.
         let mut value = values[0];
@@ -143,6 +144,13 @@ proptest! {
             let mut out = [0i64; 1024];
             delta::decode(view(&words, shift, bytes.len()), width, &mut out);
             assert_eq!(&out[..length], &sequence[..], "width {width} {level:?}");
+            let picks: Vec<u16> = picks.iter().copied().filter(|row| usize::from(*row) < length).collect();
+            for scale in [1, 3] {
+                let mut taken = vec![0i64; picks.len()];
+                delta::take(view(&words, shift, bytes.len()), width, &picks, 5, scale, &mut taken);
+                let value = |row: &u16| sequence[usize::from(*row)].wrapping_mul(scale as i64).wrapping_add(5);
+                assert_eq!(taken, picks.iter().map(value).collect::<Vec<_>>(), "width {width} {level:?}");
+            }
             bytes.clear();
             let count = usize::from(runs::encode(&repeated, &mut bytes));
             let (words, shift) = misaligned(&bytes, shift);
