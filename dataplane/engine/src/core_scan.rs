@@ -398,6 +398,12 @@ impl CoreScan {
         Ok(self.take_image())
     }
 
+    /// Whether the next step is one of filtering, and not yet of what survived (for profiles).
+    pub fn is_filtering(&self) -> bool {
+        let stage = self.group.as_ref().map(|group| group.stage);
+        matches!(stage, Some(Stage::FilterColumns | Stage::Filter))
+    }
+
     /// What was counted so far; `rows` are those of the images that steps gave out.
     pub fn stats(&self) -> &ScanStats {
         &self.stats
