@@ -15,7 +15,7 @@ use hidb::{BLOCK_ROWS, DataType, Lane};
 
 use super::near::NearKeys;
 use super::paged::Paged;
-use super::slots::{NOT_FOUND, Slots, mix};
+use super::slots::{NOT_FOUND, Slots, hash_seed, mix};
 use crate::rows::canonical;
 use crate::vector::{Bits, Vector, bit, set_bit};
 
@@ -67,9 +67,9 @@ pub(super) struct PackedKeys {
 }
 
 #[inline(always)]
-fn hash_one_body(words: &[u64; BLOCK_ROWS], hashes: &mut [u64; BLOCK_ROWS]) {
+fn hash_one_body(words: &[u64; BLOCK_ROWS], seed: u64, hashes: &mut [u64; BLOCK_ROWS]) {
     for (hash, word) in hashes.iter_mut().zip(words) {
-        *hash = mix(*word);
+        *hash = mix(*word ^ seed);
     }
 }
 
@@ -82,7 +82,7 @@ fn hash_more_body(words: &[u64; BLOCK_ROWS], hashes: &mut [u64; BLOCK_ROWS]) {
 
 dispatch! {
     /// Hashes the only word, or the first one, of each key.
-    fn hash_one(words: &[u64; BLOCK_ROWS], hashes: &mut [u64; BLOCK_ROWS]) = hash_one_body;
+    fn hash_one(words: &[u64; BLOCK_ROWS], seed: u64, hashes: &mut [u64; BLOCK_ROWS]) = hash_one_body;
 }
 dispatch! {
     /// Adds another word of each key to its hash.
@@ -185,7 +185,7 @@ impl PackedKeys {
     }
 
     fn hash(&mut self) {
-        hash_one(&self.block[0], &mut self.hashes);
+        hash_one(&self.block[0], hash_seed(), &mut self.hashes);
         for words in &self.block[1..] {
             hash_more(words, &mut self.hashes);
         }
@@ -240,6 +240,7 @@ impl PackedKeys {
     /// Looks up the rows that have no number yet, for keys of one word.
     fn find_missing(&mut self, rows: usize, out: &mut [u32; BLOCK_ROWS]) {
         self.walk();
+        let seed = hash_seed();
         let mut missing = 0;
         for (row, (number, word)) in out[..rows].iter_mut().zip(self.block[0].iter()).enumerate() {
             if *number != NOT_FOUND {
@@ -254,7 +255,7 @@ impl PackedKeys {
                     *number = *place - 1;
                 }
                 None => {
-                    self.hashes[missing] = mix(*word);
+                    self.hashes[missing] = mix(*word ^ seed);
                     self.missing[missing] = row as u16;
                     missing += 1;
                 }

@@ -11,11 +11,15 @@
 //!
 //! Invariants
 //! - Probing is linear within a page, and a page always has an empty slot: one that fills up in spite of the
-//!   splits (keys made to collide) doubles by itself.
+//!   splits doubles by itself. Keys can't be made to collide: hashes are seeded per process ([`hash_seed`]).
 //! - A slot's second word is its number plus one; 0 is an empty slot.
 //!
 //! Cost: a block of hashes is looked up without a branch that depends on data, so that misses of the cache
 //! overlap: 3 ns a row while the slots fit the second-level cache, 10 ns in memory. 43 bytes a key.
+
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+use std::sync::LazyLock;
 
 use hidb::BLOCK_ROWS;
 
@@ -29,6 +33,12 @@ pub(crate) const NOT_FOUND: u32 = u32::MAX;
 
 /// Hash, and number plus one.
 type Slot = [u64; 2];
+
+/// A number of this process alone: whoever makes keys does not know which of them meet in a page.
+pub(crate) fn hash_seed() -> u64 {
+    static SEED: LazyLock<u64> = LazyLock::new(|| RandomState::new().hash_one(0));
+    *SEED
+}
 
 /// A bijective 64-bit mixer: every bit of the input moves every bit of the output.
 #[inline(always)]
@@ -47,7 +57,7 @@ pub(crate) fn hash_bytes(bytes: &[u8]) -> u64 {
         product as u64 ^ (product >> 64) as u64
     }
     const SEEDS: [u64; 3] = [0xa076_1d64_78bd_642f, 0xe703_7ed1_a0b4_28db, 0x8ebc_6af0_9c88_c6e3];
-    let mut hash = SEEDS[0] ^ bytes.len() as u64;
+    let mut hash = hash_seed() ^ SEEDS[0] ^ bytes.len() as u64;
     let (words, rest) = bytes.as_chunks::<8>();
     for word in words {
         hash = fold(hash ^ u64::from_le_bytes(*word), SEEDS[1]);
