@@ -24,12 +24,14 @@ mod element;
 mod error;
 pub mod generate;
 mod simd;
+mod top_k;
 
 pub use distance::{Metric, Query, QueryBatch};
 pub use element::{Element, ElementType, Elements, Rows};
 pub use error::{Result, VectorError};
 pub use half::f16;
 pub use heliostat_segment::SimdLevel;
+pub use top_k::{Neighbor, TopK};
 
 /// Most dimensions of a vector; the limit of the column type.
 pub const DIMENSION_MAX: usize = 65_535;
