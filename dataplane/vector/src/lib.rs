@@ -23,6 +23,7 @@ mod distance;
 mod element;
 mod error;
 pub mod generate;
+pub mod kmeans;
 mod simd;
 mod top_k;
 
