@@ -24,6 +24,7 @@ mod element;
 mod error;
 pub mod generate;
 pub mod kmeans;
+pub mod rabitq;
 mod simd;
 mod top_k;
 
