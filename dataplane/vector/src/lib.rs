@@ -19,10 +19,12 @@
 #[cfg(target_endian = "big")]
 compile_error!("vectors are read in place and are little-endian");
 
+pub mod calibrate;
 mod distance;
 mod element;
 mod error;
 pub mod generate;
+pub mod graph;
 pub mod kmeans;
 pub mod rabitq;
 mod simd;

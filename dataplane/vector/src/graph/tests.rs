@@ -1,0 +1,124 @@
+//! Recall against exact answers with fixed seeds, and the byte layout against damage.
+
+use super::*;
+use crate::{Elements, Neighbor, Query, TopK, calibrate::recall, generate::Clustered};
+
+fn exact(query: &Query, rows: &Rows<'_>, k: usize, pass: impl Fn(u64) -> bool) -> Vec<Neighbor> {
+    let mut distances = vec![0.0; rows.count()];
+    query.distances(rows, &mut distances).unwrap();
+    let mut top = TopK::new(k);
+    distances.iter().zip(0u64..).filter(|(_, row)| pass(*row)).for_each(|(d, row)| top.push(*d, row));
+    top.into_sorted()
+}
+
+fn build(rows: &Rows<'_>, metric: Metric, options: GraphOptions) -> Graph {
+    let mut builder = GraphBuilder::new(options, metric, rows).unwrap();
+    builder.push(rows).unwrap();
+    while !builder.step(100).is_finished() {}
+    builder.finish().unwrap()
+}
+
+fn mean_recall(graph: &Graph, rows: &Rows<'_>, queries: &Rows<'_>, search: GraphSearch, every: u64) -> f32 {
+    let mut scratch = Scratch::default();
+    let mut filter = vec![0u64; rows.count().div_ceil(64)];
+    (0..rows.count()).filter(|r| *r as u64 % every == 0).for_each(|r| filter[r / 64] |= 1 << (r % 64));
+    let mut sum = 0.0;
+    for index in 0..queries.count() {
+        let query = Query::new(rows.element_type(), rows.dimension(), graph.metric(), queries.row(index)).unwrap();
+        let truth = exact(&query, rows, search.k, |row| row % every == 0);
+        let filter = (every > 1).then_some(&filter[..]);
+        let (found, _) = graph.search(queries.row(index), search, filter, &mut scratch).unwrap();
+        assert!(found.iter().all(|n| n.row % every == 0));
+        assert!(found.is_sorted_by(|a, b| a.order(b).is_lt()), "sorted, no row twice");
+        sum += recall(&found, &truth);
+    }
+    sum / queries.count() as f32
+}
+
+#[test]
+fn recall_is_high_for_every_metric_and_element() {
+    let data = Clustered { dimension: 48, intrinsic: 10, clusters: 30, spread: 0.5, seed: 21 };
+    let (base, asked) = (data.rows(0, 3000), data.rows(3000, 40));
+    let search = GraphSearch { k: 10, ef: 64, rerank: 0 };
+    let halves = |v: &[f32]| v.iter().map(|x| f16::from_f32(*x)).collect::<Vec<_>>();
+    let bytes = |v: &[f32]| v.iter().map(|x| (x * 20.0).clamp(-128.0, 127.0) as i8).collect::<Vec<_>>();
+    let bits = |v: &[f32]| v.chunks(8).map(|c| c.iter().rev().fold(0u8, |b, x| b << 1 | u8::from(*x > 0.0))).collect();
+    let check = |rows: Rows<'_>, queries: Rows<'_>, metric| {
+        for bits in [4, 7] {
+            let graph = build(&rows, metric, GraphOptions { bits, degree: 24, ..GraphOptions::default() });
+            let reached = mean_recall(&graph, &rows, &queries, search, 1);
+            assert!(reached > 0.97, "{:?} {metric:?} {bits}: {reached}", rows.element_type());
+        }
+    };
+    for metric in [Metric::L2, Metric::InnerProduct, Metric::Cosine] {
+        check(Rows::of(&base, 48).unwrap(), Rows::of(&asked, 48).unwrap(), metric);
+    }
+    check(Rows::of(&halves(&base), 48).unwrap(), Rows::of(&halves(&asked), 48).unwrap(), Metric::L2);
+    check(Rows::of(&bytes(&base), 48).unwrap(), Rows::of(&bytes(&asked), 48).unwrap(), Metric::Cosine);
+    let (base, asked): (Vec<u8>, Vec<u8>) = (bits(&base), bits(&asked));
+    check(Rows::of(&base, 48).unwrap(), Rows::of(&asked, 48).unwrap(), Metric::Hamming);
+}
+
+#[test]
+fn a_filter_is_kept_and_found_through() {
+    let data = Clustered { dimension: 32, intrinsic: 8, clusters: 20, spread: 0.5, seed: 2 };
+    let (base, asked) = (data.rows(0, 4000), data.rows(4000, 30));
+    let (rows, queries) = (Rows::of(&base, 32).unwrap(), Rows::of(&asked, 32).unwrap());
+    let graph = build(&rows, Metric::L2, GraphOptions::default());
+    for (every, ef) in [(2, 64), (10, 200), (100, 1500)] {
+        let reached = mean_recall(&graph, &rows, &queries, GraphSearch { k: 10, ef, rerank: 0 }, every);
+        assert!(reached > 0.95, "{every}: {reached}");
+    }
+}
+
+#[test]
+fn duplicates_small_tables_and_odd_questions_are_answered() {
+    let same = vec![1.5f32; 500 * 3];
+    let rows = Rows::of(&same, 3).unwrap();
+    let graph = build(&rows, Metric::L2, GraphOptions::default());
+    let mut scratch = Scratch::default();
+    let search = GraphSearch { k: 5, ef: 20, rerank: 0 };
+    let (found, _) = graph.search(Elements::F32(&[1.5; 3]), search, None, &mut scratch).unwrap();
+    assert!(found.len() == 5 && found.iter().all(|n| n.distance == 0.0));
+    for count in [0usize, 1, 2, 7] {
+        let rows = rows.slice(0, count);
+        let mut builder = GraphBuilder::new(GraphOptions::default(), Metric::L2, &rows).unwrap();
+        builder.push(&rows).unwrap();
+        let graph = builder.finish().unwrap();
+        let (found, _) = graph.search(Elements::F32(&[0.0; 3]), search, None, &mut scratch).unwrap();
+        assert_eq!(found.len(), count.min(5));
+    }
+    let refused = graph.search(Elements::F32(&[0.0; 4]), search, None, &mut scratch);
+    assert!(matches!(refused, Err(crate::VectorError::Dimension { .. })));
+    let zero = GraphSearch { k: 0, ..search };
+    let refused = graph.search(Elements::F32(&[0.0; 3]), zero, None, &mut scratch);
+    assert!(matches!(refused, Err(crate::VectorError::Parameter { .. })));
+    let refused = graph.search(Elements::F32(&[0.0; 3]), search, Some(&[0]), &mut scratch);
+    assert!(matches!(refused, Err(crate::VectorError::Layout { .. })));
+}
+
+#[test]
+fn the_same_rows_give_the_same_graph_at_every_level() {
+    let data = Clustered { dimension: 40, intrinsic: 6, clusters: 9, spread: 0.5, seed: 8 };
+    let base = data.rows(0, 700);
+    let rows = Rows::of(&base, 40).unwrap();
+    let mut first: Option<Vec<u32>> = None;
+    crate::simd::at_every_level(|level| {
+        let graph = build(&rows, Metric::L2, GraphOptions::default());
+        assert_eq!(first.get_or_insert_with(|| graph.links.clone()), &graph.links, "{level:?}");
+    });
+}
+
+#[test]
+fn rows_added_later_are_found() {
+    let data = Clustered { dimension: 32, intrinsic: 8, clusters: 20, spread: 0.5, seed: 3 };
+    let (base, asked) = (data.rows(0, 3000), data.rows(3000, 30));
+    let (rows, queries) = (Rows::of(&base, 32).unwrap(), Rows::of(&asked, 32).unwrap());
+    let mut builder = GraphBuilder::new(GraphOptions::default(), Metric::L2, &rows.slice(0, 100)).unwrap();
+    for start in (0..3000).step_by(1000) {
+        builder.push(&rows.slice(start, 1000)).unwrap();
+        while !builder.step(64).is_finished() {}
+    }
+    let graph = builder.finish().unwrap();
+    assert!(mean_recall(&graph, &rows, &queries, GraphSearch { k: 10, ef: 64, rerank: 0 }, 1) > 0.97);
+}
