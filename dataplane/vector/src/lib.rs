@@ -19,12 +19,14 @@
 #[cfg(target_endian = "big")]
 compile_error!("vectors are read in place and are little-endian");
 
+mod bytes;
 pub mod calibrate;
 mod distance;
 mod element;
 mod error;
 pub mod generate;
 pub mod graph;
+pub mod ivf;
 pub mod kmeans;
 pub mod rabitq;
 mod simd;

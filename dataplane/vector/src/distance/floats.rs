@@ -240,7 +240,7 @@ by_level!(
     tile_at_level,
     tile_body,
     (queries: &[f32], rows: &[E], dimension: usize, count: usize, out: &mut [f32]),
-    [2, 3],
+    [2, 2],
     [4, 4],
     [1, 1]
 );

@@ -24,6 +24,7 @@
 //!   (`sqrt(max |x|^2 - |x|^2)`, zero for queries), kept beside the code.
 
 mod build;
+mod bytes;
 mod codes;
 mod pool;
 mod search;
@@ -150,14 +151,10 @@ impl Graph {
     pub fn set_calibration(&mut self, calibration: crate::calibrate::Calibration) {
         self.calibration = calibration;
     }
-
-    fn neighbors(&self, node: usize) -> &[u32] {
-        &self.links[node * self.degree..][..self.degree]
-    }
 }
 
 /// The float form of a row or query as the codes see it: of length 1 for the cosine.
-fn normalised(metric: Metric, vector: &mut [f32]) {
+pub(crate) fn normalised(metric: Metric, vector: &mut [f32]) {
     if metric == Metric::Cosine {
         let square: f32 = vector.iter().map(|x| x * x).sum();
         if square > 0.0 && square.is_finite() {

@@ -122,3 +122,44 @@ fn rows_added_later_are_found() {
     let graph = builder.finish().unwrap();
     assert!(mean_recall(&graph, &rows, &queries, GraphSearch { k: 10, ef: 64, rerank: 0 }, 1) > 0.97);
 }
+
+fn small_graph() -> Graph {
+    let base = Clustered { dimension: 6, intrinsic: 3, clusters: 4, spread: 0.5, seed: 8 }.rows(0, 120);
+    build(&Rows::of(&base, 6).unwrap(), Metric::L2, GraphOptions { bits: 7, degree: 6, ..GraphOptions::default() })
+}
+
+#[test]
+fn a_graph_comes_back_from_its_bytes() {
+    let graph = small_graph();
+    let bytes = graph.to_bytes();
+    let back = Graph::from_bytes(&bytes).unwrap();
+    assert_eq!(back.to_bytes(), bytes);
+    let search = GraphSearch { k: 5, ef: 20, rerank: 0 };
+    let query = Elements::F32(&[0.3; 6]);
+    let mut scratch = Scratch::default();
+    let expected = graph.search(query, search, None, &mut scratch).unwrap();
+    assert_eq!(back.search(query, search, None, &mut scratch).unwrap(), expected);
+    for cut in [1, 15, 16, 100, bytes.len() - 1] {
+        assert!(Graph::from_bytes(&bytes[..cut]).is_err());
+    }
+    let mut flipped = bytes;
+    flipped[500] ^= 4;
+    assert!(matches!(Graph::from_bytes(&flipped), Err(crate::VectorError::Checksum { .. })));
+}
+
+proptest::proptest! {
+    #[test]
+    fn damaged_graphs_are_errors_or_searched(at in 0usize..100_000, with in 1u8..=255) {
+        static BYTES: std::sync::OnceLock<Vec<u8>> = std::sync::OnceLock::new();
+        let mut bytes = BYTES.get_or_init(|| small_graph().to_bytes()).clone();
+        let length = bytes.len();
+        bytes[16 + at % (length - 16)] ^= with;
+        let checksum = crc32c::crc32c(&bytes[16..]);
+        bytes[12..16].copy_from_slice(&checksum.to_le_bytes());
+        if let Ok(graph) = Graph::from_bytes(&bytes) {
+            let query = vec![0.3; graph.dimension()];
+            let search = GraphSearch { k: 5, ef: 20, rerank: 0 };
+            let _ = graph.search(Elements::F32(&query), search, None, &mut Scratch::default());
+        }
+    }
+}
