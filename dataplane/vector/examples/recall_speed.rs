@@ -1,10 +1,11 @@
 //! Recall against queries a second of the indexes here, on one thread.
 //!
 //! usage: recall_speed [--base FILE --queries FILE] [--rows N --dimension D --intrinsic I] [--metric l2|ip|cosine]
-//!        [--half] [--degree R] [--build-ef L] [--alpha A] [--bits 4|7] [--rounds N] [graph] [ivf] [exact]
+//!        [--half] [--degree R] [--build-ef L] [--alpha A] [--bits 4|7] [--lists N] [--ivf-bits B]
+//!        [--rounds N] [graph] [ivf] [exact]
 //!
 //! FILE is .npy (float32, two dimensions) or .fvecs. Without files rows are generated. Recall is at 10, by distance, as
-//! `vector_peers.py` counts it. The points of a table are measured alternately, in rounds; the median of each is printed.
+//! `vector_peers.py` counts it. Times are those that the thread ran. The points of a table are measured alternately, in rounds; the median of each is printed.
 
 use std::error::Error;
 
@@ -14,6 +15,8 @@ use heliostat_vector::{
     f16,
     generate::Clustered,
     graph::{GraphBuilder, GraphOptions, GraphSearch, Scratch},
+    ivf::{IvfBuilder, IvfIndex, IvfOptions, IvfSearch, IvfSearchOptions, ListView},
+    kmeans::{KMeans, KMeansOptions, Reservoir},
 };
 
 const K: usize = 10;
@@ -80,6 +83,55 @@ fn table<P: Copy>(
             seconds / queries * 1e6
         );
     }
+}
+
+/// Trains, assigns and encodes; returns the index and its lists' bytes.
+fn build_ivf(rows: &Rows<'_>, metric: Metric, lists: usize, bits: u8) -> Result<(IvfIndex, Vec<u8>), Box<dyn Error>> {
+    let dimension = rows.dimension();
+    let start = cpu_seconds();
+    let mut sample = Reservoir::new(dimension, lists * 64, 1);
+    let mut row = vec![0.0; dimension];
+    for index in 0..rows.count() {
+        rows.to_f32(index, &mut row);
+        if metric == Metric::Cosine {
+            let inverse = row.iter().map(|x| x * x).sum::<f32>().sqrt().recip();
+            row.iter_mut().for_each(|x| *x *= inverse);
+        }
+        sample.push(&row);
+    }
+    let mut training = KMeans::new(dimension, KMeansOptions { lists, ..Default::default() }, sample.into_rows())?;
+    while !training.step().is_finished() {}
+    let trained = cpu_seconds() - start;
+    let options = IvfOptions { metric, element: rows.element_type(), bits, includes: 0, seed: 1 };
+    let mut builder = IvfBuilder::new(options, training.finish())?;
+    let parts: Vec<(usize, Rows<'_>)> = (0..rows.count())
+        .step_by(1024)
+        .map(|first| (first, rows.slice(first, 1024.min(rows.count() - first))))
+        .collect();
+    for (_, part) in &parts {
+        builder.assign(part)?;
+    }
+    let assigned = cpu_seconds() - start;
+    let mut object = Vec::new();
+    for _ in 0..builder.begin_writing(256 << 20)? {
+        for (first, part) in &parts {
+            let ids: Vec<u64> = (*first as u64..(first + part.count()) as u64).collect();
+            builder.encode(part, &ids)?;
+        }
+        while let Some(list) = builder.next_list() {
+            object.extend(builder.write(list, &[])?);
+        }
+    }
+    let (index, _) = builder.finish()?;
+    let largest = index.lists().iter().map(|list| list.rows).max().unwrap_or(0);
+    println!(
+        "ivf of {lists} lists, {bits} bits: trained in {trained:.1} s, assigned by {assigned:.1} s, written by {:.1} s; \
+         lists {} MiB, in memory {} KiB, largest list {largest} rows",
+        cpu_seconds() - start,
+        object.len() >> 20,
+        index.memory_bytes() >> 10
+    );
+    Ok((index, object))
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -173,6 +225,25 @@ fn main() -> Result<(), Box<dyn Error>> {
             let search = GraphSearch { k: K, ef, rerank };
             let (found, statistics) =
                 graph.search(queries.row(query), search, None, &mut scratch).expect("a valid query");
+            (found, format!("{statistics:?}"))
+        });
+    }
+    if all || flag("ivf") {
+        let lists = number("--lists", 4.0 * (rows.count() as f64).sqrt())? as usize;
+        let (index, object) = build_ivf(&rows, metric, lists, number("--ivf-bits", 4.0)? as u8)?;
+        let points: Vec<(String, usize)> = [2, 4, 8, 16, 32, 64, 128].map(|n| (format!("probes={n}"), n)).to_vec();
+        table("ivf", &points, rounds, &truths, |query, probes| {
+            let options = IvfSearchOptions::new(K, probes);
+            let mut search = IvfSearch::new(&index, queries.row(query), options).expect("a valid query");
+            for (list, entry) in search.reads().collect::<Vec<_>>() {
+                let bytes = &object[entry.offset as usize..][..entry.bytes as usize];
+                let view = ListView::new(&index, list, bytes).expect("the bytes that were written");
+                search.scan(list, &view, None).expect("a list that was asked for");
+            }
+            for id in search.candidates() {
+                search.compare(&[id], &rows.slice(id as usize, 1)).expect("rows of the same shape");
+            }
+            let (found, statistics) = search.finish();
             (found, format!("{statistics:?}"))
         });
     }

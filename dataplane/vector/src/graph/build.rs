@@ -18,7 +18,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::{
     ENTRIES_MAX, Graph, NONE, Vectors,
-    codes::Codes,
+    codes::{Codes, Terms},
     normalised,
     search::{Links, Walk},
 };
@@ -60,12 +60,10 @@ pub struct GraphBuilder {
     origin: Vec<f32>,
     /// 7 bits, for building.
     codes: Codes,
-    /// Sum of each node's codes.
-    sums: Vec<i32>,
-    /// The component that the inner product adds, and the squared norms that it is made of.
-    lifts: Vec<f32>,
+    /// Squared norms, for the inner product; those of the first `lifted` nodes are used.
     norms: Vec<f32>,
     norm_max: f32,
+    lifted: usize,
     /// What searches will walk on, when that is not 7 bits.
     small: Option<Codes>,
     vectors: Option<Vectors>,
@@ -117,10 +115,9 @@ impl GraphBuilder {
             rotation,
             origin,
             codes,
-            sums: Vec::new(),
-            lifts: Vec::new(),
             norms: Vec::new(),
             norm_max: 0.0,
+            lifted: 0,
             small,
             vectors: options.keep_vectors.then(|| Vectors::new(sample.element_type())),
             links: Vec::new(),
@@ -169,7 +166,6 @@ impl GraphBuilder {
                 small.push(&rotated, &mut codes);
             }
             self.codes.push(&rotated, &mut codes);
-            self.sums.push(codes.iter().map(|c| i32::from(*c)).sum());
         }
         let count = self.codes.count();
         self.links.resize(count * self.stride, NONE);
@@ -196,7 +192,7 @@ impl GraphBuilder {
 
     /// Links up to `nodes` more rows.
     pub fn step(&mut self, nodes: usize) -> Progress {
-        if self.metric == Metric::InnerProduct && self.lifts.len() < self.norms.len() {
+        if self.lifted < self.norms.len() {
             self.lift();
         }
         for _ in 0..nodes.min(self.order.len() - self.linked) {
@@ -208,36 +204,35 @@ impl GraphBuilder {
 
     /// Gives the rows that have none their additional component. Rows longer than all before count as long as those.
     fn lift(&mut self) {
-        for node in self.lifts.len()..self.norms.len() {
+        for node in self.lifted..self.norms.len() {
             let square = (self.norm_max - self.norms[node]).max(0.0);
-            self.lifts.push(square.sqrt());
-            self.codes.terms[node].offset += square;
+            self.codes.lift(node, square);
             if let Some(small) = &mut self.small {
-                small.terms[node].offset += square;
+                small.lift(node, square);
             }
         }
+        self.lifted = self.norms.len();
     }
 
     /// The distance of two nodes, whose codes have this product.
     #[inline(always)]
-    fn distance(codes: &Codes, sums: &[i32], lifts: &[f32], a: usize, b: usize, product: i32) -> f32 {
+    fn distance(codes: &Codes, a: Terms, b: Terms, product: i32) -> f32 {
         // Four times the product of the codes less their middle, 63.5.
-        let centred =
-            4 * i64::from(product) - 254 * (i64::from(sums[a]) + i64::from(sums[b])) + codes.padded as i64 * 127 * 127;
-        let (x, y) = (codes.terms[a], codes.terms[b]);
-        let lifted = if lifts.is_empty() { 0.0 } else { 2.0 * lifts[a] * lifts[b] };
-        (x.offset + y.offset - x.slope * y.slope * (0.125 * centred as f32) - lifted).max(0.0)
+        let sums = i64::from(a.sum) + i64::from(b.sum);
+        let centred = 4 * i64::from(product) - 254 * sums + codes.padded as i64 * 127 * 127;
+        (a.offset + b.offset - a.slope * b.slope * (0.125 * centred as f32) - 2.0 * a.lift * b.lift).max(0.0)
     }
 
     /// Finds a node's neighbours and makes it theirs.
     fn link(&mut self, node: u32) {
-        let GraphBuilder { codes, sums, lifts, links, order, walk, bytes, .. } = self;
+        let GraphBuilder { codes, links, order, walk, bytes, .. } = self;
         if self.linked == 0 {
             return;
         }
         codes.bytes_of(node as usize, bytes);
         let entries = &order[..self.linked.min(BUILD_ENTRIES)];
-        let distance = |other: u32, product| Self::distance(codes, sums, lifts, node as usize, other as usize, product);
+        let own = codes.terms[node as usize];
+        let distance = |other: u32, product| Self::distance(codes, own, codes.terms[other as usize], product);
         let graph = Links { links, stride: self.stride };
         // Nodes passed on the way are candidates too, though they fell out of the pool: they become the long links.
         let mut candidates = Vec::with_capacity(2 * self.options.build_ef);
@@ -276,9 +271,10 @@ impl GraphBuilder {
         self.codes.bytes_of(node as usize, &mut self.bytes);
         self.products.resize(others.len(), 0);
         self.codes.products(&self.bytes, others, &mut self.products);
-        let (codes, sums, lifts) = (&self.codes, &self.sums, &self.lifts);
+        let codes = &self.codes;
+        let own = codes.terms[node as usize];
         let distance = |(other, product): (&u32, &i32)| {
-            (Self::distance(codes, sums, lifts, node as usize, *other as usize, *product), *other)
+            (Self::distance(codes, own, codes.terms[*other as usize], *product), *other)
         };
         let candidates = others.iter().zip(&self.products).map(distance).collect();
         let kept = self.prune(node, candidates);
@@ -301,13 +297,14 @@ impl GraphBuilder {
                 break;
             }
             self.codes.bytes_of(candidate as usize, &mut self.bytes);
+            let own = self.codes.terms[candidate as usize];
             let mut products = [0; CHUNK];
             let stands_for = kept.chunks(CHUNK).any(|some| {
                 let products = &mut products[..some.len()];
                 self.codes.products(&self.bytes, some, products);
                 some.iter().zip(products.iter()).any(|(other, product)| {
-                    let (a, b) = (candidate as usize, *other as usize);
-                    alpha * Self::distance(&self.codes, &self.sums, &self.lifts, a, b, *product) <= distance
+                    let terms = self.codes.terms[*other as usize];
+                    alpha * Self::distance(&self.codes, own, terms, *product) <= distance
                 })
             });
             if !stands_for {

@@ -3,8 +3,8 @@
 //! Owns the layout. Called when the cell stores a graph, and when it opens one.
 //!
 //! Layout, little-endian: magic (8 bytes), version, CRC32C of all that follows these 16 bytes, then metric, element, bits,
-//! whether vectors follow (a byte each), dimension, nodes, degree, entries (32 bits each), seed (64 bits), origin, terms,
-//! code lines, links, rows, vectors, calibration.
+//! whether vectors follow (a byte each), dimension, nodes, degree, entries (32 bits each), seed (64 bits), origin, terms
+//! (three floats a node, then the sums), code lines, links, rows, vectors, calibration.
 //!
 //! Invariants
 //! - Any bytes give a graph or a typed error. A graph from bytes is as safe to search as one that was built: every link is
@@ -39,7 +39,10 @@ impl Graph {
         }
         out.extend_from_slice(&self.seed.to_le_bytes());
         put_floats(&self.origin, &mut out);
-        self.codes.terms.iter().for_each(|terms| put_floats(&[terms.offset, terms.slope], &mut out));
+        for terms in &self.codes.terms {
+            put_floats(&[terms.offset, terms.slope, terms.lift], &mut out);
+        }
+        self.codes.terms.iter().for_each(|terms| out.extend_from_slice(&terms.sum.to_le_bytes()));
         self.codes.lines.iter().for_each(|line| out.extend_from_slice(&line.0));
         self.links.iter().chain(&self.rows).for_each(|word| out.extend_from_slice(&word.to_le_bytes()));
         match &self.vectors {
@@ -94,8 +97,10 @@ impl Graph {
         let seed = reader.u64()?;
         let origin = reader.floats(dimension)?;
         let mut codes = Codes::new(bits, padded_dimension(dimension)).map_err(|e| reader.corrupt(e.to_string()))?;
-        let terms = reader.floats(2 * count)?;
-        codes.terms = terms.chunks_exact(2).map(|t| Terms { offset: t[0], slope: t[1] }).collect();
+        let terms = reader.floats(3 * count)?;
+        let sums = reader.u32s(count)?;
+        let terms = terms.chunks_exact(3).zip(sums);
+        codes.terms = terms.map(|(t, sum)| Terms { offset: t[0], slope: t[1], lift: t[2], sum: sum as i32 }).collect();
         let lines = reader.items(count, codes.lines_per_node * 64)?.as_chunks::<64>().0;
         // Codes above 127 would overflow the pairs that a comparison adds.
         if bits == 7 && lines.iter().any(|line| line.iter().any(|code| *code > 127)) {

@@ -16,7 +16,7 @@
 
 use crate::{
     Result, VectorError,
-    rabitq::{Quantised, quantise},
+    rabitq::quantise,
     simd::{Level, level},
 };
 
@@ -25,7 +25,8 @@ use crate::{
 #[repr(C, align(64))]
 pub(super) struct Line(pub(super) [u8; 64]);
 
-/// What turns a product into a distance: `offset + slope * <u - middle, q>`.
+/// What turns a product into a distance: `offset + slope * <u - middle, q>` for a query, and more for two nodes. Side by
+/// side, as a comparison with a node whose terms were not fetched costs more than all its arithmetic.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub(super) struct Terms {
@@ -33,6 +34,10 @@ pub(super) struct Terms {
     pub(super) offset: f32,
     /// Minus twice the scale.
     pub(super) slope: f32,
+    /// The component that the inner product adds.
+    pub(super) lift: f32,
+    /// Sum of the codes.
+    pub(super) sum: i32,
 }
 
 /// Codes of all nodes.
@@ -100,11 +105,11 @@ impl Codes {
     }
 
     pub(super) fn memory_bytes(&self) -> usize {
-        self.lines.len() * 64 + self.terms.len() * 8
+        self.lines.len() * 64 + self.terms.len() * size_of::<Terms>()
     }
 
     /// Appends a rotated vector. `codes` is scratch of `padded` bytes, and holds the codes afterwards.
-    pub(super) fn push(&mut self, rotated: &[f32], codes: &mut [u8]) -> Quantised {
+    pub(super) fn push(&mut self, rotated: &[f32], codes: &mut [u8]) {
         let quantised = quantise(rotated, self.bits, codes);
         for some in codes.chunks(Self::components_per_line(self.bits)) {
             let mut line = Line([0; 64]);
@@ -113,8 +118,14 @@ impl Codes {
             }
             self.lines.push(line);
         }
-        self.terms.push(Terms { offset: quantised.norm_squared, slope: -2.0 * quantised.scale });
-        quantised
+        let sum = codes.iter().map(|code| i32::from(*code)).sum();
+        self.terms.push(Terms { offset: quantised.norm_squared, slope: -2.0 * quantised.scale, lift: 0.0, sum });
+    }
+
+    /// Gives a node the component that the inner product adds, by its square.
+    pub(super) fn lift(&mut self, node: usize, square: f32) {
+        let terms = &mut self.terms[node];
+        (terms.offset, terms.lift) = (terms.offset + square, square.sqrt());
     }
 
     /// Appends a node of other codes of the same shape.
@@ -229,14 +240,14 @@ mod x86 {
         for (node, out) in nodes.iter().zip(out) {
             let mut sums = [_mm256_setzero_si256(); 2];
             for (line, query) in codes.node(*node).iter().zip(query.chunks_exact(64)) {
-                for half in 0..2 {
+                for (half, sums) in sums.iter_mut().enumerate() {
                     // SAFETY: a line and a chunk have 64 bytes each.
                     let (code, q) = unsafe {
                         let code = line.0.as_ptr().cast::<__m256i>().add(half);
                         (_mm256_load_si256(code), _mm256_loadu_si256(query.as_ptr().cast::<__m256i>().add(half)))
                     };
                     let pairs = _mm256_maddubs_epi16(code, q);
-                    sums[half] = _mm256_add_epi32(sums[half], _mm256_madd_epi16(pairs, ones));
+                    *sums = _mm256_add_epi32(*sums, _mm256_madd_epi16(pairs, ones));
                 }
             }
             *out = sum_of_eight(_mm256_add_epi32(sums[0], sums[1]));

@@ -137,6 +137,24 @@ impl Graph {
         self.codes.memory_bytes() + 4 * (self.links.len() + self.rows.len()) + vectors
     }
 
+    /// The memory that a walk reads at random: codes, their terms, links and vectors. In pages of 4 KiB nearly every
+    /// neighbour is a miss of the TLB; a caller that may advise the kernel asks for huge pages here.
+    pub fn regions(&self) -> [(*const u8, usize); 4] {
+        let vectors = match &self.vectors {
+            None => (std::ptr::null(), 0),
+            Some(Vectors::F32(v)) => (v.as_ptr().cast(), size_of_val(&v[..])),
+            Some(Vectors::F16(v)) => (v.as_ptr().cast(), size_of_val(&v[..])),
+            Some(Vectors::I8(v)) => (v.as_ptr().cast(), size_of_val(&v[..])),
+            Some(Vectors::Bit(v)) => (v.as_ptr(), v.len()),
+        };
+        [
+            (self.codes.lines.as_ptr().cast(), size_of_val(&self.codes.lines[..])),
+            (self.codes.terms.as_ptr().cast(), size_of_val(&self.codes.terms[..])),
+            (self.links.as_ptr().cast(), size_of_val(&self.links[..])),
+            vectors,
+        ]
+    }
+
     /// Mean number of neighbours.
     pub fn mean_degree(&self) -> f64 {
         self.links.iter().filter(|link| **link != NONE).count() as f64 / self.count().max(1) as f64

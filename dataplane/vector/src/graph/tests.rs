@@ -21,14 +21,14 @@ fn build(rows: &Rows<'_>, metric: Metric, options: GraphOptions) -> Graph {
 fn mean_recall(graph: &Graph, rows: &Rows<'_>, queries: &Rows<'_>, search: GraphSearch, every: u64) -> f32 {
     let mut scratch = Scratch::default();
     let mut filter = vec![0u64; rows.count().div_ceil(64)];
-    (0..rows.count()).filter(|r| *r as u64 % every == 0).for_each(|r| filter[r / 64] |= 1 << (r % 64));
+    (0..rows.count()).step_by(every as usize).for_each(|r| filter[r / 64] |= 1 << (r % 64));
     let mut sum = 0.0;
     for index in 0..queries.count() {
         let query = Query::new(rows.element_type(), rows.dimension(), graph.metric(), queries.row(index)).unwrap();
-        let truth = exact(&query, rows, search.k, |row| row % every == 0);
+        let truth = exact(&query, rows, search.k, |row| row.is_multiple_of(every));
         let filter = (every > 1).then_some(&filter[..]);
         let (found, _) = graph.search(queries.row(index), search, filter, &mut scratch).unwrap();
-        assert!(found.iter().all(|n| n.row % every == 0));
+        assert!(found.iter().all(|n| n.row.is_multiple_of(every)));
         assert!(found.is_sorted_by(|a, b| a.order(b).is_lt()), "sorted, no row twice");
         sum += recall(&found, &truth);
     }

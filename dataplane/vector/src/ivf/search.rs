@@ -187,12 +187,13 @@ impl<'i> IvfSearch<'i> {
                     (estimate, error) = self.codes.estimate(planes, self.index.bits, &factors, base, length, epsilon);
                     self.statistics.codes_refined += 1;
                 }
+                let lower = estimate - error;
                 // Also taken when damaged factors made it not a number; the full comparison decides.
-                if !(estimate - error > bound) {
+                if lower <= bound || lower.is_nan() {
                     let row = view.id(first + i);
                     let upper = estimate + error;
                     self.upper.push(if upper.is_nan() { f32::INFINITY } else { upper }, row);
-                    self.candidates.push(Candidate { lower: estimate - error, estimate, row });
+                    self.candidates.push(Candidate { lower, estimate, row });
                     bound = self.bound();
                 }
             }
@@ -216,7 +217,7 @@ impl<'i> IvfSearch<'i> {
     /// Drops the candidates that the bound excludes by now, and the least likely of too many.
     fn thin(&mut self) {
         let bound = self.upper.tighten().min(self.reach);
-        self.candidates.retain(|c| !(c.lower > bound));
+        self.candidates.retain(|c| c.lower <= bound || c.lower.is_nan());
         let most = self.rerank_max();
         if self.candidates.len() > most {
             let order = |a: &Candidate, b: &Candidate| a.estimate.total_cmp(&b.estimate).then(a.row.cmp(&b.row));

@@ -38,8 +38,8 @@ pub fn quantise(vector: &[f32], bits: u8, codes: &mut [u8]) -> Quantised {
     }
     let (cosine, inverse) = best;
     write_codes(vector, inverse, half, codes);
-    // Also false when it is not a number, for lengths that overflow.
-    if !(cosine > 0.0) {
+    // Not a number when lengths overflow.
+    if cosine <= 0.0 || cosine.is_nan() {
         return Quantised { norm_squared: extremes.square, scale: 0.0, cosine: 1.0 };
     }
     let (product, _) = products(vector, inverse, half);
