@@ -237,7 +237,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             let mut search = IvfSearch::new(&index, queries.row(query), options).expect("a valid query");
             for (list, entry) in search.reads().collect::<Vec<_>>() {
                 let bytes = &object[entry.offset as usize..][..entry.bytes as usize];
-                let view = ListView::new(&index, list, bytes).expect("the bytes that were written");
+                let view = ListView::cached(&index, list, bytes).expect("the bytes that were written");
                 search.scan(list, &view, None).expect("a list that was asked for");
             }
             for id in search.candidates() {

@@ -171,11 +171,12 @@ impl IvfIndex {
         out
     }
 
-    /// Replaces the calibration. Returns the bytes that take the place of everything behind the lists, which end at
-    /// `lists_end`: an index is written once, so this is called before its tail is.
-    pub fn with_calibration(&mut self, calibration: Calibration, lists_end: u64) -> Vec<u8> {
+    /// Replaces the calibration, which is measured on the finished lists. Returns the tail that the object ends with now:
+    /// everything behind the last list.
+    pub fn with_calibration(&mut self, calibration: Calibration) -> Vec<u8> {
         self.calibration = calibration;
-        self.encode(lists_end)
+        let lists_end = self.lists.iter().map(|entry| entry.offset + entry.bytes).max();
+        self.encode(lists_end.unwrap_or(0))
     }
 
     /// Rows in all lists.

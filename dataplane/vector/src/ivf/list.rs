@@ -84,14 +84,26 @@ impl<'a> ListView<'a> {
     /// # Errors
     /// [`VectorError::Corrupt`], [`VectorError::Checksum`].
     pub fn new(index: &IvfIndex, list: u32, bytes: &'a [u8]) -> Result<Self> {
+        if let Some((head, rest)) = bytes.split_at_checked(8) {
+            let stored = u32::from_le_bytes([head[4], head[5], head[6], head[7]]);
+            let computed = crc32c::crc32c(rest);
+            if head[..4] == MAGIC.to_le_bytes() && computed != stored {
+                return Err(VectorError::Checksum { what: "IVF list", stored, computed });
+            }
+        }
+        Self::cached(index, list, bytes)
+    }
+
+    /// The view of bytes whose checksum was compared when they came from the drive, and which stayed in memory since:
+    /// the checksum of a list costs several times its scan. Everything else is checked as ever.
+    ///
+    /// # Errors
+    /// [`VectorError::Corrupt`].
+    pub fn cached(index: &IvfIndex, list: u32, bytes: &'a [u8]) -> Result<Self> {
         let mut reader = Reader::new("IVF list", bytes);
-        let (magic, stored) = (reader.u32()?, reader.u32()?);
+        let (magic, _) = (reader.u32()?, reader.u32()?);
         if magic != MAGIC {
             return Err(reader.corrupt("no magic number"));
-        }
-        let computed = crc32c::crc32c(reader.rest());
-        if computed != stored {
-            return Err(VectorError::Checksum { what: "IVF list", stored, computed });
         }
         let (number, rows, includes) = (reader.u32()?, reader.u32()? as usize, reader.u32()? as usize);
         reader.u32()?;

@@ -19,6 +19,10 @@
 //!
 //! Cost sketch, 1 M x 128, 4,096 lists, 32 probed: 7,800 rows of 16 bytes and 20 of ids and factors: 280 KB read, 1.5 ns a
 //! row to scan; 524 thousand multiply-adds (15 us) to find the lists.
+//!
+//! Measured on 62,671 embeddings of 384 dimensions, 500 lists, 4 bits, a busy machine: trained, assigned and written in 4.3 s
+//! of one thread; 64 probes scan 8,949 rows, look at the 4-bit codes of 97 of them and compare 12 in full precision, for
+//! recall 0.951 at 10.
 
 mod build;
 mod layout;

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     ElementType, Elements, Metric, Neighbor, Query, Result, Rows, TopK, VectorError,
-    calibrate::recall,
+    calibrate::{Calibrator, recall},
     generate::Clustered,
     kmeans::{Centroids, KMeans, KMeansOptions},
 };
@@ -166,6 +166,31 @@ fn the_object_does_not_depend_on_the_memory_it_was_built_in() {
     assert_eq!(one.passes, 1);
     assert!(many.passes > 3, "{}", many.passes);
     assert_eq!(one.object, many.object);
+}
+
+#[test]
+fn a_calibration_is_measured_kept_and_met() {
+    let (base, asked) = (DATA.rows(0, 5000), DATA.rows(5000, 60));
+    let (rows, queries) = (Rows::of(&base, 96).unwrap(), Rows::of(&asked, 96).unwrap());
+    let Built { object, mut index, .. } = build(&rows, Metric::L2, 4, 64, usize::MAX);
+    let truths: Vec<_> = (0..60).map(|i| exact(&rows, Metric::L2, queries.row(i), 10, 1)).collect();
+    let found = |i: usize, probes: u32, index: &IvfIndex| {
+        let options = IvfSearchOptions::new(10, probes as usize);
+        search(index, &object, &rows, queries.row(i), options, 1).unwrap().0
+    };
+    // The first half calibrates, the second is held against it.
+    let mut calibrator = Calibrator::new(10, vec![1, 2, 4, 8, 16, 32], truths[..30].to_vec()).unwrap();
+    while let Some((query, probes)) = calibrator.next() {
+        calibrator.found(&found(query, probes, &index));
+    }
+    let tail = index.with_calibration(calibrator.finish());
+    let end = index.lists().iter().map(|entry| entry.offset + entry.bytes).max().unwrap();
+    let reopened = open(&[&object[..end as usize], &tail].concat()).unwrap();
+    for target in [0.8, 0.9, 0.95] {
+        let probes = reopened.calibration().parameter(target).unwrap();
+        let reached = (30..60).map(|i| recall(&found(i, probes, &reopened), &truths[i])).sum::<f32>() / 30.0;
+        assert!(reached >= target - 0.03, "{target}: {probes} probes reach {reached}");
+    }
 }
 
 #[test]
