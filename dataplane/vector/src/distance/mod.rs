@@ -10,8 +10,8 @@
 //!
 //! Cost sketch: a row of 384 floats is 24 steps of sixteen; four rows at a time keep eight multiply-adds in flight on
 //! AVX2, about 30 ns a row from cache; from memory the floor is its bytes (1,536 at 10 to 20 GB/s, 75 to 150 ns). A tile
-//! of queries reads rows from the L2 cache and is bound by multiply-adds. Measured on a busy Zen 3: 8.1 GB/s a query at a time,
-//! 10 to 14 G multiply-adds a second for a batch of 995.
+//! of queries reads rows from the L2 cache and is bound by multiply-adds. Measured on a busy Zen 3: 8.1 GB/s for one query
+//! at a time, 10 to 14 G multiply-adds a second for a batch of 995.
 
 mod bits;
 mod floats;

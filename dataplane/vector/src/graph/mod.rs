@@ -17,8 +17,8 @@
 //!
 //! Measured on 62,671 embeddings of 384 dimensions, recall at 10, one thread of a busy Zen 3 (time that the thread ran):
 //! 0.953 at 74 us, 0.970 at 93 us, 0.991 at 235 us; hnswlib (M 16, ef_construction 200) in the same hour 0.960 at 225 us and
-//! 0.992 at 718 us. Built in 12.3 s against its 56 s. A walk is bound by misses of the TLB in 4 KiB pages: see
-//! [`Graph::regions`].
+//! 0.992 at 718 us. Built in 12.3 s against its 56 s. A third of a build's samples are at the first prefetch of a
+//! neighbour, which waits for the TLB: see [`Graph::regions`] about huge pages.
 //!
 //! Invariants
 //! - A graph is what its rows, options and seed say, on any machine: codes and comparisons are exact integers, and the

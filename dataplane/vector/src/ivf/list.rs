@@ -95,7 +95,7 @@ impl<'a> ListView<'a> {
     }
 
     /// The view of bytes whose checksum was compared when they came from the drive, and which stayed in memory since:
-    /// the checksum of a list costs several times its scan. Everything else is checked as ever.
+    /// a checksum reads all bytes, of which a scan needs the smaller part. Everything else is checked as ever.
     ///
     /// # Errors
     /// [`VectorError::Corrupt`].
