@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hidb::frame::FrameKind;
+use hidb::order::TableOrder;
 use hidb::proto::{CellStatus, ColumnStorage, TableSummary};
 use hidb::{Error, ErrorCode, Result, Schema, convert, proto};
 use rand::Rng;
@@ -65,6 +66,8 @@ pub struct TableDescription {
     pub summary: TableSummary,
     /// Its columns.
     pub schema: Schema,
+    /// The order its rows are kept in, if in one.
+    pub order: Option<TableOrder>,
     /// In how many parts it is spread over cores.
     pub shards: u32,
     /// Immutable files it is made of.
@@ -216,11 +219,14 @@ impl Client {
             })
             .await?;
         let missing = || Error::new(ErrorCode::Protocol, "the cell described a table without its schema");
-        let schema = convert::schema_from_proto(answer.schema.as_ref().ok_or_else(missing)?)?;
+        let definition = answer.schema.as_ref().ok_or_else(missing)?;
+        let schema = convert::schema_from_proto(definition)?;
+        let order = convert::order_from_proto(definition, &schema)?;
         self.cache().keep_schema(table, Arc::new(schema.clone()), stamp);
         Ok(TableDescription {
             summary: answer.summary.unwrap_or_default(),
             schema,
+            order,
             shards: answer.shards,
             segments: answer.segments,
             row_groups: answer.row_groups,

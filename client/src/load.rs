@@ -16,10 +16,11 @@ use arrow_array::RecordBatch;
 use arrow_ipc::writer::StreamEncoder;
 use bytes::Bytes;
 use hidb::frame::{FrameKind, PAYLOAD_BYTES_MAX};
+use hidb::order::TableOrder;
 use hidb::{Error, ErrorCode, ROW_GROUP_ROWS, Result, Schema, arrow_mapping, convert, proto};
 
 use crate::client::{Backoff, Client, is_transient, within};
-use crate::connection::{Connection, FEATURE_DECIMAL64, Request, decode, unexpected};
+use crate::connection::{Connection, FEATURE_DECIMAL64, FEATURE_ORDER, Request, decode, unexpected};
 
 /// Rows of one batch on the wire. [`ROW_GROUP_ROWS`] is a multiple, so that row groups come out full.
 pub const LOAD_BATCH_ROWS: usize = 16_384;
@@ -100,18 +101,45 @@ impl std::fmt::Debug for LoadWriter {
 impl Client {
     /// Begins a load of rows of this schema into a table.
     pub async fn load(&self, table: &str, schema: &Schema, mode: LoadMode) -> Result<LoadWriter> {
-        self.load_with_id(*uuid::Uuid::new_v4().as_bytes(), table, schema, mode).await
+        self.load_in_order(table, schema, mode, None).await
+    }
+
+    /// Begins a load into a table that keeps its rows in this order. A table that exists is appended to in its own order,
+    /// which this must be; `None` leaves it to the table.
+    ///
+    /// # Errors
+    /// [`ErrorCode::InvalidSchema`] when the table has another order, [`ErrorCode::UnsupportedVersion`] when the cell
+    /// knows none.
+    pub async fn load_in_order(
+        &self,
+        table: &str,
+        schema: &Schema,
+        mode: LoadMode,
+        order: Option<&TableOrder>,
+    ) -> Result<LoadWriter> {
+        self.begin_load(*uuid::Uuid::new_v4().as_bytes(), table, schema, mode, order).await
     }
 
     /// Begins a load under an id of the caller's, or takes one up again that was interrupted: then
     /// [`LoadWriter::progress`] says how many batches need not be sent again, and the first
     /// [`LoadWriter::write`] is batch number `durable_batches`.
     pub async fn load_with_id(&self, id: [u8; 16], table: &str, schema: &Schema, mode: LoadMode) -> Result<LoadWriter> {
+        self.begin_load(id, table, schema, mode, None).await
+    }
+
+    async fn begin_load(
+        &self,
+        id: [u8; 16],
+        table: &str,
+        schema: &Schema,
+        mode: LoadMode,
+        order: Option<&TableOrder>,
+    ) -> Result<LoadWriter> {
         use proto::load_begin::Mode;
         let begin = proto::LoadBegin {
             load_id: Bytes::copy_from_slice(&id),
             table: table.to_string(),
-            schema: Some(convert::schema_to_proto(schema)),
+            schema: Some(convert::definition_to_proto(schema, order)),
             mode: match mode {
                 LoadMode::Create => Mode::Create,
                 LoadMode::Append => Mode::Append,
@@ -306,6 +334,11 @@ impl LoadWriter {
 
     async fn open_wire(&mut self) -> Result<()> {
         let connection = self.client.connection().await?;
+        let has_order = self.begin.schema.as_ref().is_some_and(|schema| schema.order.is_some());
+        if has_order && !connection.has_feature(FEATURE_ORDER) {
+            let text = "this cell is too old to keep rows in an order: load without one, or upgrade the cell";
+            return Err(Error::new(ErrorCode::UnsupportedVersion, text));
+        }
         let decimal64 = connection.has_feature(FEATURE_DECIMAL64);
         let window = connection.hello().limits.map_or(0, |limits| u64::from(limits.load_window_bytes));
         let mut request = connection.request(FrameKind::LoadBegin, &self.begin, None, Some(self.id))?;

@@ -179,6 +179,9 @@ fn what_fails_says_so_in_one_line_and_with_its_exit_code() {
         (&["scan", "t", "--where", "median(a) = 1"], "median"),
         (&["scan", "t", "--where", "a < 'x'"], "int64 < text"),
         (&["load", "t", &good], "--append"),
+        (&["load", "u", &good, "--sort-by", "a,c"], "sorted by \"c\""),
+        (&["load", "u", &good, "--cluster-by", "a,b,a"], "\"a\" twice"),
+        (&["load", "t", &good, "--append", "--sort-by", "b"], "in no order, not sorted by b"),
         (&["load", "u", &bad], "line 3"),
         (&["load", "u", &no_parquet], "bad.parquet"),
         (&["load", "u", "no/such/file"], "no/such/file"),
@@ -201,6 +204,7 @@ fn what_fails_says_so_in_one_line_and_with_its_exit_code() {
         &["scan"],
         &["load", "t", &good, "--append", "--replace"],
         &["load", "t"],
+        &["load", "u", &good, "--sort-by", "a", "--cluster-by", "b"],
         &["tabel", "ls"],
         &["table", "ls", "--timeout", "soon"],
     ] {
@@ -215,6 +219,37 @@ fn what_fails_says_so_in_one_line_and_with_its_exit_code() {
     assert_eq!(dev.done(&count).0.trim(), r#"{"n":4}"#);
     dev.done(&["load", "t", &good, "--replace"]);
     assert_eq!(dev.done(&count).0.trim(), r#"{"n":2}"#);
+}
+
+#[test]
+fn a_table_is_sorted_or_clustered_and_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let dev = Dev::start(&folder.path().join("data"));
+    let load = ["load", "lineitem", "--tpch", "lineitem", "--scale", "0.1", "--quiet"];
+    dev.done(&[&load[..], &["--sort-by", "l_shipdate, l_orderkey"]].concat());
+    dev.done(&["load", "plain", "--tpch", "lineitem", "--scale", "0.1", "--quiet"]);
+    dev.done(&["load", "near", "--tpch", "lineitem", "--scale", "0.1", "--cluster-by", "l_shipdate,l_partkey"]);
+    let show = |table: &str| dev.done(&["table", "show", table]).0;
+    assert!(show("lineitem").contains("600,572, sorted by l_shipdate, l_orderkey"), "{}", show("lineitem"));
+    assert!(show("near").contains("clustered by l_shipdate, l_partkey"), "{}", show("near"));
+    let (json, _) = dev.done(&["table", "show", "lineitem", "--format", "json"]);
+    let shown: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(shown["order"], serde_json::json!({"kind": "sorted", "columns": ["l_shipdate", "l_orderkey"]}));
+    let asked = |table: &str| {
+        let aggregates = ["--agg", "count(*) as n", "--agg", "sum(l_extendedprice) as s", "--format", "json"];
+        let (rows, stats) =
+            dev.done(&[&["scan", table, "--where", NARROW, "--stats", "json"][..], &aggregates[..]].concat());
+        let stats: serde_json::Value = serde_json::from_str(stats.trim()).unwrap();
+        (rows, stats["blocks_total"].as_u64().unwrap() - stats["blocks_pruned"].as_u64().unwrap(), stats)
+    };
+    let (plain, sorted, near) = (asked("plain"), asked("lineitem"), asked("near"));
+    assert_eq!((&plain.0, &plain.0), (&sorted.0, &near.0));
+    assert!(sorted.1 * 20 < plain.1 && near.1 * 5 < plain.1, "{} {} {}", plain.1, sorted.1, near.1);
+    assert!(sorted.2["row_groups_pruned"].as_u64().unwrap() >= 3, "{}", sorted.2);
+    // Appended rows are sorted as well, without asking.
+    dev.done(&[&load[..], &["--append"]].concat());
+    let twice = asked("lineitem");
+    assert!(twice.1 * 20 < 2 * plain.1, "{}", twice.2);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The block cache of one core: column chunks as they are on the device, verified once, shared as [`Bytes`].
+//! The block cache of one core: column chunks (and membership filters) as they are on the device, verified once, shared as [`Bytes`].
 //!
 //! Owns the cached chunks and the reads in flight. Called by the scan driver on the core; chunks go to the engine as
 //! `Bytes`, which keep their arena run alive after eviction.
@@ -41,7 +41,7 @@ pub struct ChunkKey {
     pub segment_id: u64,
     /// Row group within the segment.
     pub row_group: u32,
-    /// Column within the row group; the table's columns, then `_rowid`.
+    /// Column within the row group: the table's columns, `_rowid`, then the columns' membership filters.
     pub column: u32,
 }
 

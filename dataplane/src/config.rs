@@ -294,6 +294,9 @@ options! {
     statements_max: usize = 256;
     /// Bytes of load batches a client may have sent and not seen received.
     load_window: Size = Size::Bytes(32 << 20);
+    /// Raw bytes of rows that a load puts in order together, in tables that have an order: the more, the closer equal keys
+    /// lie. A load holds two runs of this size.
+    sort_run: Size = Size::Bytes(192 << 20);
     /// A load without traffic for this long has its rows made durable and acknowledged.
     load_idle_flush: Interval = Interval(Duration::from_millis(200));
     /// An open load without traffic for this long is aborted and its space freed.

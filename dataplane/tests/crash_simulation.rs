@@ -18,7 +18,7 @@ use heliostat_dataplane::manifest::{Batch, Manifest};
 use heliostat_dataplane::store::{LoadMode, LoadState, LoadWriter, Store, StoreOptions, TableSnapshot, rebuild};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use simulation::{Event, Replay, SimDevice, batch, contents, request, schema};
+use simulation::{Event, Replay, SimDevice, batch, contents, order_of, request, schema};
 
 const VOLUME_BYTES: u64 = 4 << 20;
 /// `a` comes often, so that it grows enough segments to merge.
@@ -231,7 +231,7 @@ impl Workload {
 
     async fn create_table(&mut self, random: &mut ChaCha8Rng) -> String {
         let table = TABLES[random.random_range(0..TABLES.len())];
-        if self.store.create_table(&self.device, table, &schema(), 1).await.is_ok() {
+        if self.store.create_table(&self.device, table, &schema(), order_of(table).as_ref(), 1).await.is_ok() {
             self.model.tables.insert(table.into(), Vec::new());
         }
         format!("create {table}")

@@ -468,7 +468,7 @@ fn a_lost_manifest_is_rebuilt_without_what_was_dropped_or_never_committed() {
         load(&device, &store, 30, "dropped", LoadMode::Create, &[1]).await;
         load(&device, &store, 31, "replaced", LoadMode::Create, &[2]).await;
         load(&device, &store, 31 + 1, "replaced", LoadMode::Replace, &[3]).await;
-        store.create_table(&device, "empty", &schema(), 0).await.unwrap();
+        store.create_table(&device, "empty", &schema(), None, 0).await.unwrap();
         let reader = store.table("dropped").unwrap();
         store.drop_table(&device, "dropped").await.unwrap();
         while let Some(job) = store.pick_merge() {

@@ -85,8 +85,18 @@ fn predicates(constants: &[u8; CONSTANTS_BYTES]) -> Vec<ChunkPredicate> {
         ChunkPredicate::Bool(negated),
         ChunkPredicate::BytesRange { lo: Bound::Included(text(0..2)), hi: Bound::Excluded(text(8..11)), negated },
         ChunkPredicate::BytesSet { values: Arc::new([text(0..1), text(1..3), text(0..12), Vec::new()]), negated },
-        ChunkPredicate::BytesContains { prefix: text(3..4), needles: Arc::new([text(4..5), text(5..7)]), suffix: Vec::new(), negated },
-        ChunkPredicate::BytesContains { prefix: Vec::new(), needles: Arc::new([text(4..5)]), suffix: Vec::new(), negated: !negated },
+        ChunkPredicate::BytesContains {
+            prefix: text(3..4),
+            needles: Arc::new([text(4..5), text(5..7)]),
+            suffix: Vec::new(),
+            negated,
+        },
+        ChunkPredicate::BytesContains {
+            prefix: Vec::new(),
+            needles: Arc::new([text(4..5)]),
+            suffix: Vec::new(),
+            negated: !negated,
+        },
         ChunkPredicate::Bytes(Arc::new(|value| value.len() % 3 == 1)),
     ]
 }

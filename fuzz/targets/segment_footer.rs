@@ -1,13 +1,19 @@
-//! Any tail of a segment is a footer or a typed error.
+//! Any tail of a segment is a footer or a typed error, any bytes a membership filter or one.
 #![no_main]
 
-use heliostat_segment::read_footer;
+use bytes::Bytes;
+use heliostat_segment::{MembershipFilter, read_footer};
 use libfuzzer_sys::fuzz_target;
 
 const TRAILER_BYTES: usize = 48;
 
 fuzz_target!(|tail: &[u8]| {
     let _ = read_footer(tail);
+    if let Ok(filter) = MembershipFilter::open(Bytes::copy_from_slice(tail)) {
+        for hash in [0, 1, u64::MAX, 0x0123_4567_89ab_cdef] {
+            filter.may_hold(hash);
+        }
+    }
     // A fuzzer does not guess checksums: set them right, so that what they guard is reached.
     let mut tail = tail.to_vec();
     if mend(&mut tail).is_some() {

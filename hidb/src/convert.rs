@@ -8,6 +8,7 @@
 
 use crate::COLUMNS_MAX;
 use crate::error::{Error, ErrorCode, Result};
+use crate::order::{OrderKind, TableOrder};
 use crate::proto::{self, TypeKind};
 use crate::schema::{Field, Schema};
 use crate::types::{DataType, Lane, Scalar, VectorElement};
@@ -76,7 +77,36 @@ pub fn schema_to_proto(schema: &Schema) -> proto::TableSchema {
         r#type: Some(type_to_proto(&field.data_type)),
         nullable: field.nullable,
     });
-    proto::TableSchema { columns: columns.collect() }
+    proto::TableSchema { columns: columns.collect(), order: None }
+}
+
+/// A schema and the order of its rows as their message.
+pub fn definition_to_proto(schema: &Schema, order: Option<&TableOrder>) -> proto::TableSchema {
+    use proto::table_order::Kind;
+    let order = order.map(|order| proto::TableOrder {
+        kind: match order.kind() {
+            OrderKind::Sorted => Kind::Sorted,
+            OrderKind::Clustered => Kind::Clustered,
+        }
+        .into(),
+        columns: order.columns().to_vec(),
+    });
+    proto::TableSchema { order, ..schema_to_proto(schema) }
+}
+
+/// The order of the rows of this schema from their message, checked as by [`TableOrder::new`].
+pub fn order_from_proto(message: &proto::TableSchema, schema: &Schema) -> Result<Option<TableOrder>> {
+    use proto::table_order::Kind;
+    let Some(order) = &message.order else { return Ok(None) };
+    let kind = match order.kind() {
+        Kind::Sorted => OrderKind::Sorted,
+        Kind::Clustered => OrderKind::Clustered,
+        Kind::Unspecified => {
+            let text = format!("rows have no order of kind {}", order.kind);
+            return Err(Error::new(ErrorCode::InvalidSchema, text));
+        }
+    };
+    TableOrder::new(kind, &order.columns, schema).map(Some)
 }
 
 /// A table's schema from its message, checked as by [`Schema::new`].
@@ -183,6 +213,26 @@ mod tests {
     use proptest::prelude::*;
     use prost::Message;
 
+    #[test]
+    fn an_order_survives_its_message_and_a_foreign_one_is_checked() {
+        let fields = vec![Field::new("a", DataType::Int64, true), Field::new("b", DataType::Text, false)];
+        let schema = Schema::new(fields).unwrap();
+        for kind in [OrderKind::Sorted, OrderKind::Clustered] {
+            let order = TableOrder::new(kind, &["b", "a"], &schema).unwrap();
+            let message = definition_to_proto(&schema, Some(&order));
+            assert_eq!(schema_from_proto(&message).unwrap(), schema);
+            assert_eq!(order_from_proto(&message, &schema).unwrap(), Some(order));
+        }
+        assert_eq!(order_from_proto(&schema_to_proto(&schema), &schema).unwrap(), None);
+        let foreign = |kind, column: &str| proto::TableSchema {
+            order: Some(proto::TableOrder { kind, columns: vec![column.to_string()] }),
+            ..schema_to_proto(&schema)
+        };
+        assert_eq!(order_from_proto(&foreign(0, "a"), &schema).unwrap_err().code, ErrorCode::InvalidSchema);
+        assert_eq!(order_from_proto(&foreign(9, "a"), &schema).unwrap_err().code, ErrorCode::InvalidSchema);
+        assert_eq!(order_from_proto(&foreign(1, "c"), &schema).unwrap_err().code, ErrorCode::UnknownColumn);
+    }
+
     fn every_type() -> Vec<DataType> {
         let mut types: Vec<DataType> = [
             "boolean",
@@ -224,9 +274,9 @@ mod tests {
         for (kind, a, b) in [(0, 0, 0), (99, 0, 0), (7, 39, 0), (7, 300, 0), (7, 5, 6), (14, 0, 0), (8, 0, 0)] {
             assert!(type_from_proto(&proto::ColumnType { kind, a, b }).is_err(), "{kind} {a} {b}");
         }
-        assert!(schema_from_proto(&proto::TableSchema { columns: vec![] }).is_err());
+        assert!(schema_from_proto(&proto::TableSchema::default()).is_err());
         let untyped = proto::Column { name: "a".into(), r#type: None, nullable: true };
-        assert!(schema_from_proto(&proto::TableSchema { columns: vec![untyped] }).is_err());
+        assert!(schema_from_proto(&proto::TableSchema { columns: vec![untyped], order: None }).is_err());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! HIDB, the protocol of Heliostat: what a cell and its clients must agree on, and nothing else.
 //!
-//! Owns: the type system ([`types`], [`schema`]), plans ([`plan`]), who may do what ([`auth`]), typed errors with stable
+//! Owns: the type system ([`types`], [`schema`]), the order of rows ([`order`]), plans ([`plan`]), who may do what ([`auth`]), typed errors with stable
 //! codes ([`error`]), the protobuf messages ([`proto`]), frames ([`frame`]), result images ([`image`]) and links
 //! over RDMA ([`session`]).
 //!
@@ -22,6 +22,7 @@ pub mod error;
 pub mod frame;
 pub mod image;
 pub mod like;
+pub mod order;
 pub mod plan;
 pub mod proto;
 pub mod schema;

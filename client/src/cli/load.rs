@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use clap::{ArgGroup, Args};
 use heliostat_client::input::{Input, InputBatch, InputOptions, TpchTable, parse_schema};
 use heliostat_client::{Client, LoadMode, LoadProgress, LoadWriter};
+use hidb::order::{OrderKind, TableOrder};
 use hidb::{Error, ErrorCode, Schema};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -18,9 +19,14 @@ const EXAMPLES: &str = "Examples:
   heliostat load events day1.csv day2.csv --schema 'id int64 not null, at timestamp, note text'
   heliostat load events day3.arrow --append
   heliostat load lineitem --tpch lineitem --scale 1
+  heliostat load events day1.csv --sort-by at
+  heliostat load places places.parquet --cluster-by latitude,longitude,at
 
 What a file contains decides how it is read: Parquet, Arrow IPC (file or stream) or CSV with a header line.
-Nothing is visible before everything is loaded; Ctrl-C leaves the table as it was.";
+Nothing is visible before everything is loaded; Ctrl-C leaves the table as it was.
+
+An order (--sort-by, --cluster-by) belongs to the table: rows that are appended later are put in the same order without
+asking again, and so are the rows that replace it. Rows are ordered in runs of 192 MiB (the cell's setting sort_run).";
 
 #[derive(Args)]
 #[command(after_help = EXAMPLES, group = ArgGroup::new("source").required(true).args(["files", "tpch"]))]
@@ -39,6 +45,13 @@ pub struct Arguments {
     /// The columns: 'a int64, b text not null'. Found out from the first file when left out.
     #[arg(long, value_parser = parse_schema, value_name = "COLUMNS", conflicts_with = "tpch")]
     schema: Option<Schema>,
+    /// Keep the rows sorted by these columns: ascending, by the first, then the second and so on, NULL last. What a query
+    /// asks for by the first column lies together then, and the rest is not read. Kept for later loads and merges.
+    #[arg(long, value_name = "COLUMNS", value_delimiter = ',', conflicts_with = "cluster_by")]
+    sort_by: Vec<String>,
+    /// Keep rows together that are near in all of these columns alike, for queries that ask by any of them.
+    #[arg(long, value_name = "COLUMNS", value_delimiter = ',')]
+    cluster_by: Vec<String>,
     /// Generate this TPC-H table instead of reading files.
     #[arg(long, value_name = "TABLE")]
     tpch: Option<TpchTable>,
@@ -95,8 +108,9 @@ pub async fn run(arguments: Arguments, global: &Global) -> Result<(), Failure> {
     })??;
 
     let schema = input.schema().clone();
+    let order = wanted_order(&arguments, &schema)?;
     let bar = progress_bar(&input, arguments.quiet);
-    let mut writer = client.load(&arguments.table, &schema, mode).await?;
+    let mut writer = client.load_in_order(&arguments.table, &schema, mode, order.as_ref()).await?;
     let outcome = tokio::select! {
         outcome = transfer(&mut writer, input, &bar) => outcome,
         error = interruption.happens() => Err(error),
@@ -174,6 +188,17 @@ async fn wanted_schema(client: &Client, arguments: &Arguments, mode: LoadMode) -
         }
         Err(_) => Ok(arguments.schema.clone()),
     }
+}
+
+/// The order that was asked for.
+fn wanted_order(arguments: &Arguments, schema: &Schema) -> Result<Option<TableOrder>, Error> {
+    let (kind, columns) = match (arguments.sort_by.as_slice(), arguments.cluster_by.as_slice()) {
+        ([], []) => return Ok(None),
+        ([], columns) => (OrderKind::Clustered, columns),
+        (columns, _) => (OrderKind::Sorted, columns),
+    };
+    let columns: Vec<&str> = columns.iter().map(|column| column.trim()).collect();
+    TableOrder::new(kind, &columns, schema).map(Some)
 }
 
 /// Sends everything and commits.

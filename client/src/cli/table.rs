@@ -4,6 +4,7 @@ use std::io::Write;
 
 use clap::Subcommand;
 use heliostat_client::{Client, TableDescription};
+use hidb::order::OrderKind;
 use hidb::{Error, ErrorCode};
 
 use super::text::{TextTable, write_properties};
@@ -122,11 +123,12 @@ fn ratio(table: &TableDescription) -> Option<f64> {
 
 fn write_table(output: &mut dyn Write, table: &TableDescription) -> Result<(), Failure> {
     let ratio = ratio(table).map(|ratio| format!(" ({ratio:.1} times smaller than Arrow)")).unwrap_or_default();
+    let order = table.order.as_ref().map(|order| format!(", {order}")).unwrap_or_default();
     write_properties(
         output,
         &[
             ("table", table.summary.name.clone()),
-            ("rows", quantity::count(table.summary.rows)),
+            ("rows", format!("{}{order}", quantity::count(table.summary.rows))),
             ("on the volume", format!("{}{ratio}", quantity::bytes(table.summary.stored_bytes))),
             (
                 "made of",
@@ -199,6 +201,13 @@ fn as_json(table: &TableDescription) -> serde_json::Value {
         "segments": table.segments,
         "row_groups": table.row_groups,
         "schema_hash": format!("{:016x}", table.summary.schema_hash),
+        "order": table.order.as_ref().map(|order| serde_json::json!({
+            "kind": match order.kind() {
+                OrderKind::Sorted => "sorted",
+                OrderKind::Clustered => "clustered",
+            },
+            "columns": order.columns(),
+        })),
         "columns": columns,
     })
 }

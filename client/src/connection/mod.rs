@@ -36,7 +36,7 @@ use outbox::Outbox;
 use routes::Route;
 
 pub use links::RdmaStatistics;
-pub(crate) use open::FEATURE_DECIMAL64;
+pub(crate) use open::{FEATURE_DECIMAL64, FEATURE_ORDER};
 pub(crate) use routes::Request;
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

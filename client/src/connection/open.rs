@@ -29,6 +29,8 @@ pub(crate) const PROTOCOL_VERSION: u32 = 1;
 
 /// The feature name of Arrow `Decimal64`.
 pub(crate) const FEATURE_DECIMAL64: &str = "decimal64";
+/// The feature of cells that keep tables in an order.
+pub(crate) const FEATURE_ORDER: &str = "order";
 
 /// Receive buffer asked of the kernel when it allows that much: four result frames.
 const SOCKET_BUFFER_BYTES: u32 = 4 << 20;
@@ -98,7 +100,11 @@ impl Connection {
             version_min: PROTOCOL_VERSION,
             version_max: PROTOCOL_VERSION,
             client_name: options.name.clone(),
-            features: if options.decimal64 { vec![FEATURE_DECIMAL64.to_string()] } else { Vec::new() },
+            features: [(FEATURE_DECIMAL64, options.decimal64), (FEATURE_ORDER, true)]
+                .iter()
+                .filter(|(_, wanted)| *wanted)
+                .map(|(feature, _)| feature.to_string())
+                .collect(),
             result_image_bytes_max: options.result_image_bytes_max,
         };
         transport.write_all(&encode_frame(FrameKind::Hello, 0, &hello, &[])?).await?;

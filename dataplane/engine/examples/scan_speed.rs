@@ -87,7 +87,8 @@ fn segment(schema: &Schema, group: u64, batch: &RecordBatch) -> Result<Segment> 
     let batch = adapt_batch(batch, schema)?;
     let first = group as i64 * ROW_GROUP_ROWS as i64;
     let encoded = encode_row_group(schema, &[batch], RowIds::From(first))?;
-    let chunks = encoded.chunks.iter().map(|chunk| Bytes::from(chunk.bytes.clone())).collect();
+    let filters = encoded.chunks.iter().map(|chunk| chunk.membership.clone().unwrap_or_default());
+    let chunks = encoded.chunks.iter().map(|chunk| chunk.bytes.clone()).chain(filters).map(Bytes::from).collect();
     let identity =
         SegmentIdentity { volume_uuid: [0; 16], table_id: 1, segment_id: group, shard: 0, load_id: Vec::new() };
     let mut builder = SegmentBuilder::new(identity, schema.clone());

@@ -16,6 +16,7 @@ use crate::emit::Emitter;
 use crate::eval::Program;
 use crate::eval::facts::{self, Fact};
 use crate::filter::FilterPlan;
+use crate::membership::Lookups;
 use crate::options::{EngineOptions, SharedScan};
 use crate::prune::fact_of_zone;
 use crate::sort::SortPlan;
@@ -55,6 +56,7 @@ pub struct CompiledScan {
     pub(crate) schema: Schema,
     pub(crate) options: EngineOptions,
     pub(crate) filter: FilterPlan,
+    pub(crate) lookups: Lookups,
     pub(crate) aggregate: Option<Arc<AggregatePlan>>,
     pub(crate) outputs: OutputPlan,
     pub(crate) sort: Option<SortPlan>,
@@ -101,12 +103,14 @@ impl CompiledScan {
         }
         let result_schema = plan.result_schema();
         let layout = ImageLayout::new(&result_schema, options.decimal64, options.image_bytes_max)?;
+        let filter = FilterPlan::compile(plan.filter.as_ref(), schema)?;
         Ok(Arc::new(CompiledScan {
             schema_message: schema_message(&result_schema, options.decimal64).into(),
             layout,
             schema: schema.clone(),
             options,
-            filter: FilterPlan::compile(plan.filter.as_ref(), schema)?,
+            lookups: Lookups::of(&filter, schema),
+            filter,
             outputs: OutputPlan::compile(&plan.outputs, plan.having.as_ref(), plan.visible)?,
             aggregate,
             sort: SortPlan::of(plan),

@@ -3,8 +3,9 @@
 //! Owns [`CoreScan`], [`Step`] and [`CorePartial`]. Called by the cell's scan driver, which reads the chunks that
 //! are asked for and yields between steps.
 //!
-//! A row group goes through: zone maps (may end here), the filter's columns (asked for with [`Step::Need`]), the
-//! filter over all blocks into selections (may end here), the other columns, and the surviving blocks.
+//! A row group goes through: zone maps (may end here), membership filters (asked for with [`Step::Need`]; may end here),
+//! the filter's columns, the filter over all blocks into selections (may end here), the other columns, and the
+//! surviving blocks.
 //!
 //! Invariants
 //! - A column is asked for only when it is needed, and once per row group.
@@ -15,7 +16,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use heliostat_segment::{Chunk, SegmentFooter, ZoneMap};
+use heliostat_segment::{Chunk, SegmentFooter, ZoneMap, membership_number};
 use hidb::aligned::ImageMemory;
 use hidb::image::ResultImage;
 use hidb::plan::Phase;
@@ -41,7 +42,8 @@ const BODY_BLOCKS: usize = 32;
 /// What a step came to.
 #[derive(Debug)]
 pub enum Step {
-    /// Supply these columns' chunks of the row group (`schema.len()` stands for `_rowid`), then step again.
+    /// Supply these columns' chunks of the row group (`schema.len()` stands for `_rowid`, numbers above it for
+    /// [`heliostat_segment::membership_number`]), then step again.
     Need(Vec<usize>),
     /// An image to send.
     Image(ResultImage),
@@ -55,6 +57,8 @@ pub enum Step {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
+    /// Waiting for the membership filters.
+    Membership,
     /// Waiting for the filter's chunks.
     FilterColumns,
     Filter,
@@ -71,6 +75,8 @@ struct RowGroup {
     rows: usize,
     chunks: Vec<Option<Chunk>>,
     stage: Stage,
+    /// The membership filters that are there, by column.
+    memberships: Vec<(usize, Bytes)>,
     filter_columns: Vec<usize>,
     /// Next block to filter, then the next entry of `selected`.
     next: usize,
@@ -176,6 +182,7 @@ impl CoreScan {
             self.stats.count_pruned(meta);
             return Ok(());
         };
+        let asks_members = compiled.lookups.in_row_group(meta).next().is_some();
         self.stats.row_groups_total += 1;
         self.stats.blocks_total += blocks as u64;
         self.group = Some(RowGroup {
@@ -183,7 +190,8 @@ impl CoreScan {
             index: row_group_index,
             rows,
             chunks: (0..=compiled.schema.len()).map(|_| None).collect(),
-            stage: Stage::FilterColumns,
+            stage: if asks_members { Stage::Membership } else { Stage::FilterColumns },
+            memberships: Vec::new(),
             filter_columns,
             next: 0,
             selected: Vec::with_capacity(blocks),
@@ -199,6 +207,14 @@ impl CoreScan {
             return Err(Error::new(ErrorCode::Internal, "a chunk was supplied without a row group"));
         };
         self.stats.bytes_decoded += bytes.len() as u64;
+        if let Some(of) = column.checked_sub(membership_number(self.compiled.schema.len(), 0)) {
+            let meta = &group.footer.row_groups[group.index];
+            if group.stage != Stage::Membership || meta.part(column).is_none() {
+                return Err(Error::new(ErrorCode::Internal, format!("part {column} was not asked for")));
+            }
+            group.memberships.push((of, bytes));
+            return Ok(());
+        }
         let chunk = Chunk::open(bytes, &data_type, group.rows as u32).map_err(|error| {
             let mut error = Error::from(error);
             error.message = format!(
@@ -234,6 +250,33 @@ impl CoreScan {
         }
         let Some(group) = self.group.as_mut() else { return Ok(Step::RowGroupDone) };
         match group.stage {
+            Stage::Membership => {
+                let columns = self.compiled.schema.len();
+                let meta = &group.footer.row_groups[group.index];
+                let found = |column: usize| group.memberships.iter().find(|(of, _)| *of == column);
+                let mut missing = Vec::new();
+                let mut may_match = true;
+                for (lookup, _) in self.compiled.lookups.in_row_group(meta) {
+                    match found(lookup.column) {
+                        Some((_, filter)) => may_match &= lookup.may_match(filter.clone())?,
+                        None => missing.push(membership_number(columns, lookup.column)),
+                    }
+                }
+                if !may_match {
+                    self.stats.row_groups_pruned += 1;
+                    self.stats.blocks_pruned += meta.blocks() as u64;
+                    self.group = None;
+                    return Ok(Step::RowGroupDone);
+                }
+                if !missing.is_empty() {
+                    missing.sort_unstable();
+                    missing.dedup();
+                    return Ok(Step::Need(missing));
+                }
+                group.memberships = Vec::new();
+                group.stage = Stage::FilterColumns;
+                Ok(Step::Progress)
+            }
             Stage::FilterColumns => {
                 let missing = group.missing(&group.filter_columns);
                 if !missing.is_empty() {

@@ -2,6 +2,7 @@
 //!
 //! Owns [`CompiledScan::explain`]. Called for `heliostat explain`.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use heliostat_segment::SegmentFooter;
@@ -22,6 +23,8 @@ impl CompiledScan {
         let mut stats = ScanStats::default();
         let mut known = Vec::new();
         let mut segment_count = 0u64;
+        // Per column: row groups whose membership filter is asked, its bytes, and how many are expected to pass.
+        let mut memberships: BTreeMap<usize, (u64, u64, f64)> = BTreeMap::new();
         for footer in segments {
             segment_count += 1;
             for meta in &footer.row_groups {
@@ -37,6 +40,12 @@ impl CompiledScan {
                     continue;
                 }
                 rows_left += u64::from(meta.rows);
+                for (lookup, filter) in self.lookups.in_row_group(meta) {
+                    let asked = memberships.entry(lookup.column).or_default();
+                    asked.0 += 1;
+                    asked.1 += u64::from(filter.length);
+                    asked.2 += lookup.pass_share(&filter);
+                }
                 let length = |column: usize| meta.columns.get(column).map_or(0, |chunk| u64::from(chunk.length));
                 let mut filtering = vec![false; self.schema.len() + 1];
                 for (conjunct, always) in self.filter.conjuncts.iter().zip(&mut always) {
@@ -81,6 +90,15 @@ impl CompiledScan {
                 count => format!("; not evaluated in {count} row groups, where zone maps prove it"),
             };
             let _ = writeln!(text, "filter {predicate}: {place}{skipped}");
+        }
+        for (column, (asked, bytes, passing)) in memberships {
+            let _ = writeln!(
+                text,
+                "membership filters of {}: asked in {asked} row groups ({bytes} bytes); of those without the value about \
+                 {:.0}% are read",
+                self.column_name(column),
+                100.0 * passing / asked.max(1) as f64
+            );
         }
         for (label, bytes) in [("read to filter", &filter_bytes), ("read where rows survive", &body_bytes)] {
             for (column, bytes) in bytes.iter().enumerate().filter(|(_, bytes)| **bytes > 0) {

@@ -26,6 +26,7 @@ mod encoded;
 mod eval;
 mod explain;
 mod filter;
+mod membership;
 mod merge;
 mod options;
 mod output;

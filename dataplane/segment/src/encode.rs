@@ -1,6 +1,7 @@
 //! Encoding of row groups: canonical Arrow arrays in, chunks out.
 //!
-//! Owns the choice of encodings (by sampling), NULL filling, zone maps. Called by loads and merges.
+//! Owns the choice of encodings (by sampling), NULL filling, zone maps; `membership` chooses the filters. Called by
+//! loads and merges.
 //!
 //! Invariants
 //! - NULL slots take the value before them, so that they widen nothing; NULL text is empty.
@@ -23,6 +24,7 @@ use crate::encoding::{alp, bitmap, dictionary, plain, text};
 use crate::error::{Result, SegmentError};
 use crate::footer::{ChunkMeta, Encoding};
 use crate::kernels::Float;
+use crate::membership::{self, MembershipMeta};
 use crate::zone::{ZONE_BYTES_MAX, ZoneMap};
 use crate::{BLOCK_ROWS, ROW_GROUP_ROWS_MAX};
 
@@ -36,8 +38,10 @@ const DICTIONARY_ENTRIES_MAX: usize = 16_384;
 pub struct EncodedChunk {
     /// The chunk.
     pub bytes: Vec<u8>,
-    /// What is in it; its offset is 0 until a segment gives it a place.
+    /// What is in it; its offset (and that of its filter) is 0 until a segment gives it a place.
     pub meta: ChunkMeta,
+    /// Its membership filter, where one pays.
+    pub membership: Option<Vec<u8>>,
 }
 
 /// One encoded row group.
@@ -71,6 +75,7 @@ pub fn encode_row_group(schema: &Schema, batches: &[RecordBatch], rowids: RowIds
         return Err(invalid(format!("a batch of {} columns for {}", batch.num_columns(), schema.len())));
     }
     let mut chunks = Vec::with_capacity(schema.len() + 1);
+    let mut columns = Vec::with_capacity(schema.len());
     for (index, field) in schema.fields().iter().enumerate() {
         let parts: Vec<ArrayRef> = batches.iter().map(|batch| batch.column(index).clone()).collect();
         let chunk = encode_chunk(&field.name, &field.data_type, &parts)?;
@@ -79,6 +84,14 @@ pub fn encode_row_group(schema: &Schema, batches: &[RecordBatch], rowids: RowIds
             return Err(SegmentError::InvalidInput { column, detail: "NULL in a column that is not nullable".into() });
         }
         chunks.push(chunk);
+        columns.push(parts);
+    }
+    let types: Vec<DataType> = schema.fields().iter().map(|field| field.data_type).collect();
+    let metas: Vec<&ChunkMeta> = chunks.iter().map(|chunk: &EncodedChunk| &chunk.meta).collect();
+    for (column, filter, values) in membership::choose::filters(&types, &columns, &metas) {
+        chunks[column].meta.membership =
+            Some(MembershipMeta { offset: 0, length: filter.len() as u32, crc32c: crc32c::crc32c(&filter), values });
+        chunks[column].membership = Some(filter);
     }
     let rowids: Vec<i64> = match rowids {
         RowIds::From(first) => {
@@ -452,8 +465,9 @@ impl Column<'_> {
             crc32c: crc32c::crc32c(&bytes),
             encoding: parts.encoding,
             zone,
+            membership: None,
         };
-        Ok(EncodedChunk { bytes, meta })
+        Ok(EncodedChunk { bytes, meta, membership: None })
     }
 
     fn validity_section(&self) -> Vec<u8> {

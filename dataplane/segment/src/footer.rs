@@ -5,7 +5,8 @@
 //!
 //! Invariants
 //! - A footer that [`read_footer`] returns is consistent: chunk ranges lie between the header page and
-//!   the footer, are page-aligned, and there is one chunk per column and row group plus `_rowid`.
+//!   the footer, are page-aligned, and there is one chunk per column and row group plus `_rowid`. So do those of
+//!   membership filters.
 //! - The trailer is the last [`TRAILER_BYTES`] bytes of the segment's last page.
 
 use hidb::schema::{Field, Schema};
@@ -13,6 +14,7 @@ use hidb::types::Scalar;
 use prost::Message;
 
 use crate::error::{Result, SegmentError};
+use crate::membership::{FILTER_BYTES_MAX, MembershipMeta};
 use crate::segment::FORMAT_VERSION;
 use crate::zone::ZoneMap;
 use crate::{PAGE_BYTES, ROW_GROUP_ROWS_MAX};
@@ -101,12 +103,19 @@ pub struct ChunkMeta {
     pub encoding: Encoding,
     /// Bounds and counts.
     pub zone: ZoneMap,
+    /// The filter that says which values are not in it, if it has one.
+    pub membership: Option<MembershipMeta>,
 }
 
 impl ChunkMeta {
     /// Bytes on the volume: `length` rounded up to whole pages.
     pub fn padded_length(&self) -> usize {
         (self.length as usize).next_multiple_of(PAGE_BYTES)
+    }
+
+    /// Bytes on the volume, with those of its membership filter.
+    pub fn stored_bytes(&self) -> u64 {
+        (self.padded_length() + self.membership.map_or(0, |filter| filter.padded_length())) as u64
     }
 }
 
@@ -121,7 +130,40 @@ pub struct RowGroupMeta {
     pub columns: Vec<ChunkMeta>,
 }
 
+/// Where a chunk or a membership filter is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PartMeta {
+    /// Bytes from the start of the segment; a multiple of 4,096.
+    pub offset: u64,
+    /// Bytes, without the padding after it.
+    pub length: u32,
+    /// CRC32C of these bytes.
+    pub crc32c: u32,
+}
+
+impl PartMeta {
+    /// Bytes on the volume: `length` rounded up to whole pages.
+    pub fn padded_length(&self) -> usize {
+        (self.length as usize).next_multiple_of(PAGE_BYTES)
+    }
+}
+
 impl RowGroupMeta {
+    /// The part of this number: the chunks of the columns, that of `_rowid`, then the membership filters of the
+    /// columns ([`crate::membership_number`]).
+    pub fn part(&self, number: usize) -> Option<PartMeta> {
+        match number.checked_sub(self.columns.len()) {
+            None => {
+                let chunk = &self.columns[number];
+                Some(PartMeta { offset: chunk.offset, length: chunk.length, crc32c: chunk.crc32c })
+            }
+            Some(column) => {
+                let filter = self.columns.get(column)?.membership?;
+                Some(PartMeta { offset: filter.offset, length: filter.length, crc32c: filter.crc32c })
+            }
+        }
+    }
+
     /// 1,024-row blocks.
     pub fn blocks(&self) -> usize {
         (self.rows as usize).div_ceil(crate::BLOCK_ROWS)
@@ -315,6 +357,21 @@ struct ChunkMessage {
     min: Option<ScalarMessage>,
     #[prost(message, optional, tag = "9")]
     max: Option<ScalarMessage>,
+    /// Builds that don't know it scan without.
+    #[prost(message, optional, tag = "10")]
+    membership: Option<MembershipMessage>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct MembershipMessage {
+    #[prost(uint64, tag = "1")]
+    offset: u64,
+    #[prost(uint32, tag = "2")]
+    length: u32,
+    #[prost(fixed32, tag = "3")]
+    crc32c: u32,
+    #[prost(uint32, tag = "4")]
+    values: u32,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -383,6 +440,12 @@ pub(crate) fn encode_footer(footer: &SegmentFooter) -> Vec<u8> {
         exact: chunk.zone.exact,
         min: scalar_to_message(&chunk.zone.min),
         max: scalar_to_message(&chunk.zone.max),
+        membership: chunk.membership.map(|filter| MembershipMessage {
+            offset: filter.offset,
+            length: filter.length,
+            crc32c: filter.crc32c,
+            values: filter.values,
+        }),
     };
     let row_groups = footer.row_groups.iter().map(|group| RowGroupMessage {
         rows: group.rows,
@@ -448,17 +511,23 @@ fn decode_chunk_meta(chunk: ChunkMessage, rows: u32, trailer: &Trailer) -> Resul
     let corrupt = |detail: String| SegmentError::corrupt("segment footer", detail);
     let encoding =
         Encoding::from_number(chunk.encoding).ok_or_else(|| corrupt(format!("encoding {}", chunk.encoding)))?;
-    let inside = chunk.offset >= PAGE_BYTES as u64
-        && chunk.offset.is_multiple_of(PAGE_BYTES as u64)
-        && chunk
-            .offset
-            .checked_add(u64::from(chunk.length).next_multiple_of(PAGE_BYTES as u64))
-            .is_some_and(|end| end <= trailer.footer_offset);
-    if !inside || chunk.null_count > rows {
+    let inside = |offset: u64, length: u32| {
+        offset >= PAGE_BYTES as u64
+            && offset.is_multiple_of(PAGE_BYTES as u64)
+            && offset
+                .checked_add(u64::from(length).next_multiple_of(PAGE_BYTES as u64))
+                .is_some_and(|end| end <= trailer.footer_offset)
+    };
+    if !inside(chunk.offset, chunk.length) || chunk.null_count > rows {
         return Err(corrupt(format!(
             "a chunk at {} of {} bytes with {} nulls",
             chunk.offset, chunk.length, chunk.null_count
         )));
+    }
+    if let Some(filter) = &chunk.membership
+        && (!inside(filter.offset, filter.length) || filter.length > FILTER_BYTES_MAX)
+    {
+        return Err(corrupt(format!("a membership filter at {} of {} bytes", filter.offset, filter.length)));
     }
     Ok(ChunkMeta {
         offset: chunk.offset,
@@ -473,6 +542,12 @@ fn decode_chunk_meta(chunk: ChunkMessage, rows: u32, trailer: &Trailer) -> Resul
             has_nan: chunk.has_nan,
             exact: chunk.exact,
         },
+        membership: chunk.membership.map(|filter| MembershipMeta {
+            offset: filter.offset,
+            length: filter.length,
+            crc32c: filter.crc32c,
+            values: filter.values,
+        }),
     })
 }
 

@@ -1,7 +1,7 @@
 //! Segments: how a table's rows are kept on the volume.
 //!
-//! Owns the chunk encodings, the SIMD kernels that decode and compare encoded blocks, zone maps,
-//! checksums and the segment file format. Called by the engine (chunks, predicates, selections) and
+//! Owns the chunk encodings, the SIMD kernels that decode and compare encoded blocks, zone maps, membership filters, the ordering of
+//! rows before they are encoded, checksums and the segment file format. Called by the engine (chunks, predicates, selections) and
 //! by the cell's store (row group encoding, segment building, footers).
 //!
 //! Invariants
@@ -21,6 +21,8 @@ mod encoding;
 mod error;
 mod footer;
 mod kernels;
+mod membership;
+mod order;
 mod predicate;
 mod segment;
 mod selection;
@@ -32,11 +34,13 @@ pub use encode::{EncodedChunk, EncodedRowGroup, RowIds, encode_chunk, encode_row
 pub use encoding::text::prefix;
 pub use error::{Result, SegmentError};
 pub use footer::{
-    ChunkMeta, Encoding, RowGroupMeta, SegmentFooter, TRAILER_BLOCK_BYTES, Trailer, read_footer, read_trailer,
+    ChunkMeta, Encoding, PartMeta, RowGroupMeta, SegmentFooter, TRAILER_BLOCK_BYTES, Trailer, read_footer, read_trailer,
 };
 pub use kernels::{equal_mask, order_key};
+pub use membership::{MembershipFilter, MembershipMeta, hash_bytes, hash_i64, hash_i128, membership_number};
+pub use order::{OrderedRun, RowOrder};
 pub use predicate::{BlockMatch, BytesTest, ChunkPredicate, CompiledPredicate};
-pub use segment::{FinishedSegment, SegmentBuilder, SegmentHeader, SegmentIdentity, verify_chunk};
+pub use segment::{FinishedSegment, SegmentBuilder, SegmentHeader, SegmentIdentity, verify_chunk, verify_membership};
 pub use selection::{Rows, Selection};
 pub use simd::SimdLevel;
 pub use zone::{ZONE_BYTES_MAX, ZoneMap};

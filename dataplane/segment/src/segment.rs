@@ -1,4 +1,5 @@
-//! The file format of a segment: a header page, page-aligned chunks, a footer, a trailer.
+//! The file format of a segment: a header page, per row group its page-aligned chunks and their membership filters,
+//! a footer, a trailer.
 //!
 //! Owns [`SegmentHeader`] and [`SegmentBuilder`]. Called by the store when it writes, and by `rebuild`
 //! when it looks for segments.
@@ -11,6 +12,7 @@
 use crate::encode::EncodedRowGroup;
 use crate::error::{Result, SegmentError};
 use crate::footer::{ChunkMeta, RowGroupMeta, SegmentFooter, Trailer, encode_footer, merge_zones};
+use crate::membership::MembershipMeta;
 use crate::{PAGE_BYTES, TRAILER_BLOCK_BYTES};
 use hidb::schema::Schema;
 
@@ -140,7 +142,7 @@ impl SegmentBuilder {
     }
 
     /// Gives each chunk its place and returns the bytes to write at [`SegmentBuilder::position`] (as it
-    /// was before the call): the chunks in order, each padded to whole pages.
+    /// was before the call): the chunks in order, then their membership filters, each padded to whole pages.
     pub fn push(&mut self, group: EncodedRowGroup) -> Result<Vec<u8>> {
         if group.chunks.len() != self.schema.len() + 1 {
             return Err(SegmentError::InvalidInput {
@@ -148,13 +150,23 @@ impl SegmentBuilder {
                 detail: format!("{} chunks for {} columns and _rowid", group.chunks.len(), self.schema.len()),
             });
         }
-        let total = group.chunks.iter().map(|chunk| chunk.bytes.len().next_multiple_of(PAGE_BYTES)).sum();
-        let mut bytes = Vec::with_capacity(total);
+        let filters = group.chunks.iter().map(|chunk| chunk.membership.as_ref().map_or(0, Vec::len));
+        let lengths = group.chunks.iter().map(|chunk| chunk.bytes.len()).chain(filters);
+        let mut bytes = Vec::with_capacity(lengths.map(|length| length.next_multiple_of(PAGE_BYTES)).sum());
         let mut columns = Vec::with_capacity(group.chunks.len());
-        for chunk in group.chunks {
-            columns.push(ChunkMeta { offset: self.position + bytes.len() as u64, ..chunk.meta });
-            bytes.extend_from_slice(&chunk.bytes);
+        let mut append = |part: &[u8]| {
+            let offset = self.position + bytes.len() as u64;
+            bytes.extend_from_slice(part);
             bytes.resize(bytes.len().next_multiple_of(PAGE_BYTES), 0);
+            offset
+        };
+        for chunk in &group.chunks {
+            columns.push(ChunkMeta { offset: append(&chunk.bytes), ..chunk.meta.clone() });
+        }
+        for (chunk, column) in group.chunks.iter().zip(&mut columns) {
+            if let (Some(bytes), Some(meta)) = (&chunk.membership, &mut column.membership) {
+                meta.offset = append(bytes);
+            }
         }
         self.position += bytes.len() as u64;
         self.row_groups.push(RowGroupMeta { rows: group.rows, first_rowid: group.first_rowid, columns });
@@ -194,6 +206,15 @@ impl SegmentBuilder {
         };
         FinishedSegment { header: header.to_page(), tail, length, footer }
     }
+}
+
+/// Checks a membership filter's bytes, as read from the volume (without the padding), against its checksum.
+pub fn verify_membership(meta: &MembershipMeta, bytes: &[u8]) -> Result<()> {
+    let computed = crc32c::crc32c(bytes);
+    if bytes.len() != meta.length as usize || computed != meta.crc32c {
+        return Err(SegmentError::Checksum { what: "membership filter", stored: meta.crc32c, computed });
+    }
+    Ok(())
 }
 
 /// Checks a chunk's bytes, as read from the volume (without the padding), against its checksum.

@@ -2,6 +2,8 @@
 //!
 //! Owns the fetches of the row groups that come next. Called by [`super::scan`].
 //!
+//! Columns are numbers of parts here: membership filters are fetched as chunks are, where a row group has them.
+//!
 //! What a row group will need is learnt from those before: the columns that the engine asked for first (those of the
 //! filter) are fetched ahead from the second row group on; columns that it asks for only where rows survive are
 //! fetched ahead once two row groups in a row needed them, so that a selective scan does not read them in vain.
@@ -34,12 +36,12 @@ thread_local! {
 impl GroupWork {
     fn addresses(&self, columns: &[usize]) -> Result<Vec<ChunkAddress>> {
         let address = |column: &usize| {
-            let chunk = self.chunk(*column)?;
+            let part = self.part(*column)?;
             Ok(ChunkAddress {
                 key: ChunkKey { segment_id: self.segment.id, row_group: self.row_group as u32, column: *column as u32 },
-                offset: self.segment.offset + chunk.offset,
-                length: u64::from(chunk.length),
-                crc32c: chunk.crc32c,
+                offset: self.segment.offset + part.offset,
+                length: u64::from(part.length),
+                crc32c: part.crc32c,
             })
         };
         columns.iter().map(address).collect()
@@ -227,19 +229,22 @@ impl<D: Device> ReadAhead<D> {
         // Columns that became expected after the fetch of a row group began.
         for at in 0..self.ahead.len() {
             let ahead = &self.ahead[at];
-            let late: Vec<usize> = expected.iter().copied().filter(|column| !ahead.has(*column)).collect();
+            let group = &work[ahead.index];
+            let late = expected.iter().copied().filter(|column| !ahead.has(*column) && group.has(*column));
+            let late: Vec<usize> = late.collect();
             if ahead.index > current && !late.is_empty() && self.bytes_ahead <= budget {
                 self.add(work, at, late).await?;
             }
         }
         while self.ahead.len() < ROW_GROUPS_AHEAD_MAX && self.bytes_ahead <= budget {
             let Some(group) = work.get(self.next) else { break };
+            let expected: Vec<usize> = expected.iter().copied().filter(|column| group.has(*column)).collect();
             if group.may_match && !expected.is_empty() {
                 if !self.ahead.is_empty() && self.bytes_ahead + group.padded_bytes(&expected)? > budget {
                     break;
                 }
                 self.ahead.push_back(Ahead { index: self.next, fetches: Vec::new(), bytes: 0 });
-                self.add(work, self.ahead.len() - 1, expected.clone()).await?;
+                self.add(work, self.ahead.len() - 1, expected).await?;
             }
             self.next += 1;
         }

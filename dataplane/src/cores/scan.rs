@@ -20,6 +20,7 @@ use futures::FutureExt;
 use futures::future::{LocalBoxFuture, try_join, try_join_all};
 use futures_lite::future::or;
 use heliostat_engine::{CompiledScan, CorePartial, CoreScan, Merge, MergeStep, ScanStats, SharedScan, Step};
+use heliostat_segment::membership_number;
 use hidb::{Error, ErrorCode, Result, image::ResultImage};
 
 use super::{
@@ -225,7 +226,8 @@ async fn scan_core(
         Some(share) => share,
         None => work::of_core(&request.snapshot, &request.compiled, (core.id, core.count), &mut turn).await,
     };
-    let columns = request.snapshot.schema.fields().len() + 1;
+    // Chunks of the columns, row ids, and a membership filter per column.
+    let columns = membership_number(request.snapshot.schema.len(), request.snapshot.schema.len());
     let mut read_ahead = ReadAhead::new(cache, request.bypass_cache, core.arena.bytes(), columns);
     let mut scan = CoreScan::new(request.compiled.clone(), request.shared.clone());
     let direct = request.direct.as_ref().and_then(|direct| direct.sink(core.id));

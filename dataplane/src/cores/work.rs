@@ -15,7 +15,7 @@
 use std::sync::Arc;
 
 use heliostat_engine::{CompiledScan, ScanStats};
-use heliostat_segment::ChunkMeta;
+use heliostat_segment::PartMeta;
 use hidb::Result;
 
 use super::{Core, Turn};
@@ -39,13 +39,19 @@ pub(super) struct GroupWork {
 }
 
 impl GroupWork {
-    pub fn chunk(&self, column: usize) -> Result<&ChunkMeta> {
-        Ok(self.segment.chunk(self.row_group, column)?)
+    /// Where a chunk or membership filter is, by its number ([`heliostat_segment::RowGroupMeta::part`]).
+    pub fn part(&self, number: usize) -> Result<PartMeta> {
+        Ok(self.segment.part(self.row_group, number)?)
     }
 
-    /// Bytes of these columns on the volume.
-    pub fn padded_bytes(&self, columns: &[usize]) -> Result<u64> {
-        columns.iter().map(|column| Ok(self.chunk(*column)?.padded_length() as u64)).sum()
+    /// Whether there is such a part: not every row group has the membership filters that others have.
+    pub fn has(&self, number: usize) -> bool {
+        self.segment.part(self.row_group, number).is_ok()
+    }
+
+    /// Bytes of these parts on the volume.
+    pub fn padded_bytes(&self, numbers: &[usize]) -> Result<u64> {
+        numbers.iter().map(|number| Ok(self.part(*number)?.padded_length() as u64)).sum()
     }
 }
 

@@ -30,7 +30,7 @@ use super::setup_channel::SetupChannel;
 use super::{Cell, catalog};
 
 /// Features a client may ask for.
-const FEATURES: &[&str] = &["decimal64"];
+const FEATURES: &[&str] = &["decimal64", "order"];
 /// Tables whose schema hashes the handshake names.
 const HELLO_TABLES_MAX: usize = 1_000;
 /// The smallest result image a client may ask for.

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use heliostat_segment::{SimdLevel, ZoneMap};
 use hidb::auth::Permission;
+use hidb::order::TableOrder;
 use hidb::proto::cache_invalidation_notice::Reason;
 use hidb::types::{DataType, Lane, Scalar};
 use hidb::{Error, ErrorCode, Result, Schema, convert, proto};
@@ -67,7 +68,7 @@ pub fn describe(cell: &Cell, access: &Access, request: &proto::DescribeTable) ->
         let (mut stored_bytes, mut null_count) = (0, 0);
         let (mut min, mut max) = (Scalar::Null, Scalar::Null);
         for chunk in groups().filter_map(|group| group.columns.get(index)) {
-            stored_bytes += chunk.padded_length() as u64;
+            stored_bytes += chunk.stored_bytes();
             null_count += u64::from(chunk.zone.null_count);
             *bytes_by_encoding.entry(chunk.encoding.name()).or_default() += u64::from(chunk.length);
             widen(&mut min, &mut max, &chunk.zone);
@@ -90,7 +91,7 @@ pub fn describe(cell: &Cell, access: &Access, request: &proto::DescribeTable) ->
     }
     Ok(proto::TableDescription {
         summary: Some(summary(&table)),
-        schema: Some(convert::schema_to_proto(&table.schema)),
+        schema: Some(convert::definition_to_proto(&table.schema, table.order.as_ref())),
         shards: table.shards,
         segments: table.segments.len() as u64,
         row_groups: groups().count() as u64,
@@ -126,19 +127,21 @@ fn show(value: &Scalar, data_type: &DataType) -> String {
 /// Makes an empty table.
 pub async fn create(cell: &Arc<Cell>, request: proto::CreateTable) -> Result<()> {
     check_table_name(&request.name)?;
-    let schema = schema_of(request.schema.as_ref())?;
+    let (schema, order) = definition_of(request.schema.as_ref())?;
     let cell = cell.clone();
     to_the_end(async move {
         let device = Core::device()?;
-        Ok(cell.store.create_table(&device, &request.name, &schema, request.shards).await?)
+        Ok(cell.store.create_table(&device, &request.name, &schema, order.as_ref(), request.shards).await?)
     })
     .await
 }
 
-/// The schema of a request that must bring one.
-pub fn schema_of(schema: Option<&proto::TableSchema>) -> Result<Schema> {
-    let schema = schema.ok_or_else(|| Error::new(ErrorCode::InvalidSchema, "the request brings no schema"))?;
-    convert::schema_from_proto(schema)
+/// The schema of a request that must bring one, and the order of rows, which it may bring.
+pub fn definition_of(message: Option<&proto::TableSchema>) -> Result<(Schema, Option<TableOrder>)> {
+    let message = message.ok_or_else(|| Error::new(ErrorCode::InvalidSchema, "the request brings no schema"))?;
+    let schema = convert::schema_from_proto(message)?;
+    let order = convert::order_from_proto(message, &schema)?;
+    Ok((schema, order))
 }
 
 /// Refuses names that could not be written in a command line or a log.

@@ -173,7 +173,7 @@ pub async fn begin(
     let cell = session.core.cell.clone();
     let id = load_id(&message.load_id)?;
     catalog::check_table_name(&message.table)?;
-    let schema = catalog::schema_of(message.schema.as_ref())?;
+    let (schema, order) = catalog::definition_of(message.schema.as_ref())?;
     let mode = match message.mode() {
         Mode::Create => LoadMode::Create,
         Mode::Append => LoadMode::Append,
@@ -187,7 +187,7 @@ pub async fn begin(
         return Err(Error::new(ErrorCode::Overloaded, text).into());
     }
     let arrow_schema = arrow_mapping::to_arrow_schema(&schema, session.agreed.decimal64);
-    let load = LoadRequest { load_id: id, table: message.table.clone(), schema, mode, shards: message.shards };
+    let load = LoadRequest { load_id: id, table: message.table.clone(), schema, order, mode, shards: message.shards };
     let store = cell.store.clone();
     let begun = to_the_end(async move { Ok(store.load_begin(load).await) });
     let (status, writer) = match session.until_stopped(request, begun).await? {

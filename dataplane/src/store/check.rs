@@ -8,6 +8,7 @@ use std::fmt;
 use std::path::Path;
 
 use futures::StreamExt;
+use heliostat_segment::{MembershipFilter, membership_number};
 use prost::Message;
 
 use super::decode::read_chunk;
@@ -268,7 +269,8 @@ async fn check_segment<D: Device>(
         problems.push(format!("segment {id} has {} rows, the manifest says {}", footer.rows(), object.rows));
     }
     let table = state.tables.get(&object.table_id).filter(|_| object.load_id.is_empty());
-    if table.is_some_and(|t| t.schema.as_ref() != Some(&hidb::convert::schema_to_proto(&footer.schema))) {
+    let columns = hidb::convert::schema_to_proto(&footer.schema).columns;
+    if table.is_some_and(|table| table.schema.as_ref().is_none_or(|schema| schema.columns != columns)) {
         problems.push(format!("segment {id} has another schema than its table"));
     }
     let segment = SegmentHandle {
@@ -289,6 +291,12 @@ async fn check_segment<D: Device>(
                     Err(error) => problems.push(error.to_string()),
                 }
             }
+            for column in 0..segment.footer.schema.len() {
+                match verify_membership(device, &segment, row_group, column).await {
+                    Ok(found) => verified += u64::from(found),
+                    Err(error) => problems.push(error.to_string()),
+                }
+            }
         }
     }
     (verified, problems)
@@ -297,4 +305,23 @@ async fn check_segment<D: Device>(
 async fn verify<D: Device>(device: &D, segment: &SegmentHandle, row_group: usize, column: usize) -> Result<()> {
     let data_type = segment.footer.schema.fields().get(column).map_or(hidb::DataType::Int64, |field| field.data_type);
     read_chunk(device, segment, row_group, column, &data_type).await.map(|_| ())
+}
+
+/// Whether there is a membership filter, which is then what was written.
+async fn verify_membership<D: Device>(
+    device: &D,
+    segment: &SegmentHandle,
+    row_group: usize,
+    column: usize,
+) -> Result<bool> {
+    let Some(filter) = segment.chunk(row_group, column)?.membership else { return Ok(false) };
+    let bytes = device.read(segment.offset + filter.offset, filter.padded_length()).await?;
+    let bytes = bytes.slice(..filter.length as usize);
+    heliostat_segment::verify_membership(&filter, &bytes)
+        .and_then(|()| MembershipFilter::open(bytes))
+        .map(|_| true)
+        .map_err(|error| {
+            let number = membership_number(segment.footer.schema.len(), column);
+            segment.corruption(row_group, number, &error.to_string())
+        })
 }

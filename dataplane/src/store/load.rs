@@ -6,8 +6,9 @@
 //! Invariants
 //! - A batch counts as durable only after the segment with its last row is flushed and in the manifest, and then all
 //!   batches before it are durable too.
-//! - A row group holds whole batches. Row groups enter segments in the order of their batches, whatever the order
-//!   in which their encoding ends.
+//! - A row group holds whole batches, and so does a run of row groups in a table that has an order. They enter segments
+//!   in the order of their batches, whatever the order in which their encoding ends; all segments of a run become
+//!   durable together.
 //! - One connection writes a load: the last that began it. Writers of earlier ones fail with `LoadConflict`.
 
 use std::collections::VecDeque;
@@ -18,10 +19,13 @@ use std::sync::Arc;
 use arrow_array::{Array, RecordBatch};
 use futures::StreamExt;
 use futures::stream::FuturesOrdered;
-use heliostat_segment::{EncodedRowGroup, RowIds, SegmentIdentity, encode_row_group};
+use heliostat_segment::{EncodedRowGroup, RowIds, RowOrder, SegmentIdentity, encode_row_group};
+use hidb::order::TableOrder;
 use hidb::{ErrorCode, ROW_GROUP_RAW_BYTES_MAX, ROW_GROUP_ROWS, Schema};
 
 use super::error::{Result, StoreError};
+use super::objects::WrittenSegment;
+use super::ordering::{RUN_ROWS_MAX, RunRowIds, encode_run, row_order};
 use super::{LoadMode, LoadState, SEGMENT_ROW_GROUPS_MAX, Store, unix_seconds};
 use crate::device::Device;
 use crate::manifest::records::load_text;
@@ -38,6 +42,8 @@ pub struct LoadRequest {
     pub table: String,
     /// The schema of the batches (and of the table, when it is made).
     pub schema: Schema,
+    /// The order that its rows are wanted in; `None`: that of the table, if there is one.
+    pub order: Option<TableOrder>,
     /// How it treats the table.
     pub mode: LoadMode,
     /// Shards of a table that is made; 0: the default.
@@ -71,13 +77,22 @@ impl LoadStatus {
 /// Memory that the buffered batches of a load may keep alive; several times what their rows take at most.
 const RETAINED_BYTES_MAX: usize = 4 * ROW_GROUP_RAW_BYTES_MAX;
 
-/// A row group and where it ends in the load.
-struct Group {
-    encoded: EncodedRowGroup,
+/// A row group, or a run of them, and where it ends in the load.
+struct Piece {
+    row_groups: Vec<EncodedRowGroup>,
     batches_end: u64,
 }
 
-type GroupFuture = Pin<Box<dyn Future<Output = Result<Group, hidb::Error>>>>;
+type PieceFuture = Pin<Box<dyn Future<Output = Result<Piece, hidb::Error>>>>;
+
+/// When the rows at hand are encoded.
+struct Limits {
+    rows: usize,
+    bytes: usize,
+    retained_bytes: usize,
+    /// Pieces in encoding meanwhile.
+    in_flight: usize,
+}
 
 /// What one connection writes a load through. Not `Send`: it belongs to the session's core.
 pub struct LoadWriter {
@@ -85,6 +100,7 @@ pub struct LoadWriter {
     load_id: [u8; 16],
     epoch: u64,
     schema: Arc<Schema>,
+    order: Option<RowOrder>,
     table_id: u64,
     shards: u32,
     /// The number the next batch must have.
@@ -93,8 +109,8 @@ pub struct LoadWriter {
     buffered_rows: usize,
     buffered_bytes: usize,
     retained_bytes: usize,
-    encoding: FuturesOrdered<GroupFuture>,
-    ready: VecDeque<Group>,
+    encoding: FuturesOrdered<PieceFuture>,
+    ready: VecDeque<Piece>,
     /// Why the writer takes no more.
     failed: Option<StoreError>,
 }
@@ -115,14 +131,17 @@ impl Store {
     pub async fn load_begin(self: &Arc<Self>, request: LoadRequest) -> Result<(LoadStatus, Option<LoadWriter>)> {
         let changes = self.change().await?;
         let existing = self.state().manifest.loads.get(&request.load_id).cloned();
-        let schema_message = hidb::convert::schema_to_proto(&request.schema);
+        let wanted = hidb::convert::definition_to_proto(&request.schema, request.order.as_ref());
         let record = match existing {
             Some(record) => {
+                let same_schema = |schema: &hidb::proto::TableSchema| {
+                    schema.columns == wanted.columns && (wanted.order.is_none() || schema.order == wanted.order)
+                };
                 let same = record.table_name == request.table
                     && record.mode() == request.mode
-                    && record.schema.as_ref() == Some(&schema_message);
+                    && record.schema.as_ref().is_some_and(same_schema);
                 if !same {
-                    return Err(conflict(&request.load_id, "it was begun with another table, mode or schema"));
+                    return Err(conflict(&request.load_id, "it was begun with another table, mode, schema or order"));
                 }
                 if record.state() != LoadState::Open {
                     return Ok((LoadStatus::of(&record), None));
@@ -131,12 +150,13 @@ impl Store {
             }
             None => {
                 let (table_id, shards) = self.load_target(&request)?;
+                let order = self.order_of_load(&request)?;
                 let record = LoadRecord {
                     state: LoadState::Open as i32,
                     mode: request.mode as i32,
                     table_name: request.table.clone(),
                     table_id: table_id.unwrap_or_else(|| changes.take_id()),
-                    schema: Some(schema_message),
+                    schema: Some(hidb::convert::definition_to_proto(&request.schema, order.as_ref())),
                     shards,
                     changed_unix_s: unix_seconds(),
                     ..Default::default()
@@ -153,10 +173,12 @@ impl Store {
             *epoch += 1;
             *epoch
         };
+        let order = self.read_order(record.schema.as_ref(), &request.schema, &request.table)?;
         let writer = LoadWriter {
             store: Arc::clone(self),
             load_id: request.load_id,
             epoch,
+            order: order.map(|order| row_order(&order, &request.schema)),
             schema: Arc::new(request.schema),
             table_id: record.table_id,
             shards: record.shards,
@@ -289,8 +311,9 @@ impl LoadWriter {
             return Err(StoreError::Data(hidb::Error::new(ErrorCode::LimitExceeded, reason)));
         }
         let bytes: usize = batch.columns().iter().map(|a| a.to_data().get_slice_memory_size().unwrap_or(0)).sum();
-        let overflows = self.buffered_rows + rows > ROW_GROUP_ROWS
-            || self.buffered_bytes.saturating_add(bytes) > ROW_GROUP_RAW_BYTES_MAX;
+        let limits = self.limits();
+        let overflows =
+            self.buffered_rows + rows > limits.rows || self.buffered_bytes.saturating_add(bytes) > limits.bytes;
         if overflows {
             self.cut();
         }
@@ -301,16 +324,33 @@ impl LoadWriter {
             self.buffered_bytes += bytes;
             self.retained_bytes += retained;
         }
-        let is_full = self.buffered_rows == ROW_GROUP_ROWS
-            || self.buffered_bytes >= ROW_GROUP_RAW_BYTES_MAX
-            || self.retained_bytes >= RETAINED_BYTES_MAX;
+        let is_full = self.buffered_rows == limits.rows
+            || self.buffered_bytes >= limits.bytes
+            || self.retained_bytes >= limits.retained_bytes;
         if is_full {
             self.cut();
         }
-        let in_flight_max = self.store.options.row_groups_in_flight_max.max(1);
-        let advanced = self.advance(device, in_flight_max).await;
+        let advanced = self.advance(device, limits.in_flight).await;
         self.settle(device, advanced).await?;
         self.status()
+    }
+
+    fn limits(&self) -> Limits {
+        let options = &self.store.options;
+        match self.order {
+            None => Limits {
+                rows: ROW_GROUP_ROWS,
+                bytes: ROW_GROUP_RAW_BYTES_MAX,
+                retained_bytes: RETAINED_BYTES_MAX,
+                in_flight: options.row_groups_in_flight_max.max(1),
+            },
+            Some(_) => Limits {
+                rows: RUN_ROWS_MAX,
+                bytes: options.sort_run_bytes_max,
+                retained_bytes: options.sort_run_bytes_max.saturating_mul(2),
+                in_flight: 1,
+            },
+        }
     }
 
     /// Makes everything taken so far durable, in a short segment if need be. The server calls it when a connection
@@ -389,7 +429,7 @@ impl LoadWriter {
         Err(error)
     }
 
-    /// Closes the row group in the making and starts its encoding.
+    /// Closes the row group or run in the making and starts its encoding.
     fn cut(&mut self) {
         if self.buffered.is_empty() {
             return;
@@ -404,23 +444,31 @@ impl LoadWriter {
         let batches_end = self.next_batch;
         let batches = std::mem::take(&mut self.buffered);
         (self.buffered_rows, self.buffered_bytes, self.retained_bytes) = (0, 0, 0);
-        let schema = Arc::clone(&self.schema);
-        let encode = move || encode_row_group(&schema, &batches, RowIds::From(first_rowid));
-        let encoding = offload(&*self.store.options.workers, encode);
-        self.encoding.push_back(Box::pin(async move { Ok(Group { encoded: encoding.await??, batches_end }) }));
+        let (schema, workers) = (Arc::clone(&self.schema), &self.store.options.workers);
+        self.encoding.push_back(match self.order.clone() {
+            None => {
+                let encode = move || encode_row_group(&schema, &batches, RowIds::From(first_rowid));
+                let encoding = offload(&**workers, encode);
+                Box::pin(async move { Ok(Piece { row_groups: vec![encoding.await??], batches_end }) })
+            }
+            Some(order) => {
+                let encoding = encode_run(workers, schema, order, batches, RunRowIds::From(first_rowid));
+                Box::pin(async move { Ok(Piece { row_groups: encoding.await?, batches_end }) })
+            }
+        });
     }
 
-    /// Lets encoding go on, waits until at most `in_flight_max` row groups are in it, writes full segments.
+    /// Lets encoding go on, waits until at most `in_flight_max` pieces are in it, writes full segments.
     async fn advance<D: Device>(&mut self, device: &D, in_flight_max: usize) -> Result<()> {
-        while let Some(Some(group)) = futures_lite::future::poll_once(self.encoding.next()).await {
-            self.ready.push_back(group?);
+        while let Some(Some(piece)) = futures_lite::future::poll_once(self.encoding.next()).await {
+            self.ready.push_back(piece?);
         }
         while self.encoding.len() > in_flight_max {
-            if let Some(group) = self.encoding.next().await {
-                self.ready.push_back(group?);
+            if let Some(piece) = self.encoding.next().await {
+                self.ready.push_back(piece?);
             }
         }
-        while self.ready.len() >= SEGMENT_ROW_GROUPS_MAX {
+        while self.ready.iter().map(|piece| piece.row_groups.len()).sum::<usize>() >= SEGMENT_ROW_GROUPS_MAX {
             self.write_ready(device).await?;
         }
         Ok(())
@@ -446,11 +494,66 @@ impl LoadWriter {
         Ok(())
     }
 
-    /// Writes the next segment and makes its batches durable.
+    /// Writes the next segment, or those of a run, and makes their batches durable.
     async fn write_ready<D: Device>(&mut self, device: &D) -> Result<()> {
-        let count = self.ready.len().min(SEGMENT_ROW_GROUPS_MAX);
-        let groups: Vec<Group> = self.ready.drain(..count).collect();
-        let Some(batches_end) = groups.last().map(|group| group.batches_end) else { return Ok(()) };
+        let mut row_groups: Vec<EncodedRowGroup> = Vec::new();
+        let mut batches_end = self.next_batch;
+        let fits = |count: usize, piece: &Piece| count == 0 || count + piece.row_groups.len() <= SEGMENT_ROW_GROUPS_MAX;
+        while let Some(piece) = self.ready.pop_front_if(|piece| fits(row_groups.len(), piece)) {
+            row_groups.extend(piece.row_groups);
+            batches_end = piece.batches_end;
+        }
+        if row_groups.is_empty() {
+            return Ok(());
+        }
+        let mut segments = Vec::with_capacity(row_groups.len().div_ceil(SEGMENT_ROW_GROUPS_MAX));
+        while !row_groups.is_empty() {
+            let rest = row_groups.split_off(row_groups.len().min(SEGMENT_ROW_GROUPS_MAX));
+            match self.write_segment(device, std::mem::replace(&mut row_groups, rest)).await {
+                Ok(segment) => segments.push(segment),
+                Err(error) => {
+                    self.store.give_back(&segments)?;
+                    return Err(error);
+                }
+            }
+        }
+
+        let changes = self.store.change().await?;
+        let record = self.store.load_record(&self.load_id).and_then(|record| {
+            self.check_epoch()?;
+            match record.state() {
+                LoadState::Open => Ok(record),
+                state => Err(conflict(&self.load_id, format!("it is {state:?} already"))),
+            }
+        });
+        let mut record = match record {
+            Ok(record) => record,
+            Err(error) => {
+                self.store.give_back(&segments)?;
+                return Err(error);
+            }
+        };
+        record.durable_batches = batches_end;
+        record.changed_unix_s = unix_seconds();
+        let mut batch = Batch::new();
+        for segment in &segments {
+            record.durable_rows += segment.handle.footer.rows();
+            record.stored_bytes += segment.extent.length();
+            record.segments.push(segment.id);
+            debug_assert!(segment.record(ObjectState::Live, &[]).is(ObjectKind::Segment));
+            batch.put_object(segment.id, &segment.record(ObjectState::Live, &self.load_id));
+        }
+        batch.put_load(&self.load_id, &record);
+        batch.put_counter(self.table_id, &*self.store.state().counter(self.table_id));
+        // After a failure the extents stay in use: the change may be there at the next start.
+        changes.write(batch).await?;
+        let mut state = self.store.state();
+        state.handles.extend(segments.into_iter().map(|segment| (segment.id, segment.handle)));
+        Ok(())
+    }
+
+    /// Writes one segment, in the shard whose turn it is.
+    async fn write_segment<D: Device>(&self, device: &D, row_groups: Vec<EncodedRowGroup>) -> Result<WrittenSegment> {
         let identity = {
             let changes = self.store.change().await?;
             let segment_id = changes.take_id();
@@ -466,37 +569,6 @@ impl LoadWriter {
                 load_id: self.load_id.to_vec(),
             }
         };
-        let row_groups = groups.into_iter().map(|group| group.encoded).collect();
-        let segment = self.store.write_segment(device, identity, &self.schema, row_groups).await?;
-
-        let changes = self.store.change().await?;
-        let record = self.store.load_record(&self.load_id).and_then(|record| {
-            self.check_epoch()?;
-            match record.state() {
-                LoadState::Open => Ok(record),
-                state => Err(conflict(&self.load_id, format!("it is {state:?} already"))),
-            }
-        });
-        let mut record = match record {
-            Ok(record) => record,
-            Err(error) => {
-                self.store.state().free(segment.extent)?;
-                return Err(error);
-            }
-        };
-        record.durable_batches = batches_end;
-        record.durable_rows += segment.handle.footer.rows();
-        record.stored_bytes += segment.extent.length();
-        record.segments.push(segment.id);
-        record.changed_unix_s = unix_seconds();
-        let mut batch = Batch::new();
-        batch.put_object(segment.id, &segment.record(ObjectState::Live, &self.load_id));
-        batch.put_load(&self.load_id, &record);
-        batch.put_counter(self.table_id, &*self.store.state().counter(self.table_id));
-        // After a failure the extent stays in use: the change may be there at the next start.
-        changes.write(batch).await?;
-        debug_assert!(segment.record(ObjectState::Live, &[]).is(ObjectKind::Segment));
-        self.store.state().handles.insert(segment.id, segment.handle);
-        Ok(())
+        self.store.write_segment(device, identity, &self.schema, row_groups).await
     }
 }

@@ -4,6 +4,7 @@
 //! - Readers of the old segments are not disturbed: those live until the last of them ends.
 //! - The merged segments count from the manifest batch on that ends the old ones, never both, never neither.
 //! - A table that was dropped or replaced meanwhile wins: the merge is taken back.
+//! - In a table that has an order, the rows of all inputs (of as many as a run may hold) are put in order together.
 //!
 //! Cost: a merge takes the smallest segments first and makes at least [`MERGE_INPUTS_MIN`] into one, so that a row is
 //! rewritten about log4(524,288 / rows of its load) times.
@@ -12,10 +13,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow_array::RecordBatch;
-use heliostat_segment::{EncodedRowGroup, RowIds, SegmentIdentity, encode_row_group};
+use heliostat_segment::{EncodedRowGroup, RowIds, RowOrder, SegmentIdentity, encode_row_group};
 use hidb::{ROW_GROUP_RAW_BYTES_MAX, ROW_GROUP_ROWS, Schema};
 
 use super::error::{Result, StoreError};
+use super::ordering::{RUN_ROWS_MAX, RunRowIds, encode_run, row_order};
 use super::{SEGMENT_ROW_GROUPS_MAX, SegmentHandle, Store};
 use crate::device::Device;
 use crate::manifest::{Batch, ObjectRecord, ObjectState, TableRecord};
@@ -47,6 +49,7 @@ pub struct MergeJob {
     /// The segments, by id.
     pub inputs: Vec<Arc<SegmentHandle>>,
     schema: Arc<Schema>,
+    order: Option<RowOrder>,
 }
 
 /// What a merge did.
@@ -97,7 +100,8 @@ impl Store {
                 if segments.len() >= MERGE_INPUTS_MIN && more {
                     segments.sort_by_key(|segment| segment.id);
                     let schema = Arc::clone(&table.schema);
-                    best = Some(MergeJob { table_id: table.id, shard, inputs: segments, schema });
+                    let order = table.order.as_ref().map(|order| row_order(order, &schema));
+                    best = Some(MergeJob { table_id: table.id, shard, inputs: segments, schema, order });
                 }
             }
         }
@@ -109,21 +113,24 @@ impl Store {
     /// # Errors
     /// [`StoreError::Corruption`] of an input, [`StoreError::VolumeFull`], the device's or the manifest's.
     pub async fn merge<D: Device>(&self, device: &D, job: MergeJob) -> Result<Option<Merged>> {
-        let workers = &*self.options.workers;
+        let workers = &self.options.workers;
         let mut row_groups = Vec::new();
-        let mut gathered = Gathered::default();
+        let mut gathered = Gathered::new(match job.order {
+            None => (ROW_GROUP_ROWS, ROW_GROUP_RAW_BYTES_MAX),
+            Some(_) => (RUN_ROWS_MAX, self.options.sort_run_bytes_max),
+        });
         for segment in &job.inputs {
             for row_group in 0..segment.footer.row_groups.len() {
                 let chunks = read_chunks(device, segment, row_group).await?;
                 let owner = Arc::clone(segment);
-                let group = offload(workers, move || decode_row_group(&owner, row_group, &chunks)).await??;
+                let group = offload(&**workers, move || decode_row_group(&owner, row_group, &chunks)).await??;
                 for part in gathered.push(group) {
-                    row_groups.push(part.encode(workers, &job.schema).await?);
+                    row_groups.extend(part.encode(workers, &job).await?);
                 }
             }
         }
         if let Some(part) = gathered.cut() {
-            row_groups.push(part.encode(workers, &job.schema).await?);
+            row_groups.extend(part.encode(workers, &job).await?);
         }
         if row_groups.is_empty() {
             return Ok(None);
@@ -208,35 +215,41 @@ impl Store {
         Ok(Some(merged))
     }
 
-    fn give_back(&self, written: &[super::objects::WrittenSegment]) -> Result<()> {
+    /// Frees the extents of segments that are not in the manifest.
+    pub(super) fn give_back(&self, written: &[super::objects::WrittenSegment]) -> Result<()> {
         let mut state = self.state();
         written.iter().try_for_each(|segment| state.free(segment.extent))
     }
 }
 
-/// Rows on their way into merged row groups.
-#[derive(Default)]
+/// Rows on their way into merged row groups, or runs of them.
 struct Gathered {
     batches: Vec<RecordBatch>,
     rowids: Vec<i64>,
     bytes: usize,
+    rows_max: usize,
+    bytes_max: usize,
 }
 
 impl Gathered {
+    fn new((rows_max, bytes_max): (usize, usize)) -> Self {
+        Gathered { batches: Vec::new(), rowids: Vec::new(), bytes: 0, rows_max, bytes_max }
+    }
+
     /// Takes a row group; gives back what is full.
     fn push(&mut self, group: DecodedRowGroup) -> Vec<Gathered> {
         let mut full = Vec::new();
         let bytes = group.rows.get_array_memory_size();
-        if self.bytes + bytes > ROW_GROUP_RAW_BYTES_MAX {
+        if self.bytes + bytes > self.bytes_max {
             full.extend(self.cut());
         }
         let mut from = 0;
         while from < group.rows.num_rows() {
-            let rows = (ROW_GROUP_ROWS - self.rowids.len()).min(group.rows.num_rows() - from);
+            let rows = (self.rows_max - self.rowids.len()).min(group.rows.num_rows() - from);
             self.batches.push(group.rows.slice(from, rows));
             self.rowids.extend_from_slice(&group.rowids[from..from + rows]);
             from += rows;
-            if self.rowids.len() == ROW_GROUP_ROWS {
+            if self.rowids.len() == self.rows_max {
                 full.extend(self.cut());
             }
         }
@@ -248,13 +261,17 @@ impl Gathered {
 
     /// What was gathered so far, if anything was.
     fn cut(&mut self) -> Option<Gathered> {
-        let part = std::mem::take(self);
+        let part = std::mem::replace(self, Gathered::new((self.rows_max, self.bytes_max)));
         (!part.batches.is_empty()).then_some(part)
     }
 
-    async fn encode(self, workers: &dyn Workers, schema: &Arc<Schema>) -> Result<EncodedRowGroup> {
-        let schema = Arc::clone(schema);
+    async fn encode(self, workers: &Arc<dyn Workers>, job: &MergeJob) -> Result<Vec<EncodedRowGroup>> {
+        let schema = Arc::clone(&job.schema);
+        if let Some(order) = job.order.clone() {
+            return Ok(encode_run(workers, schema, order, self.batches, RunRowIds::Explicit(self.rowids)).await?);
+        }
         let encode = move || encode_row_group(&schema, &self.batches, RowIds::Explicit(&self.rowids));
-        offload(workers, encode).await?.map_err(|error| StoreError::Data(error.into()))
+        let encoded = offload(&**workers, encode).await?.map_err(|error| StoreError::Data(error.into()))?;
+        Ok(vec![encoded])
     }
 }

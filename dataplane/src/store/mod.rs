@@ -22,6 +22,7 @@ mod load;
 mod merge;
 mod objects;
 mod open;
+mod ordering;
 pub mod rebuild;
 mod reclaim;
 mod table;
@@ -32,6 +33,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use hidb::Schema;
+use hidb::order::TableOrder;
 
 pub use crate::manifest::records::LoadMode;
 pub use crate::manifest::{LoadState, Observer};
@@ -71,6 +73,8 @@ pub struct StoreOptions {
     pub shards_default: u32,
     /// Row groups of one load that may be in encoding at a time.
     pub row_groups_in_flight_max: usize,
+    /// Raw bytes of the rows that are ordered together, in tables that have an order.
+    pub sort_run_bytes_max: usize,
     /// A load without traffic for this long is aborted by the sweep, and a finished one forgotten, in seconds.
     pub load_idle_s_max: u64,
     /// Who encodes row groups.
@@ -86,6 +90,7 @@ impl StoreOptions {
             metadata_folder: metadata_folder.into(),
             shards_default: 16,
             row_groups_in_flight_max: 4,
+            sort_run_bytes_max: 192 << 20,
             load_idle_s_max: 24 * 3600,
             workers: Arc::new(Inline),
             observer: None,
@@ -246,18 +251,25 @@ impl Store {
         }
     }
 
-    /// Makes an empty table. `shards` 0 takes the default.
+    /// Makes an empty table, whose rows are kept in this order, if in one. `shards` 0 takes the default.
     ///
     /// # Errors
     /// [`StoreError::TableExists`], [`StoreError::VolumeFull`], the device's or the manifest's.
-    pub async fn create_table<D: Device>(&self, device: &D, name: &str, schema: &Schema, shards: u32) -> Result<()> {
+    pub async fn create_table<D: Device>(
+        &self,
+        device: &D,
+        name: &str,
+        schema: &Schema,
+        order: Option<&TableOrder>,
+        shards: u32,
+    ) -> Result<()> {
         let shards = self.shards(shards)?;
         let changes = self.change().await?;
         if self.state().table_named(name).is_some() {
             return Err(StoreError::TableExists { name: name.to_string() });
         }
         let table_id = changes.take_id();
-        let schema = hidb::convert::schema_to_proto(schema);
+        let schema = hidb::convert::definition_to_proto(schema, order);
         let record = CommitRecord {
             table_id,
             table_name: name.to_string(),
@@ -322,12 +334,14 @@ impl Store {
                 continue;
             }
             let schema = self.read_schema(record.schema.as_ref(), &record.name)?;
+            let order = self.read_order(record.schema.as_ref(), &schema, &record.name)?;
             let segments = segments.remove(id).unwrap_or_default();
             let table = TableSnapshot {
                 id: *id,
                 name: record.name.clone(),
                 schema_hash: schema.hash(),
                 schema: Arc::new(schema),
+                order,
                 generation: record.generation,
                 shards: record.shards,
                 rows: segments.iter().map(|segment| segment.footer.rows()).sum(),
@@ -341,13 +355,26 @@ impl Store {
         Ok(())
     }
 
-    fn read_schema(&self, schema: Option<&hidb::proto::TableSchema>, table: &str) -> Result<Schema> {
-        let unreadable = |reason: String| StoreError::Manifest {
+    fn unreadable(&self, table: &str, reason: impl std::fmt::Display) -> StoreError {
+        StoreError::Manifest {
             folder: self.manifest.folder().to_path_buf(),
             reason: format!("the schema of table {table:?} can't be read: {reason}"),
-        };
-        let schema = schema.ok_or_else(|| unreadable("it is missing".into()))?;
-        hidb::convert::schema_from_proto(schema).map_err(|error| unreadable(error.to_string()))
+        }
+    }
+
+    fn read_schema(&self, schema: Option<&hidb::proto::TableSchema>, table: &str) -> Result<Schema> {
+        let schema = schema.ok_or_else(|| self.unreadable(table, "it is missing"))?;
+        hidb::convert::schema_from_proto(schema).map_err(|error| self.unreadable(table, error))
+    }
+
+    fn read_order(
+        &self,
+        message: Option<&hidb::proto::TableSchema>,
+        schema: &Schema,
+        table: &str,
+    ) -> Result<Option<TableOrder>> {
+        let Some(message) = message else { return Ok(None) };
+        hidb::convert::order_from_proto(message, schema).map_err(|error| self.unreadable(table, error))
     }
 
     fn volume_full(&self, wanted_bytes: u64) -> StoreError {

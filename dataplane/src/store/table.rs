@@ -7,8 +7,9 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
-use heliostat_segment::{ChunkMeta, SegmentFooter, verify_chunk};
+use heliostat_segment::{ChunkMeta, PartMeta, SegmentFooter, membership_number, verify_chunk};
 use hidb::Schema;
+use hidb::order::TableOrder;
 
 use super::error::{Result, StoreError};
 
@@ -43,6 +44,18 @@ impl SegmentHandle {
         })
     }
 
+    /// Where a chunk or membership filter is within the segment, by its number
+    /// ([`heliostat_segment::RowGroupMeta::part`]).
+    ///
+    /// # Errors
+    /// [`StoreError::Internal`] when there is none.
+    pub fn part(&self, row_group: usize, number: usize) -> Result<PartMeta> {
+        let group = self.footer.row_groups.get(row_group);
+        group.and_then(|group| group.part(number)).ok_or_else(|| {
+            StoreError::Internal(format!("segment {} has no row group {row_group} with part {number}", self.id))
+        })
+    }
+
     /// Where a chunk is: byte offset on the volume (4 KiB aligned) and length in bytes (without padding).
     ///
     /// # Errors
@@ -61,12 +74,17 @@ impl SegmentHandle {
         verify_chunk(chunk, bytes).map_err(|error| self.corruption(row_group, column, &error.to_string()))
     }
 
-    /// The error for a chunk that can't be what was written.
-    pub fn corruption(&self, row_group: usize, column: usize, reason: &str) -> StoreError {
-        let offset = self.chunk(row_group, column).map_or(self.offset, |chunk| self.offset + chunk.offset);
+    /// The error for a chunk or membership filter, by its number, that can't be what was written.
+    pub fn corruption(&self, row_group: usize, number: usize, reason: &str) -> StoreError {
+        let offset = self.part(row_group, number).map_or(self.offset, |part| self.offset + part.offset);
+        let columns = self.footer.schema.len();
+        let part = match number.checked_sub(membership_number(columns, 0)) {
+            Some(column) => format!("membership filter of column {:?}", self.column_name(column)),
+            None => format!("column {:?}", self.column_name(number)),
+        };
         StoreError::Corruption {
             volume: self.volume.to_string(),
-            what: format!("segment {}, row group {row_group}, column {:?}", self.id, self.column_name(column)),
+            what: format!("segment {}, row group {row_group}, {part}", self.id),
             offset,
             reason: reason.to_string(),
         }
@@ -88,6 +106,8 @@ pub struct TableSnapshot {
     pub schema: Arc<Schema>,
     /// [`Schema::hash`] of them.
     pub schema_hash: u64,
+    /// The order its rows are kept in, if in one.
+    pub order: Option<TableOrder>,
     /// Counts changes of its data.
     pub generation: u64,
     /// How many shards it has.
@@ -98,7 +118,7 @@ pub struct TableSnapshot {
     pub rows: u64,
     /// Bytes of all segments on the volume.
     pub stored_bytes: u64,
-    /// Bytes of each column's chunks, summed up when somebody asks.
+    /// Bytes of each column's chunks and membership filters, summed up when somebody asks.
     pub(super) column_bytes: OnceLock<Vec<u64>>,
 }
 
@@ -109,7 +129,7 @@ impl TableSnapshot {
             let mut sums = vec![0; self.schema.len() + 1];
             for group in self.segments.iter().flat_map(|segment| &segment.footer.row_groups) {
                 for (sum, chunk) in sums.iter_mut().zip(&group.columns) {
-                    *sum += chunk.padded_length() as u64;
+                    *sum += chunk.stored_bytes();
                 }
             }
             sums

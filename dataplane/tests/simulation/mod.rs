@@ -18,6 +18,7 @@ use heliostat_dataplane::store::decode::read_row_group;
 use heliostat_dataplane::store::{LoadMode, LoadRequest, Store, TableSnapshot};
 use heliostat_dataplane::volume::Superblock;
 use hidb::arrow_mapping::to_arrow_schema;
+use hidb::order::{OrderKind, TableOrder};
 use hidb::{DataType, Field, Schema};
 use rand::Rng;
 use rand::seq::SliceRandom;
@@ -207,10 +208,20 @@ pub fn batch(keys: &[i64]) -> RecordBatch {
     RecordBatch::try_new(to_arrow_schema(&schema(), true), vec![Arc::new(keys), Arc::new(texts)]).unwrap()
 }
 
-/// A load; table `a` has one shard, so that its segments merge early.
+/// A load; table `a` has one shard, so that its segments merge early, and `b` and `c` are kept in an order.
 pub fn request(id: u8, table: &str, mode: LoadMode) -> LoadRequest {
     let shards = if table == "a" { 1 } else { 3 };
-    LoadRequest { load_id: [id; 16], table: table.into(), schema: schema(), mode, shards }
+    let (schema, order) = (schema(), order_of(table));
+    LoadRequest { load_id: [id; 16], table: table.into(), schema, order, mode, shards }
+}
+
+/// The order that the rows of a table are kept in.
+pub fn order_of(table: &str) -> Option<TableOrder> {
+    match table {
+        "b" => Some(TableOrder::new(OrderKind::Clustered, &["text", "key"], &schema()).unwrap()),
+        "c" => Some(TableOrder::new(OrderKind::Sorted, &["text"], &schema()).unwrap()),
+        _ => None,
+    }
 }
 
 /// Keys and row ids of a table, in the order of keys; asserts that the texts are right and nothing comes twice.

@@ -122,7 +122,9 @@ impl Table {
             let rows = batch.num_rows() as i64;
             let encoded = encode_row_group(&schema, &[batch], RowIds::From(first_rowid)).unwrap();
             first_rowid += rows;
-            let chunks = encoded.chunks.iter().map(|chunk| Bytes::from(chunk.bytes.clone())).collect();
+            let filters = encoded.chunks.iter().map(|chunk| chunk.membership.clone().unwrap_or_default());
+            let chunks = encoded.chunks.iter().map(|chunk| chunk.bytes.clone()).chain(filters).map(Bytes::from);
+            let chunks = chunks.collect();
             let identity = SegmentIdentity {
                 volume_uuid: [7; 16],
                 table_id: 1,
@@ -174,7 +176,9 @@ impl Table {
                         Step::Need(columns) => {
                             assert!(!columns.is_empty());
                             for column in columns {
-                                assert!(compiled.columns().contains(&column), "column {column} is not in the plan");
+                                // Behind the columns come their membership filters.
+                                let read = column.checked_sub(footer.schema.len() + 1).unwrap_or(column);
+                                assert!(compiled.columns().contains(&read), "column {column} is not in the plan");
                                 scan.supply(column, chunks[column].clone())?;
                             }
                         }
