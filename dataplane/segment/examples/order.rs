@@ -140,7 +140,7 @@ fn main() {
     }
 
     let sorted = sorted[3].column(0).clone();
-    let chunk = encode_chunk("x", &DataType::Int64, &[sorted.clone()]).unwrap();
+    let chunk = encode_chunk("x", &DataType::Int64, std::slice::from_ref(&sorted)).unwrap();
     let chunk = Chunk::open(chunk.bytes.into(), &DataType::Int64, sorted.len() as u32).unwrap();
     let middle = sorted.as_primitive::<Int64Type>().value(70_000);
     let equal = ChunkPredicate::I64Range { lo: middle, hi: middle, negated: false };
