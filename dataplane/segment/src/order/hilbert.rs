@@ -8,34 +8,24 @@
 /// The position of a point of `bits` bits per coordinate (1 to 32, and at most 128 in all). Destroys the point.
 pub(super) fn position(point: &mut [u32], bits: u32) -> u128 {
     let Some(last) = point.len().checked_sub(1) else { return 0 };
-    let highest = 1u32 << (bits - 1);
-    // Undo the rotations and reflections of each level, from the coarsest on.
-    let mut level = highest;
-    while level > 1 {
-        let below = level - 1;
+    // Undo the rotations and reflections of each level, from the coarsest on: where an axis has the level's bit, the
+    // bits below are reflected on the first axis, elsewhere exchanged with it. Without branches: the bits are as good
+    // as random.
+    for bit in (1..bits).rev() {
+        let below = (1u32 << bit) - 1;
         for axis in 0..=last {
-            if point[axis] & level != 0 {
-                point[0] ^= below;
-            } else {
-                let swapped = (point[0] ^ point[axis]) & below;
-                point[0] ^= swapped;
-                point[axis] ^= swapped;
-            }
+            let reflected = below & 0u32.wrapping_sub(point[axis] >> bit & 1);
+            let exchanged = (point[0] ^ point[axis]) & (below ^ reflected);
+            point[0] ^= exchanged | reflected;
+            point[axis] ^= exchanged;
         }
-        level >>= 1;
     }
     // Gray code.
     for axis in 1..=last {
         point[axis] ^= point[axis - 1];
     }
-    let mut turned = 0;
-    let mut level = highest;
-    while level > 1 {
-        if point[last] & level != 0 {
-            turned ^= level - 1;
-        }
-        level >>= 1;
-    }
+    let turned =
+        (1..bits).fold(0u32, |turned, bit| turned ^ ((1 << bit) - 1) & 0u32.wrapping_sub(point[last] >> bit & 1));
     let mut position = 0u128;
     for bit in (0..bits).rev() {
         for coordinate in point.iter() {
