@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use arrow_array::cast::AsArray;
 use arrow_array::types::Int64Type;
-use arrow_array::{ArrayRef, Int64Array, RecordBatch, StringArray};
+use arrow_array::{ArrayRef, BinaryArray, Int64Array, RecordBatch, StringArray};
 use cell::TestCell;
 use futures::StreamExt;
 use heliostat_client::{Client, ConnectOptions, LoadMode, ScanRequest, ScanStream};
@@ -214,4 +214,48 @@ fn a_table_that_is_sorted_by_the_column_reads_less_and_answers_the_same() {
     });
     assert!(cell.stop().success());
     cell::assert_clean(folder.path());
+}
+
+#[test]
+fn a_list_that_pays_in_some_row_groups_only_is_answered_over_many_of_them() {
+    const GROUPS: usize = 90;
+    const GROUP_ROWS: usize = 12_000;
+    let folder = tempfile::tempdir().unwrap();
+    let cell = TestCell::start(folder.path(), &["--cores", "1", "--merge-interval", "0ms"]);
+    let fields = [("id", DataType::Int64), ("pad", DataType::Bytea)];
+    let schema = Schema::new(fields.map(|(name, kind)| Field::new(name, kind, false)).to_vec()).unwrap();
+    let mut rng = ChaCha8Rng::seed_from_u64(5);
+    runtime().block_on(async {
+        let client =
+            Client::connect(&format!("hidb+plain://{}", cell.address), ConnectOptions::default()).await.unwrap();
+        let mut present = Vec::new();
+        for group in 0..GROUPS {
+            // Filters take a part of their row group: 8 bits a value in every other one, 5 in those between.
+            let pad = if group % 2 == 0 { 100 } else { 35 };
+            let ids: Vec<i64> = (0..GROUP_ROWS).map(|_| rng.random()).collect();
+            let pads: Vec<Vec<u8>> = (0..GROUP_ROWS).map(|_| (0..pad).map(|_| rng.random()).collect()).collect();
+            present.push(ids[100]);
+            let columns: Vec<(&str, ArrayRef, bool)> = vec![
+                ("id", Arc::new(Int64Array::from(ids)), false),
+                ("pad", Arc::new(BinaryArray::from_iter_values(&pads)), false),
+            ];
+            let mode = if group == 0 { LoadMode::Create } else { LoadMode::Append };
+            let mut writer = client.load("t", &schema, mode).await.unwrap();
+            writer.write(&RecordBatch::try_from_iter_with_nullable(columns).unwrap()).await.unwrap();
+            writer.commit().await.unwrap();
+        }
+        let mut list: Vec<i64> = (0..12).map(|_| rng.random()).collect();
+        let mut expected = vec![present[0], present[41], present[GROUPS - 1]];
+        list.extend(&expected);
+        let list: Vec<String> = list.iter().map(i64::to_string).collect();
+        let request = || ScanRequest::table("t").select(["id"]).filter(format!("id in ({})", list.join(", ")));
+        let explained = client.explain(request()).await.unwrap();
+        let asked = format!("membership filters of id: asked in {} row groups", GROUPS / 2);
+        assert!(explained.contains(&asked), "{explained}");
+        let (found, statistics) = numbers(client.scan(request()).await.unwrap()).await;
+        expected.sort_unstable();
+        assert_eq!(found, expected);
+        assert!(statistics.row_groups_pruned > 0, "{statistics:?}");
+    });
+    assert!(cell.stop().success());
 }

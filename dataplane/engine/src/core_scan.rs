@@ -208,11 +208,13 @@ impl CoreScan {
         };
         self.stats.bytes_decoded += bytes.len() as u64;
         if let Some(of) = column.checked_sub(membership_number(self.compiled.schema.len(), 0)) {
-            let meta = &group.footer.row_groups[group.index];
-            if group.stage != Stage::Membership || meta.part(column).is_none() {
+            if group.footer.row_groups[group.index].part(column).is_none() {
                 return Err(Error::new(ErrorCode::Internal, format!("part {column} was not asked for")));
             }
-            group.memberships.push((of, bytes));
+            // Read-ahead learns from other row groups, and may bring a filter that does not pay in this one.
+            if group.stage == Stage::Membership {
+                group.memberships.push((of, bytes));
+            }
             return Ok(());
         }
         let chunk = Chunk::open(bytes, &data_type, group.rows as u32).map_err(|error| {

@@ -328,3 +328,45 @@ fn vectors_are_returned_as_they_were_stored() {
     }
     assert_eq!(expected.next(), None);
 }
+
+/// One row group of random ids, whose filter has some seven bits a value: enough for one id, too few for fifty.
+fn table_of_random_ids() -> (Table, Vec<i64>) {
+    let mut state = 1u64;
+    let mut random = || {
+        // SplitMix64 (Steele, Lea, Flood, 2014).
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (state ^ state >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb) as i64
+    };
+    let schema = Schema::new(vec![field("id", DataType::Int64), field("wide", DataType::Text)]).unwrap();
+    let ids: Vec<i64> = (0..40_000).map(|_| random()).collect();
+    let mut wide =
+        |_: &i64| Scalar::Bytes((0..6).map(|_| format!("{:016x} ", random())).collect::<String>().into_bytes());
+    let rows = ids.iter().map(|id| (Scalar::I64(*id), wide(id))).map(|(id, wide)| vec![id, wide]).collect();
+    (Table::new(schema, vec![rows]), ids)
+}
+
+#[test]
+fn a_membership_filter_that_comes_without_being_asked_for_is_passed_over() {
+    let (table, ids) = table_of_random_ids();
+    let (footer, chunks) = &table.segments[0];
+    let number = heliostat_segment::membership_number(table.schema.len(), 0);
+    assert!(footer.row_groups[0].part(number).is_some(), "no filter was made");
+    let asked: Vec<String> = ids.iter().take(50).map(i64::to_string).collect();
+    let plan = plan(&table, &format!("id in ({})", asked.join(", ")), "id", "");
+    let compiled = CompiledScan::compile(&plan, &table.schema, EngineOptions::default()).unwrap();
+    let mut scan = CoreScan::new(compiled.clone(), compiled.shared());
+    scan.start_row_group(0, footer.clone(), 0).unwrap();
+    let Step::Need(columns) = scan.step().unwrap() else { panic!("nothing is needed") };
+    assert_eq!(columns, [0], "fifty values are not worth looking up");
+    // Read-ahead brings what other row groups needed, in one fetch.
+    for column in [number, 0] {
+        scan.supply(column, chunks[column].clone()).unwrap();
+    }
+    while !matches!(scan.step().unwrap(), Step::RowGroupDone) {}
+    assert_eq!(scan.stats().rows_selected, 50);
+    let mut other = CoreScan::new(compiled.clone(), compiled.shared());
+    other.start_row_group(0, footer.clone(), 0).unwrap();
+    let error = other.supply(number + 1, chunks[0].clone()).unwrap_err();
+    assert!(error.message.contains("was not asked for"), "a filter that is not there: {error}");
+}
