@@ -137,6 +137,30 @@ fn a_run_becomes_durable_with_all_its_segments_or_not_at_all() {
 }
 
 #[test]
+fn a_run_that_is_encoded_becomes_durable_without_waiting_for_the_next_one() {
+    let (device, options, _folder) = fixture(64 << 20);
+    let rows = shuffled(0..400_000, 11);
+    block_on(async {
+        let store = Store::open(&device, options).await.unwrap();
+        let request = ordered(1, LoadMode::Create, OrderKind::Sorted, &["key"]);
+        let mut writer = store.load_begin(request).await.unwrap().1.unwrap();
+        let mut cut = None;
+        for (number, rows) in rows.chunks(8192).enumerate() {
+            let before = writer.buffered_bytes();
+            let status = writer.push(&device, number as u64, batch(rows)).await.unwrap();
+            if writer.buffered_bytes() < before {
+                cut.get_or_insert(number as u64);
+            }
+            if cut.is_some_and(|cut| number as u64 > cut) {
+                assert!(status.durable_batches >= cut.unwrap(), "batch {number}: {status:?}");
+                return;
+            }
+        }
+        panic!("no run was full");
+    });
+}
+
+#[test]
 fn the_order_belongs_to_the_table() {
     let (device, options, _folder) = fixture(64 << 20);
     block_on(async {

@@ -468,10 +468,15 @@ impl LoadWriter {
                 self.ready.push_back(piece?);
             }
         }
-        while self.ready.iter().map(|piece| piece.row_groups.len()).sum::<usize>() >= SEGMENT_ROW_GROUPS_MAX {
+        // A run has made its rows wait long enough, however few segments it fills.
+        while !self.ready.is_empty() && (self.order.is_some() || self.row_groups_ready() >= SEGMENT_ROW_GROUPS_MAX) {
             self.write_ready(device).await?;
         }
         Ok(())
+    }
+
+    fn row_groups_ready(&self) -> usize {
+        self.ready.iter().map(|piece| piece.row_groups.len()).sum()
     }
 
     async fn flush_all<D: Device>(&mut self, device: &D) -> Result<()> {
