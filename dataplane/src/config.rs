@@ -407,6 +407,10 @@ impl Config {
         if self.request_memory.bytes() < 1 << 20 {
             return wrong("request_memory", format!("{}: must be at least 1MiB", self.request_memory));
         }
+        let sort_run = self.sort_run.bytes();
+        if !(1 << 20..=1 << 30).contains(&sort_run) {
+            return wrong("sort_run", format!("{sort_run} bytes: must be 1MiB to 1GiB"));
+        }
         if !["text", "json"].contains(&self.log_format.as_str()) {
             return wrong("log_format", format!("{:?}: must be text or json", self.log_format));
         }
@@ -525,6 +529,18 @@ mod tests {
             Config { metrics_listen: listen, ..with_tls },
         ] {
             assert!(half.check().is_err());
+        }
+    }
+
+    #[test]
+    fn sizes_of_runs_that_can_t_work_are_refused() {
+        let with = |sort_run: Size| Config { sort_run, ..Config::default() }.check();
+        for right in [1 << 20, 192 << 20, 1 << 30] {
+            with(Size::Bytes(right)).unwrap();
+        }
+        for wrong in [Size::Bytes(0), Size::Bytes((1 << 20) - 1), Size::Bytes((1 << 30) + 1)] {
+            let error = with(wrong).unwrap_err().to_string();
+            assert!(error.contains("sort_run") && error.contains("1MiB to 1GiB"), "{error}");
         }
     }
 
