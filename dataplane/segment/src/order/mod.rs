@@ -133,7 +133,8 @@ fn clustered(columns: &[Ranks], rows: usize) -> Vec<u32> {
     keys.into_iter().map(|key| key as u32).collect()
 }
 
-/// Cuts ordered rows into row groups: equal ones as far as rows go, shorter where the bytes of a range are many.
+/// Cuts ordered rows into row groups: full ones, as those of a table without an order, and the last with what is left;
+/// shorter where the bytes of a range are many.
 fn cut(schema: &Schema, rows: &RecordBatch, permutation: &[u32]) -> Vec<Range<usize>> {
     let fixed: usize = schema.fields().iter().map(|field| field.data_type.fixed_width().unwrap_or(1)).sum();
     let offsets: Vec<&[i32]> = schema
@@ -146,14 +147,11 @@ fn cut(schema: &Schema, rows: &RecordBatch, permutation: &[u32]) -> Vec<Range<us
         let row = row as usize;
         fixed + offsets.iter().map(|offsets| 4 + (offsets[row + 1] - offsets[row]) as usize).sum::<usize>()
     };
-    let groups = permutation.len().div_ceil(ROW_GROUP_ROWS_MAX).max(1);
-    // All but the last are full, so that they are as large as those of a table without an order.
-    let rows_max = if groups == 1 { permutation.len() } else { ROW_GROUP_ROWS_MAX };
-    let mut ranges = Vec::with_capacity(groups);
+    let mut ranges = Vec::with_capacity(permutation.len().div_ceil(ROW_GROUP_ROWS_MAX));
     let (mut start, mut bytes) = (0, 0);
     for (at, row) in permutation.iter().enumerate() {
         let more = bytes_of(*row);
-        if at > start && (at - start == rows_max || bytes + more > ROW_GROUP_BYTES_TARGET) {
+        if at > start && (at - start == ROW_GROUP_ROWS_MAX || bytes + more > ROW_GROUP_BYTES_TARGET) {
             ranges.push(start..at);
             (start, bytes) = (at, 0);
         }
