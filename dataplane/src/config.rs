@@ -294,9 +294,13 @@ options! {
     statements_max: usize = 256;
     /// Bytes of load batches a client may have sent and not seen received.
     load_window: Size = Size::Bytes(32 << 20);
-    /// Raw bytes of rows that a load puts in order together, in tables that have an order: the more, the closer equal keys
-    /// lie. A load holds two runs of this size.
+    /// Raw bytes of rows that a load puts in order together, in tables that have an order: the more, the closer equal
+    /// keys lie. At least 1MiB, at most 1GiB. Clients keep what is not durable, 512MiB unless they say otherwise: where
+    /// that is less than two runs, runs end early.
     sort_run: Size = Size::Bytes(192 << 20);
+    /// Memory for the runs of all loads and merges of tables that have an order. A run takes four times its size; where
+    /// many loads would take more than this together, each has shorter runs, of 16MiB at least.
+    sort_memory: Size = Size::Bytes(1 << 30);
     /// A load without traffic for this long has its rows made durable and acknowledged.
     load_idle_flush: Interval = Interval(Duration::from_millis(200));
     /// An open load without traffic for this long is aborted and its space freed.

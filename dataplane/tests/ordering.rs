@@ -161,6 +161,38 @@ fn a_run_that_is_encoded_becomes_durable_without_waiting_for_the_next_one() {
 }
 
 #[test]
+fn many_ordered_loads_at_a_time_share_the_memory_of_runs() {
+    let (device, options, _folder) = fixture(128 << 20);
+    let options = StoreOptions { sort_run_bytes_max: 64 << 20, sort_memory_bytes_max: 256 << 20, ..options };
+    let rows = shuffled(0..600_000, 12);
+    block_on(async {
+        let store = Store::open(&device, options).await.unwrap();
+        let named = |id: u8| LoadRequest {
+            table: format!("t{id}"),
+            ..ordered(id, LoadMode::Create, OrderKind::Sorted, &["key"])
+        };
+        let mut writers = Vec::new();
+        for id in 0..4 {
+            writers.push(store.load_begin(named(id)).await.unwrap().1.unwrap());
+        }
+        let mut most = 0;
+        for (number, rows) in rows.chunks(8192).enumerate() {
+            writers[0].push(&device, number as u64, batch(rows)).await.unwrap();
+            most = most.max(writers[0].buffered_bytes());
+        }
+        assert!((12 << 20..16 << 20).contains(&most), "{most} bytes: a quarter of a quarter of the memory");
+        // Those that have ended leave their part to the others.
+        let mut last = writers.pop().unwrap();
+        drop(writers);
+        for (number, rows) in rows.chunks(8192).enumerate() {
+            last.push(&device, number as u64, batch(rows)).await.unwrap();
+            most = most.max(last.buffered_bytes());
+        }
+        assert!(most > 18 << 20, "{most} bytes");
+    });
+}
+
+#[test]
 fn the_order_belongs_to_the_table() {
     let (device, options, _folder) = fixture(64 << 20);
     block_on(async {

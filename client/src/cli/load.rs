@@ -26,7 +26,7 @@ What a file contains decides how it is read: Parquet, Arrow IPC (file or stream)
 Nothing is visible before everything is loaded; Ctrl-C leaves the table as it was.
 
 An order (--sort-by, --cluster-by) belongs to the table: rows that are appended later are put in the same order without
-asking again, and so are the rows that replace it. Rows are ordered in runs of 192 MiB (the cell's setting sort_run).";
+asking again, and so are the rows that replace it. Rows are ordered in runs of up to 192 MiB (the cell's setting sort_run).";
 
 #[derive(Args)]
 #[command(after_help = EXAMPLES, group = ArgGroup::new("source").required(true).args(["files", "tpch"]))]

@@ -16,7 +16,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use arrow_array::{Array, RecordBatch};
+use arrow_array::RecordBatch;
 use futures::StreamExt;
 use futures::stream::FuturesOrdered;
 use heliostat_segment::{EncodedRowGroup, RowIds, RowOrder, SegmentIdentity, encode_row_group};
@@ -25,7 +25,7 @@ use hidb::{ErrorCode, ROW_GROUP_RAW_BYTES_MAX, ROW_GROUP_ROWS, Schema};
 
 use super::error::{Result, StoreError};
 use super::objects::WrittenSegment;
-use super::ordering::{RUN_ROWS_MAX, RunRowIds, encode_run, row_order};
+use super::ordering::{RunRowIds, RunShare, bytes_of, encode_run, row_order};
 use super::{LoadMode, LoadState, SEGMENT_ROW_GROUPS_MAX, Store, unix_seconds};
 use crate::device::Device;
 use crate::manifest::records::load_text;
@@ -100,7 +100,7 @@ pub struct LoadWriter {
     load_id: [u8; 16],
     epoch: u64,
     schema: Arc<Schema>,
-    order: Option<RowOrder>,
+    order: Option<(RowOrder, RunShare)>,
     table_id: u64,
     shards: u32,
     /// The number the next batch must have.
@@ -178,7 +178,7 @@ impl Store {
             store: Arc::clone(self),
             load_id: request.load_id,
             epoch,
-            order: order.map(|order| row_order(&order, &request.schema)),
+            order: order.map(|order| (row_order(&order, &request.schema), self.runs.share())),
             schema: Arc::new(request.schema),
             table_id: record.table_id,
             shards: record.shards,
@@ -310,7 +310,7 @@ impl LoadWriter {
             let reason = format!("batch {number} has {rows} rows: at most {ROW_GROUP_ROWS}");
             return Err(StoreError::Data(hidb::Error::new(ErrorCode::LimitExceeded, reason)));
         }
-        let bytes: usize = batch.columns().iter().map(|a| a.to_data().get_slice_memory_size().unwrap_or(0)).sum();
+        let bytes = bytes_of(&batch);
         let limits = self.limits();
         let overflows =
             self.buffered_rows + rows > limits.rows || self.buffered_bytes.saturating_add(bytes) > limits.bytes;
@@ -324,7 +324,7 @@ impl LoadWriter {
             self.buffered_bytes += bytes;
             self.retained_bytes += retained;
         }
-        let is_full = self.buffered_rows == limits.rows
+        let is_full = self.buffered_rows >= limits.rows
             || self.buffered_bytes >= limits.bytes
             || self.retained_bytes >= limits.retained_bytes;
         if is_full {
@@ -337,19 +337,17 @@ impl LoadWriter {
 
     fn limits(&self) -> Limits {
         let options = &self.store.options;
-        match self.order {
+        match &self.order {
             None => Limits {
                 rows: ROW_GROUP_ROWS,
                 bytes: ROW_GROUP_RAW_BYTES_MAX,
                 retained_bytes: RETAINED_BYTES_MAX,
                 in_flight: options.row_groups_in_flight_max.max(1),
             },
-            Some(_) => Limits {
-                rows: RUN_ROWS_MAX,
-                bytes: options.sort_run_bytes_max,
-                retained_bytes: options.sort_run_bytes_max.saturating_mul(2),
-                in_flight: 1,
-            },
+            Some((_, share)) => {
+                let (rows, bytes) = share.limits(options);
+                Limits { rows, bytes, retained_bytes: bytes.saturating_mul(2), in_flight: 1 }
+            }
         }
     }
 
@@ -445,14 +443,14 @@ impl LoadWriter {
         let batches = std::mem::take(&mut self.buffered);
         (self.buffered_rows, self.buffered_bytes, self.retained_bytes) = (0, 0, 0);
         let (schema, workers) = (Arc::clone(&self.schema), &self.store.options.workers);
-        self.encoding.push_back(match self.order.clone() {
+        self.encoding.push_back(match &self.order {
             None => {
                 let encode = move || encode_row_group(&schema, &batches, RowIds::From(first_rowid));
                 let encoding = offload(&**workers, encode);
                 Box::pin(async move { Ok(Piece { row_groups: vec![encoding.await??], batches_end }) })
             }
-            Some(order) => {
-                let encoding = encode_run(workers, schema, order, batches, RunRowIds::From(first_rowid));
+            Some((order, _)) => {
+                let encoding = encode_run(workers, schema, order.clone(), batches, RunRowIds::From(first_rowid));
                 Box::pin(async move { Ok(Piece { row_groups: encoding.await?, batches_end }) })
             }
         });

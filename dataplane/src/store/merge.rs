@@ -17,7 +17,7 @@ use heliostat_segment::{EncodedRowGroup, RowIds, RowOrder, SegmentIdentity, enco
 use hidb::{ROW_GROUP_RAW_BYTES_MAX, ROW_GROUP_ROWS, Schema};
 
 use super::error::{Result, StoreError};
-use super::ordering::{RUN_ROWS_MAX, RunRowIds, encode_run, row_order};
+use super::ordering::{RunRowIds, bytes_of, encode_run, row_order};
 use super::{SEGMENT_ROW_GROUPS_MAX, SegmentHandle, Store};
 use crate::device::Device;
 use crate::manifest::{Batch, ObjectRecord, ObjectState, TableRecord};
@@ -115,9 +115,10 @@ impl Store {
     pub async fn merge<D: Device>(&self, device: &D, job: MergeJob) -> Result<Option<Merged>> {
         let workers = &self.options.workers;
         let mut row_groups = Vec::new();
-        let mut gathered = Gathered::new(match job.order {
+        let share = job.order.as_ref().map(|_| self.runs.share());
+        let mut gathered = Gathered::new(match &share {
             None => (ROW_GROUP_ROWS, ROW_GROUP_RAW_BYTES_MAX),
-            Some(_) => (RUN_ROWS_MAX, self.options.sort_run_bytes_max),
+            Some(share) => share.limits(&self.options),
         });
         for segment in &job.inputs {
             for row_group in 0..segment.footer.row_groups.len() {

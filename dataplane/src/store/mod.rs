@@ -75,6 +75,8 @@ pub struct StoreOptions {
     pub row_groups_in_flight_max: usize,
     /// Raw bytes of the rows that are ordered together, in tables that have an order.
     pub sort_run_bytes_max: usize,
+    /// Memory that the runs of all loads and merges may take together, but for 16 MiB each.
+    pub sort_memory_bytes_max: usize,
     /// A load without traffic for this long is aborted by the sweep, and a finished one forgotten, in seconds.
     pub load_idle_s_max: u64,
     /// Who encodes row groups.
@@ -91,6 +93,7 @@ impl StoreOptions {
             shards_default: 16,
             row_groups_in_flight_max: 4,
             sort_run_bytes_max: 192 << 20,
+            sort_memory_bytes_max: 1 << 30,
             load_idle_s_max: 24 * 3600,
             workers: Arc::new(Inline),
             observer: None,
@@ -119,6 +122,7 @@ pub struct Store {
     catalog: Mutex<Arc<Catalog>>,
     users: Mutex<Arc<Users>>,
     changes: futures::lock::Mutex<()>,
+    runs: ordering::Runs,
     _folder_lock: FolderLock,
     _volume_lock: Option<VolumeLock>,
 }

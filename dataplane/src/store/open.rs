@@ -85,6 +85,7 @@ impl Store {
             catalog: Mutex::new(Arc::new(Catalog::default())),
             users: Mutex::new(Arc::new(users)),
             changes: futures::lock::Mutex::new(()),
+            runs: Default::default(),
             _folder_lock: folder_lock,
             _volume_lock: volume_lock,
         };
