@@ -240,22 +240,20 @@ impl Gathered {
     /// Takes a row group; gives back what is full.
     fn push(&mut self, group: DecodedRowGroup) -> Vec<Gathered> {
         let mut full = Vec::new();
-        let bytes = group.rows.get_array_memory_size();
-        if self.bytes + bytes > self.bytes_max {
+        if self.bytes + bytes_of(&group.rows) > self.bytes_max {
             full.extend(self.cut());
         }
         let mut from = 0;
         while from < group.rows.num_rows() {
             let rows = (self.rows_max - self.rowids.len()).min(group.rows.num_rows() - from);
-            self.batches.push(group.rows.slice(from, rows));
+            let part = group.rows.slice(from, rows);
+            self.bytes += bytes_of(&part);
+            self.batches.push(part);
             self.rowids.extend_from_slice(&group.rowids[from..from + rows]);
             from += rows;
             if self.rowids.len() == self.rows_max {
                 full.extend(self.cut());
             }
-        }
-        if !self.batches.is_empty() {
-            self.bytes += bytes;
         }
         full
     }
