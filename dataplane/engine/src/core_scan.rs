@@ -89,6 +89,13 @@ impl RowGroup {
         (self.rows - block * BLOCK_ROWS).min(BLOCK_ROWS)
     }
 
+    /// An error that names the part it is about.
+    fn in_part(&self, part: &str, mut error: Error) -> Error {
+        let (segment, row_group) = (self.footer.segment_id, self.index);
+        error.message = format!("segment {segment}, row group {row_group}, {part}: {}", error.message);
+        error
+    }
+
     fn missing(&self, columns: &[usize]) -> Vec<usize> {
         let missing = |column: &usize| self.chunks.get(*column).is_none_or(Option::is_none);
         columns.iter().copied().filter(missing).collect()
@@ -217,17 +224,8 @@ impl CoreScan {
             }
             return Ok(());
         }
-        let chunk = Chunk::open(bytes, &data_type, group.rows as u32).map_err(|error| {
-            let mut error = Error::from(error);
-            error.message = format!(
-                "segment {}, row group {}, column {}: {}",
-                group.footer.segment_id,
-                group.index,
-                self.compiled.column_name(column),
-                error.message
-            );
-            error
-        })?;
+        let chunk = Chunk::open(bytes, &data_type, group.rows as u32)
+            .map_err(|error| group.in_part(&format!("column {}", self.compiled.column_name(column)), error.into()))?;
         match group.chunks.get_mut(column) {
             Some(slot) => *slot = Some(chunk),
             None => return Err(Error::new(ErrorCode::Internal, format!("column {column} was not asked for"))),
@@ -260,7 +258,12 @@ impl CoreScan {
                 let mut may_match = true;
                 for (lookup, _) in self.compiled.lookups.in_row_group(meta) {
                     match found(lookup.column) {
-                        Some((_, filter)) => may_match &= lookup.may_match(filter.clone())?,
+                        Some((_, filter)) => {
+                            may_match &= lookup.may_match(filter.clone()).map_err(|error| {
+                                let name = self.compiled.column_name(lookup.column);
+                                group.in_part(&format!("membership filter of column {name:?}"), error)
+                            })?;
+                        }
                         None => missing.push(membership_number(columns, lookup.column)),
                     }
                 }

@@ -370,3 +370,35 @@ fn a_membership_filter_that_comes_without_being_asked_for_is_passed_over() {
     let error = other.supply(number + 1, chunks[0].clone()).unwrap_err();
     assert!(error.message.contains("was not asked for"), "a filter that is not there: {error}");
 }
+
+#[test]
+fn a_membership_filter_of_a_later_version_rules_out_nothing_and_a_damaged_one_is_named() {
+    let (table, ids) = table_of_random_ids();
+    let (footer, chunks) = &table.segments[0];
+    let number = heliostat_segment::membership_number(table.schema.len(), 0);
+    let run = |filter: Vec<u8>, id: i64| -> hidb::Result<u64> {
+        let plan = plan(&table, &format!("id = {id}"), "id", "");
+        let compiled = CompiledScan::compile(&plan, &table.schema, EngineOptions::default()).unwrap();
+        let mut scan = CoreScan::new(compiled.clone(), compiled.shared());
+        scan.start_row_group(0, footer.clone(), 0).unwrap();
+        assert!(matches!(scan.step().unwrap(), Step::Need(columns) if columns == [number]));
+        scan.supply(number, filter.into())?;
+        loop {
+            match scan.step()? {
+                Step::Need(columns) => columns.iter().try_for_each(|at| scan.supply(*at, chunks[*at].clone()))?,
+                Step::RowGroupDone => return Ok(scan.stats().rows_selected),
+                _ => {}
+            }
+        }
+    };
+    let mut later = chunks[number].to_vec();
+    later[4] = 2;
+    // A later version may do anything with the rest.
+    later[64..].fill(0);
+    assert_eq!(run(later, ids[77]), Ok(1));
+    let error = run(vec![7; 4096], ids[77]).unwrap_err();
+    assert_eq!(error.code, ErrorCode::Corruption);
+    for part in ["segment 0", "row group 0", "membership filter of column \"id\""] {
+        assert!(error.message.contains(part), "{error}");
+    }
+}
