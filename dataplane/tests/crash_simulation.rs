@@ -18,7 +18,7 @@ use heliostat_dataplane::manifest::{Batch, Manifest};
 use heliostat_dataplane::store::{LoadMode, LoadState, LoadWriter, Store, StoreOptions, TableSnapshot, rebuild};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use simulation::{Event, Replay, SimDevice, batch, contents, order_of, request, schema};
+use simulation::{Event, Replay, SimDevice, batch, contents, copy_manifest, order_of, request, schema};
 
 const VOLUME_BYTES: u64 = 4 << 20;
 /// `a` comes often, so that it grows enough segments to merge.
@@ -56,17 +56,6 @@ struct Run {
     manifests: Vec<PathBuf>,
     rowids: BTreeMap<i64, i64>,
     _folder: tempfile::TempDir,
-}
-
-fn copy_manifest(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let name = entry.file_name();
-        if name != "LOCK" && !name.to_string_lossy().starts_with("LOG") {
-            std::fs::copy(entry.path(), to.join(name)).unwrap();
-        }
-    }
 }
 
 /// Runs the workload and records it.

@@ -193,6 +193,18 @@ impl Replay {
     }
 }
 
+/// Copies a manifest's files, so that a store can be opened as it was then.
+pub fn copy_manifest(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let name = entry.file_name();
+        if name != "LOCK" && !name.to_string_lossy().starts_with("LOG") {
+            std::fs::copy(entry.path(), to.join(name)).unwrap();
+        }
+    }
+}
+
 /// The schema of all tables here: a unique key, and a text that follows from it.
 pub fn schema() -> Schema {
     Schema::new(vec![Field::new("key", DataType::Int64, false), Field::new("text", DataType::Text, true)]).unwrap()
