@@ -104,6 +104,7 @@ pub fn check(session: &Session, frame: &Frame) -> Result<Access> {
     match frame.kind {
         // What anyone may who has shown who they are. Lists are cut to what may be read.
         FrameKind::ListTables
+        | FrameKind::ListIndexes
         | FrameKind::DescribeCell
         | FrameKind::CloseStatement
         | FrameKind::OpenLink
@@ -126,6 +127,15 @@ pub fn check(session: &Session, frame: &Frame) -> Result<Access> {
         }
         FrameKind::VectorSearchRequest => {
             access.require(Permission::Read, &frame.message::<proto::VectorSearchRequest>()?.table)?;
+        }
+        FrameKind::DeleteRows => {
+            access.require(Permission::Write, &frame.message::<proto::DeleteRows>()?.table)?;
+        }
+        FrameKind::CreateIndex => {
+            access.require(Permission::Write, &frame.message::<proto::CreateIndex>()?.table)?;
+        }
+        FrameKind::DropIndex => {
+            access.require(Permission::Write, &frame.message::<proto::DropIndex>()?.table)?;
         }
         FrameKind::CreateTable => {
             access.require(Permission::Write, &frame.message::<proto::CreateTable>()?.name)?;
@@ -177,7 +187,9 @@ pub fn check(session: &Session, frame: &Frame) -> Result<Access> {
         | FrameKind::LoadBatch
         | FrameKind::LoadState
         | FrameKind::KeyValueResponse
-        | FrameKind::UserList => {}
+        | FrameKind::UserList
+        | FrameKind::RowsDeleted
+        | FrameKind::IndexList => {}
     }
     Ok(access)
 }
