@@ -182,7 +182,7 @@ fn a_cancelled_scan_stops_at_its_next_step() {
         CompiledScan::compile(&plan(&table, "f > 1", "n", ""), &table.schema, EngineOptions::default()).unwrap();
     let shared = compiled.shared();
     let mut scan = CoreScan::new(compiled, shared.clone());
-    scan.start_row_group(0, table.segments[0].0.clone(), 0).unwrap();
+    scan.start_row_group(0, table.segments[0].0.clone(), 0, None).unwrap();
     assert!(matches!(scan.step(), Ok(Step::Need(columns)) if columns == [2]));
     shared.cancel();
     assert_eq!(scan.step().unwrap_err().code, ErrorCode::Cancelled);
@@ -228,7 +228,7 @@ fn only_columns_of_surviving_rows_are_asked_for() {
         CompiledScan::compile(&plan(&table, "f = 0.05", "n, t", ""), &table.schema, EngineOptions::default()).unwrap();
     let mut scan = CoreScan::new(compiled.clone(), compiled.shared());
     let (footer, chunks) = &table.segments[0];
-    scan.start_row_group(0, footer.clone(), 0).unwrap();
+    scan.start_row_group(0, footer.clone(), 0, None).unwrap();
     let Step::Need(columns) = scan.step().unwrap() else { panic!("the filter's column was not asked for") };
     assert_eq!(columns, [2]);
     scan.supply(2, chunks[2].clone()).unwrap();
@@ -239,6 +239,62 @@ fn only_columns_of_surviving_rows_are_asked_for() {
             other => panic!("no row has f = 0.05, but {other:?}"),
         }
     }
+}
+
+/// A bitmap of so many rows in which those are set that `is_live` says.
+fn bitmap(rows: usize, is_live: impl Fn(usize) -> bool) -> Option<Arc<[u64]>> {
+    let word = |word: usize| (0..64).filter(|bit| is_live(word * 64 + bit)).fold(0u64, |word, bit| word | 1 << bit);
+    Some((0..rows.div_ceil(64)).map(word).collect())
+}
+
+#[test]
+fn rows_that_are_not_there_are_not_counted_and_cost_nothing() {
+    let mut table = table(3, 3000);
+    // None left, none left behind the first block, and every second row.
+    table.among = vec![bitmap(3000, |_| false), bitmap(3000, |row| row < 10), bitmap(3000, |row| row % 2 == 0)];
+    let options = EngineOptions::default();
+    let (batches, stats) = table.run(&plan(&table, "", "count(*), min(n), max(n)", ""), 1, &options).unwrap();
+    assert_eq!(rows_of(&batches), vec![vec![Scalar::I64(1510), Scalar::I64(3000), Scalar::I64(8998)]]);
+    assert_eq!((stats.row_groups_total, stats.row_groups_pruned), (3, 1));
+    assert_eq!((stats.blocks_total, stats.blocks_pruned), (9, 5));
+    // A filter that zone maps prove still counts only what is there; nothing is read.
+    let (batches, stats) = table.run(&plan(&table, "n >= 0", "count(*)", ""), 1, &options).unwrap();
+    assert_eq!((rows_of(&batches), stats.bytes_decoded), (vec![vec![Scalar::I64(1510)]], 0));
+    // LIMIT and OFFSET count what is there, too.
+    let mut limited = plan(&table, "", "n", "");
+    (limited.limit, limited.offset) = (Some(4), 8);
+    let (batches, _) = table.run(&limited, 1, &options).unwrap();
+    let expected: Vec<Row> = [3008, 3009, 6000, 6002].map(|n| vec![Scalar::I64(n)]).to_vec();
+    assert_eq!(rows_of(&batches), expected);
+}
+
+#[test]
+fn rows_that_are_not_there_raise_no_errors() {
+    let mut table = table(1, 3000);
+    let without = plan(&table, "100 / (n - 2000) >= 0", "count(*)", "");
+    assert!(table.run(&without, 1, &EngineOptions::default()).is_err());
+    table.among = vec![bitmap(3000, |row| row != 2000)];
+    let (batches, _) = table.run(&without, 1, &EngineOptions::default()).unwrap();
+    assert_eq!(rows_of(&batches), reference(&without, &table).unwrap());
+    assert!(table.positions(without.filter.as_ref()).is_ok());
+}
+
+#[test]
+fn a_scan_for_positions_reads_the_filter_only_and_only_where_rows_are_left() {
+    let mut table = table(4, 3000);
+    let question = plan(&table, "n between 3500 and 7000 and f = 0.5", "n", "");
+    let (found, stats) = table.positions(question.filter.as_ref()).unwrap();
+    let expected: Vec<bool> = (0..12_000).map(|n| (3500..=7000).contains(&n) && n % 1000 == 5).collect();
+    assert_eq!(found, expected);
+    assert_eq!((stats.row_groups_total, stats.row_groups_pruned), (4, 2));
+    table.among = vec![None, bitmap(3000, |_| false), None, None];
+    let (found, stats) = table.positions(question.filter.as_ref()).unwrap();
+    assert_eq!(found.iter().filter(|found| **found).count(), 1);
+    assert_eq!((stats.row_groups_pruned, stats.rows_selected), (3, 1));
+    // Without a filter: what is there, without reading a byte.
+    let (found, stats) = table.positions(None).unwrap();
+    assert_eq!(found, table.live());
+    assert_eq!(stats.bytes_decoded, 0);
 }
 
 #[test]
@@ -266,7 +322,7 @@ fn corrupt_chunks_are_errors_that_name_segment_and_column() {
     let question = plan(&table, "f > 1", "n", "");
     let compiled = CompiledScan::compile(&question, &table.schema, EngineOptions::default()).unwrap();
     let mut scan = CoreScan::new(compiled.clone(), compiled.shared());
-    scan.start_row_group(0, table.segments[0].0.clone(), 0).unwrap();
+    scan.start_row_group(0, table.segments[0].0.clone(), 0, None).unwrap();
     let error = scan.supply(2, bytes::Bytes::from_static(b"nonsense")).unwrap_err();
     assert_eq!(error.code, ErrorCode::Corruption);
     assert!(error.message.contains("segment 0") && error.message.contains("column f"), "{}", error.message);

@@ -239,7 +239,7 @@ async fn scan_core(
             break;
         }
         read_ahead.begin(index);
-        scan.start_row_group(group.ordinal, group.segment.footer.clone(), group.row_group)?;
+        scan.start_row_group(group.ordinal, group.segment.footer.clone(), group.row_group, None)?;
         loop {
             check(&request)?;
             match scan.step()? {
