@@ -51,7 +51,8 @@ pub enum Step {
     /// An image to send.
     Image(ResultImage),
     /// The rows of the row group that pass, as a bitmap: row `r` is bit `r % 64` of word `r / 64`. At most once per row
-    /// group, not at all when none passes, and only of scans made by [`CompiledScan::positions`].
+    /// group, not at all when none passes, and only of scans made by [`CompiledScan::positions`]. Counts against the
+    /// request's memory until the scan ends.
     Rows(Box<[u64]>),
     /// Some work was done; there is more.
     Progress,
@@ -168,6 +169,8 @@ pub struct CoreScan {
     group: Option<RowGroup>,
     stats: ScanStats,
     budget: Budget,
+    /// Bytes of bitmaps given out.
+    positions_bytes: usize,
 }
 
 impl CoreScan {
@@ -196,6 +199,7 @@ impl CoreScan {
             group: None,
             stats: ScanStats::default(),
             budget: Budget::new(Arc::clone(&shared)),
+            positions_bytes: 0,
             compiled,
             shared,
         }
@@ -373,6 +377,8 @@ impl CoreScan {
                         self.stats.rows_selected += group.selected.iter().map(|part| part.rows as u64).sum::<u64>();
                         let positions = group.positions();
                         self.group = None;
+                        self.positions_bytes += size_of_val(&*positions);
+                        self.budget.set("finding positions", self.positions_bytes)?;
                         return Ok(Step::Rows(positions));
                     }
                 }

@@ -18,6 +18,7 @@ mod cpus;
 mod hot_groups;
 mod nudge;
 mod open;
+pub mod positions;
 mod read_ahead;
 pub mod scan;
 mod start;

@@ -10,11 +10,13 @@ use prost::Message;
 
 use super::users::UserRecord;
 use crate::store::error::{Result, StoreError};
+use crate::volume::deletion::DeletionRecord;
 use crate::volume::{EXTENT_UNIT_BYTES, Extent, ObjectKind};
 
 /// The version of the records this build writes, and the newest it reads. Version 2 brought users: a build that does
-/// not know them must not open the manifest, for it would let everybody in.
-pub const MANIFEST_VERSION: u32 = 2;
+/// not know them must not open the manifest, for it would let everybody in. Version 3 brought deleted rows, which older
+/// builds would show. A manifest becomes of this version with its first change that needs it.
+pub const MANIFEST_VERSION: u32 = 3;
 /// The oldest version this build reads.
 const MANIFEST_VERSION_MIN: u32 = 1;
 
@@ -24,6 +26,7 @@ const KEY_TABLE: u8 = b't';
 const KEY_COUNTER: u8 = b'c';
 const KEY_OBJECT: u8 = b'o';
 const KEY_LOAD: u8 = b'l';
+const KEY_DELETION: u8 = b'd';
 const KEY_USER: u8 = b'u';
 const KEY_USERS_SECRET: u8 = b's';
 
@@ -118,6 +121,12 @@ pub struct ObjectRecord {
     /// Tables a commit object or tombstone ends.
     #[prost(uint64, repeated, tag = "11")]
     pub drops_tables: Vec<u64>,
+    /// Segments whose deleted rows a commit object holds.
+    #[prost(uint64, repeated, tag = "20")]
+    pub deletes_from: Vec<u64>,
+    /// All commit objects of a change that needs several.
+    #[prost(uint64, repeated, tag = "21")]
+    pub parts: Vec<u64>,
 }
 
 impl ObjectRecord {
@@ -295,6 +304,16 @@ impl Batch {
         self.delete(KEY_LOAD, id)
     }
 
+    /// Writes the deleted rows of a segment.
+    pub fn put_deletion(&mut self, record: &DeletionRecord) -> &mut Self {
+        self.put(KEY_DELETION, &record.segment.to_be_bytes(), record.encode_to_vec())
+    }
+
+    /// Forgets the deleted rows of a segment, which ends.
+    pub fn delete_deletion(&mut self, segment: u64) -> &mut Self {
+        self.delete(KEY_DELETION, &segment.to_be_bytes())
+    }
+
     /// Writes a user.
     pub fn put_user(&mut self, record: &UserRecord) -> &mut Self {
         self.put(KEY_USER, record.name.as_bytes(), record.encode_to_vec())
@@ -326,6 +345,8 @@ pub struct ManifestState {
     pub objects: BTreeMap<u64, ObjectRecord>,
     /// Loads by id.
     pub loads: BTreeMap<[u8; 16], LoadRecord>,
+    /// Deleted rows by segment.
+    pub deletions: BTreeMap<u64, DeletionRecord>,
     /// Users by name.
     pub users: BTreeMap<String, UserRecord>,
     /// See [`Batch::put_users_secret`].
@@ -371,6 +392,7 @@ impl ManifestState {
             KEY_COUNTER => drop(self.counters.remove(&number)),
             KEY_OBJECT => drop(self.objects.remove(&number)),
             KEY_LOAD => drop(<[u8; 16]>::try_from(id).ok().and_then(|id| self.loads.remove(&id))),
+            KEY_DELETION => drop(self.deletions.remove(&number)),
             KEY_USER => drop(std::str::from_utf8(id).ok().and_then(|name| self.users.remove(name))),
             _ => {}
         }
@@ -409,6 +431,13 @@ impl ManifestState {
             KEY_LOAD => {
                 let id = id.try_into().map_err(|_| Unread::Malformed)?;
                 self.loads.insert(id, LoadRecord::decode(value)?);
+            }
+            KEY_DELETION => {
+                let record = DeletionRecord::decode(value)?;
+                if number()? != record.segment || record.positions().is_none() {
+                    return Err(Unread::Malformed);
+                }
+                self.deletions.insert(record.segment, record);
             }
             KEY_USER => {
                 let record = UserRecord::decode(value)?;

@@ -18,7 +18,7 @@ use super::rebuild::scan_objects;
 use super::{LoadState, METADATA_RESERVE_UNITS, SegmentHandle, Store};
 use crate::device::Device;
 use crate::manifest::records::load_text;
-use crate::manifest::{Manifest, ManifestState, ObjectRecord};
+use crate::manifest::{DeletionRecord, Manifest, ManifestState, ObjectRecord};
 use crate::volume::object::CommitRecord;
 use crate::volume::{
     EXTENT_UNIT_BYTES, ExtentAllocator, FolderLock, ObjectHeader, ObjectKind, Superblock, VolumeLock, superblock,
@@ -132,6 +132,7 @@ async fn check_state<D: Device>(
     }
     check_space(superblock, state, &mut report);
     check_owners(state, &mut report);
+    check_deletions(state, &mut report);
     check_commits(device, superblock, state, &mut report).await;
     let segments = state.objects.iter().filter(|(_, object)| object.is(ObjectKind::Segment) && object.is_live());
     let checks = segments.map(|(id, object)| check_segment(device, superblock, state, *id, object, deep));
@@ -222,6 +223,29 @@ fn check_owners(state: &ManifestState, report: &mut CheckReport) {
     }
 }
 
+/// Deleted rows are rows of a segment that counts, and their commit object is there.
+fn check_deletions(state: &ManifestState, report: &mut CheckReport) {
+    for (id, deletion) in &state.deletions {
+        let segment = state.objects.get(id).filter(|object| object.is(ObjectKind::Segment) && object.is_live());
+        let Some(segment) = segment.filter(|object| object.load_id.is_empty()) else {
+            report.problems.push(format!("rows are deleted of segment {id}, which is part of no table"));
+            continue;
+        };
+        let last = deletion.positions().and_then(|positions| positions.max());
+        if last.is_none_or(|last| u64::from(last) >= segment.rows) || deletion.rows >= segment.rows {
+            let (deleted, rows) = (deletion.rows, segment.rows);
+            report.problems.push(format!("the {deleted} deleted rows of segment {id} are not rows of its {rows}"));
+        }
+        let commit = state.objects.get(&deletion.commit).filter(|object| object.is_live());
+        if !commit.is_some_and(|commit| commit.deletes_from.contains(id)) {
+            let commit = deletion.commit;
+            report
+                .problems
+                .push(format!("commit object {commit}, which holds the deleted rows of segment {id}, is not there"));
+        }
+    }
+}
+
 async fn check_commits<D: Device>(
     device: &D,
     superblock: &Superblock,
@@ -244,12 +268,21 @@ async fn check_commits<D: Device>(
             record.segments == object.segments
                 && record.replaces == object.replaces
                 && record.drops_tables == object.drops_tables
+                && record.parts == object.parts
                 && record.table_id == object.table_id
+                && record.deletions.iter().map(|deletion| deletion.segment).eq(object.deletes_from.iter().copied())
+                && record.deletions.into_iter().all(|deletion| is_newest_or_older(state, *id, deletion))
         });
         if !same {
             report.problems.push(format!("commit object {id} at offset {} is damaged", object.offset));
         }
     }
+}
+
+/// Whether the manifest says the same of a segment's deleted rows, unless a later commit object says more.
+fn is_newest_or_older(state: &ManifestState, commit: u64, deletion: DeletionRecord) -> bool {
+    let known = state.deletions.get(&deletion.segment).filter(|known| known.commit == commit);
+    known.is_none_or(|known| *known == DeletionRecord { commit, ..deletion })
 }
 
 async fn check_segment<D: Device>(

@@ -4,7 +4,7 @@ use super::error::{Result, StoreError};
 use super::load::{LoadStatus, conflict};
 use super::{LoadMode, LoadState, Store, unix_seconds};
 use crate::device::Device;
-use crate::manifest::{Batch, LoadRecord, ObjectRecord, ObjectState, TableRecord};
+use crate::manifest::{Batch, LoadRecord, ObjectRecord, TableRecord};
 use crate::volume::ObjectKind;
 use crate::volume::object::CommitRecord;
 
@@ -45,6 +45,7 @@ impl Store {
             load_batches: load.durable_batches,
             load_mode: load.mode,
             load_rows: load.durable_rows,
+            ..Default::default()
         };
         let commit = self.write_commit(device, &changes, ObjectKind::Commit, &record, &[]).await?;
 
@@ -119,14 +120,7 @@ impl Store {
             self.erase_pending(device, &changes).await?;
         }
         let mut batch = Batch::new();
-        {
-            let state = self.state();
-            for id in &load.segments {
-                if let Some(object) = state.manifest.objects.get(id) {
-                    batch.put_object(*id, &ObjectRecord { state: ObjectState::Pending as i32, ..object.clone() });
-                }
-            }
-        }
+        self.state().end_objects(&mut batch, &load.segments);
         if load.mode() != LoadMode::Append {
             batch.delete_counter(load.table_id);
         }

@@ -31,6 +31,26 @@ pub struct DecodedRowGroup {
     pub rowids: Vec<i64>,
 }
 
+impl DecodedRowGroup {
+    /// Only the rows whose bit is set in a bitmap over the row group; without one, all.
+    ///
+    /// # Errors
+    /// [`StoreError::Internal`](super::StoreError::Internal) when the bitmap is shorter than the row group.
+    pub fn among(self, bitmap: Option<&[u64]>) -> Result<Self> {
+        let Some(words) = bitmap else { return Ok(self) };
+        let short = |error: String| super::StoreError::Internal(format!("the bitmap of a row group's rows: {error}"));
+        let rows = self.rowids.len();
+        if words.len() * 64 < rows {
+            return Err(short(format!("{} words for {rows} rows", words.len())));
+        }
+        let bits = BooleanBuffer::new(Buffer::from_vec(words.to_vec()), 0, rows);
+        let rowids = bits.set_indices().map(|row| self.rowids[row]).collect();
+        let keep = BooleanArray::new(bits, None);
+        let rows = arrow_select::filter::filter_record_batch(&self.rows, &keep);
+        Ok(DecodedRowGroup { rows: rows.map_err(|error| short(error.to_string()))?, rowids })
+    }
+}
+
 /// Reads, checks and decodes one row group, all of it here: for tools and tests.
 ///
 /// # Errors

@@ -3,7 +3,9 @@
 //! Invariants
 //! - Readers of the old segments are not disturbed: those live until the last of them ends.
 //! - The merged segments count from the manifest batch on that ends the old ones, never both, never neither.
-//! - A table that was dropped or replaced meanwhile wins: the merge is taken back.
+//! - A table that was dropped or replaced meanwhile wins: the merge is taken back. So does a deletion from one of its
+//!   inputs, of which the merge knows nothing.
+//! - Deleted rows are left out; a segment with many of them is merged for that alone.
 //! - In a table that has an order, the rows of all inputs (of as many as a run may hold) are put in order together.
 //!
 //! Cost: a merge takes the smallest segments first and makes at least [`MERGE_INPUTS_MIN`] into one, so that a row is
@@ -18,7 +20,7 @@ use hidb::{ROW_GROUP_RAW_BYTES_MAX, ROW_GROUP_ROWS, Schema};
 
 use super::error::{Result, StoreError};
 use super::ordering::{RUN_ROWS_MAX, RunRowIds, encode_run, row_order};
-use super::{SEGMENT_ROW_GROUPS_MAX, SegmentHandle, Store};
+use super::{Deleted, SEGMENT_ROW_GROUPS_MAX, SegmentHandle, Store};
 use crate::device::Device;
 use crate::manifest::{Batch, ObjectRecord, ObjectState, TableRecord};
 use crate::store::decode::{DecodedRowGroup, decode_row_group, read_chunks};
@@ -39,6 +41,39 @@ const MERGE_INPUTS_MAX: usize = 64;
 /// Bytes on the volume read by one merge at most.
 const MERGE_BYTES_MAX: u64 = 256 << 20;
 
+/// A segment of which more than one row in this many is deleted is worth rewriting.
+const WORN_DIVISOR: u64 = 3;
+
+/// A segment that is merged, and what is deleted of it.
+#[derive(Clone, Debug)]
+pub struct MergeInput {
+    /// The segment.
+    pub segment: Arc<SegmentHandle>,
+    /// Its rows that are left out.
+    pub deleted: Option<Arc<Deleted>>,
+}
+
+impl MergeInput {
+    fn live_rows(&self) -> u64 {
+        self.segment.footer.rows() - self.deleted.as_ref().map_or(0, |deleted| deleted.rows)
+    }
+
+    /// Whether so much of it is deleted that it is rewritten for that alone.
+    fn is_worn(&self) -> bool {
+        self.deleted.as_ref().is_some_and(|deleted| deleted.rows * WORN_DIVISOR > self.segment.footer.rows())
+    }
+
+    /// Whether it can become part of something larger. A segment with as many row groups as there may be does not get
+    /// longer, however few its rows are.
+    fn is_small(&self) -> bool {
+        self.live_rows() <= SMALL_ROWS_MAX && self.segment.footer.row_groups.len() < SEGMENT_ROW_GROUPS_MAX
+    }
+}
+
+fn any_worn(inputs: &[MergeInput]) -> bool {
+    inputs.iter().any(MergeInput::is_worn)
+}
+
 /// Segments that are worth merging.
 #[derive(Clone, Debug)]
 pub struct MergeJob {
@@ -47,7 +82,7 @@ pub struct MergeJob {
     /// The shard of the merged segment.
     pub shard: u32,
     /// The segments, by id.
-    pub inputs: Vec<Arc<SegmentHandle>>,
+    pub inputs: Vec<MergeInput>,
     schema: Arc<Schema>,
     order: Option<RowOrder>,
 }
@@ -57,7 +92,7 @@ pub struct MergeJob {
 pub struct Merged {
     /// Segments that it replaced.
     pub inputs: usize,
-    /// Rows in them.
+    /// Rows of the segments that it made.
     pub rows: u64,
     /// Bytes written.
     pub bytes_written: u64,
@@ -69,46 +104,49 @@ impl Store {
         let catalog = self.catalog();
         let mut best: Option<MergeJob> = None;
         for table in catalog.tables.values() {
-            // A segment with as many row groups as there may be does not get longer, however few its rows are.
-            let is_small = |segment: &&Arc<SegmentHandle>| {
-                segment.footer.rows() <= SMALL_ROWS_MAX && segment.footer.row_groups.len() < SEGMENT_ROW_GROUPS_MAX
-            };
-            let small: Vec<_> = table.segments.iter().filter(is_small).cloned().collect();
-            let mut by_shard: BTreeMap<u32, Vec<Arc<SegmentHandle>>> = BTreeMap::new();
-            for segment in &small {
-                by_shard.entry(segment.shard).or_default().push(Arc::clone(segment));
+            let mut by_shard: BTreeMap<u32, Vec<MergeInput>> = BTreeMap::new();
+            for (segment, deleted) in table.segments.iter().zip(&table.deleted) {
+                let input = MergeInput { segment: Arc::clone(segment), deleted: deleted.clone() };
+                if input.is_small() || input.is_worn() {
+                    by_shard.entry(segment.shard).or_default().push(input);
+                }
             }
-            let mut candidates: Vec<(u32, Vec<Arc<SegmentHandle>>)> =
-                by_shard.into_iter().filter(|(_, segments)| segments.len() >= MERGE_INPUTS_MIN).collect();
-            if candidates.is_empty() && small.len() >= MERGE_ACROSS_SHARDS_MIN {
+            let small = || by_shard.values().flatten().filter(|input| input.is_small());
+            let is_candidate = |inputs: &[MergeInput]| inputs.len() >= MERGE_INPUTS_MIN || any_worn(inputs);
+            let mut candidates: Vec<(u32, Vec<MergeInput>)> =
+                by_shard.iter().filter(|(_, inputs)| is_candidate(inputs)).map(|(s, i)| (*s, i.clone())).collect();
+            if candidates.is_empty() && small().count() >= MERGE_ACROSS_SHARDS_MIN {
                 let rows_of = |shard: u32| -> u64 {
                     table.segments.iter().filter(|s| s.shard == shard).map(|s| s.footer.rows()).sum()
                 };
                 let emptiest = (0..table.shards).min_by_key(|shard| rows_of(*shard)).unwrap_or(0);
-                candidates.push((emptiest, small));
+                candidates.push((emptiest, small().cloned().collect()));
             }
-            for (shard, mut segments) in candidates {
-                segments.sort_by_key(|segment| segment.footer.rows());
+            for (shard, mut inputs) in candidates {
+                // Worn segments first: they alone are reason enough.
+                inputs.sort_by_key(|input| (!input.is_worn(), input.live_rows()));
                 let (mut rows, mut bytes) = (0, 0);
-                segments.truncate(MERGE_INPUTS_MAX);
-                segments.retain(|segment| {
-                    rows += segment.footer.rows();
-                    bytes += segment.length;
-                    rows <= MERGED_ROWS_MAX && bytes <= MERGE_BYTES_MAX
+                inputs.truncate(MERGE_INPUTS_MAX);
+                inputs.retain(|input| {
+                    let is_first = bytes == 0;
+                    rows += input.live_rows();
+                    bytes += input.segment.length;
+                    is_first || rows <= MERGED_ROWS_MAX && bytes <= MERGE_BYTES_MAX
                 });
-                let more = best.as_ref().is_none_or(|job| job.inputs.len() < segments.len());
-                if segments.len() >= MERGE_INPUTS_MIN && more {
-                    segments.sort_by_key(|segment| segment.id);
+                let more = best.as_ref().is_none_or(|job| job.inputs.len() < inputs.len());
+                if is_candidate(&inputs) && more {
+                    inputs.sort_by_key(|input| input.segment.id);
                     let schema = Arc::clone(&table.schema);
                     let order = table.order.as_ref().map(|order| row_order(order, &schema));
-                    best = Some(MergeJob { table_id: table.id, shard, inputs: segments, schema, order });
+                    best = Some(MergeJob { table_id: table.id, shard, inputs, schema, order });
                 }
             }
         }
         best
     }
 
-    /// Merges; the store's workers decode and encode. `None` when an input stopped being part of its table meanwhile.
+    /// Merges; the store's workers decode and encode. `None` when an input stopped being part of its table meanwhile, or
+    /// rows of it were deleted.
     ///
     /// # Errors
     /// [`StoreError::Corruption`] of an input, [`StoreError::VolumeFull`], the device's or the manifest's.
@@ -119,11 +157,16 @@ impl Store {
             None => (ROW_GROUP_ROWS, ROW_GROUP_RAW_BYTES_MAX),
             Some(_) => (RUN_ROWS_MAX, self.options.sort_run_bytes_max),
         });
-        for segment in &job.inputs {
+        for MergeInput { segment, deleted } in &job.inputs {
             for row_group in 0..segment.footer.row_groups.len() {
+                if deleted.as_ref().is_some_and(|deleted| deleted.is_all_of(row_group)) {
+                    continue;
+                }
                 let chunks = read_chunks(device, segment, row_group).await?;
                 let owner = Arc::clone(segment);
-                let group = offload(&**workers, move || decode_row_group(&owner, row_group, &chunks)).await??;
+                let among = deleted.as_ref().and_then(|deleted| deleted.among(row_group));
+                let decode = move || decode_row_group(&owner, row_group, &chunks)?.among(among.as_deref());
+                let group = offload(&**workers, decode).await??;
                 for part in gathered.push(group) {
                     row_groups.extend(part.encode(workers, &job).await?);
                 }
@@ -159,10 +202,13 @@ impl Store {
         let changes = self.change().await?;
         let (table, next_rowid) = {
             let mut state = self.state();
-            let replaces: Vec<u64> = job.inputs.iter().map(|segment| segment.id).collect();
             let table = state.manifest.tables.get(&job.table_id).cloned();
-            let all_live = replaces.iter().all(|id| state.segments_of(job.table_id).any(|(live, _)| live == *id));
-            (table.filter(|_| all_live), state.counter(job.table_id).next_rowid)
+            let is_unchanged = |MergeInput { segment, deleted }: &MergeInput| {
+                let is_live = state.segments_of(job.table_id).any(|(live, _)| live == segment.id);
+                is_live && state.has_deleted(segment.id, deleted.as_ref())
+            };
+            let are_unchanged = job.inputs.iter().all(is_unchanged);
+            (table.filter(|_| are_unchanged), state.counter(job.table_id).next_rowid)
         };
         let Some(table) = table else {
             self.give_back(&written)?;
@@ -174,7 +220,7 @@ impl Store {
             schema: table.schema.clone(),
             shards: table.shards,
             segments: written.iter().map(|segment| segment.id).collect(),
-            replaces: job.inputs.iter().map(|segment| segment.id).collect(),
+            replaces: job.inputs.iter().map(|input| input.segment.id).collect(),
             next_rowid,
             ..Default::default()
         };
@@ -187,14 +233,7 @@ impl Store {
         for segment in &written {
             batch.put_object(segment.id, &segment.record(ObjectState::Live, &[]));
         }
-        {
-            let state = self.state();
-            for id in &record.replaces {
-                if let Some(object) = state.manifest.objects.get(id) {
-                    batch.put_object(*id, &ObjectRecord { state: ObjectState::Pending as i32, ..object.clone() });
-                }
-            }
-        }
+        self.state().end_objects(&mut batch, &record.replaces);
         batch.put_table(&TableRecord { generation: table.generation + 1, definition_object: commit.id, ..table });
         changes.write(batch).await?;
         let merged = Merged {

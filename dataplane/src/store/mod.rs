@@ -17,6 +17,7 @@
 pub mod check;
 mod commit;
 pub mod decode;
+mod deletions;
 pub mod error;
 mod load;
 mod merge;
@@ -38,6 +39,7 @@ use hidb::order::TableOrder;
 pub use crate::manifest::records::LoadMode;
 pub use crate::manifest::{LoadState, Observer};
 pub use check::{CheckReport, check};
+pub use deletions::{Deleted, Deletion, RowsToDelete};
 pub use error::{Result, StoreError};
 pub use load::{LoadRequest, LoadStatus, LoadWriter};
 pub use merge::{MergeJob, Merged};
@@ -48,7 +50,7 @@ pub use table::{Catalog, SegmentHandle, TableSnapshot};
 use self::users::Users;
 use crate::device::Device;
 use crate::manifest::records::CounterRecord;
-use crate::manifest::{Batch, Manifest, ManifestState, ObjectRecord, ObjectState, TableRecord};
+use crate::manifest::{Batch, Manifest, ManifestState, ObjectRecord, TableRecord};
 use crate::volume::object::CommitRecord;
 use crate::volume::{Extent, ExtentAllocator, FolderLock, ObjectKind, Superblock, VolumeLock};
 use crate::workers::{Inline, Workers};
@@ -75,6 +77,8 @@ pub struct StoreOptions {
     pub row_groups_in_flight_max: usize,
     /// Raw bytes of the rows that are ordered together, in tables that have an order.
     pub sort_run_bytes_max: usize,
+    /// Bytes of deleted rows' bitmaps that one commit object holds; a deletion of more takes several.
+    pub commit_bytes_max: usize,
     /// A load without traffic for this long is aborted by the sweep, and a finished one forgotten, in seconds.
     pub load_idle_s_max: u64,
     /// Who encodes row groups.
@@ -91,6 +95,7 @@ impl StoreOptions {
             shards_default: 16,
             row_groups_in_flight_max: 4,
             sort_run_bytes_max: 192 << 20,
+            commit_bytes_max: 16 << 20,
             load_idle_s_max: 24 * 3600,
             workers: Arc::new(Inline),
             observer: None,
@@ -133,6 +138,8 @@ struct State {
     counters: BTreeMap<u64, CounterRecord>,
     /// Segments that count, those of open loads included.
     handles: BTreeMap<u64, Arc<SegmentHandle>>,
+    /// What is deleted of those that count.
+    deleted: BTreeMap<u64, Arc<Deleted>>,
     /// Segments that no longer count but may still be read.
     retired: HashMap<u64, Weak<SegmentHandle>>,
     /// Which connection writes a load: the last to begin it.
@@ -336,6 +343,8 @@ impl Store {
             let schema = self.read_schema(record.schema.as_ref(), &record.name)?;
             let order = self.read_order(record.schema.as_ref(), &schema, &record.name)?;
             let segments = segments.remove(id).unwrap_or_default();
+            let deleted: Vec<_> = segments.iter().map(|segment| state.deleted.get(&segment.id).cloned()).collect();
+            let deleted_rows = deleted.iter().flatten().map(|deleted| deleted.rows).sum();
             let table = TableSnapshot {
                 id: *id,
                 name: record.name.clone(),
@@ -344,10 +353,12 @@ impl Store {
                 order,
                 generation: record.generation,
                 shards: record.shards,
-                rows: segments.iter().map(|segment| segment.footer.rows()).sum(),
+                rows: segments.iter().map(|segment| segment.footer.rows()).sum::<u64>() - deleted_rows,
+                deleted_rows,
                 stored_bytes: segments.iter().map(|segment| segment.length).sum(),
                 column_bytes: OnceLock::new(),
                 segments,
+                deleted,
             };
             tables.insert(record.name.clone(), Arc::new(table));
         }
@@ -402,22 +413,23 @@ impl State {
     fn end_table(&self, batch: &mut Batch, table_id: u64) -> Vec<u64> {
         batch.delete_table(table_id);
         let mut segments = Vec::new();
+        let mut commits = Vec::new();
         for (id, object) in &self.manifest.objects {
             let of_table = object.table_id == table_id && object.is_live() && object.load_id.is_empty();
             if !of_table || object.is(ObjectKind::Tombstone) {
                 continue;
             }
-            batch.put_object(*id, &ObjectRecord { state: ObjectState::Pending as i32, ..object.clone() });
-            if object.is(ObjectKind::Segment) {
-                segments.push(*id);
-            }
+            if object.is(ObjectKind::Segment) { &mut segments } else { &mut commits }.push(*id);
         }
+        self.end_objects(batch, &segments);
+        self.end_objects(batch, &commits);
         segments
     }
 
     /// Segments stop counting: they live on for their readers only.
     fn retire(&mut self, segments: &[u64]) {
         for id in segments {
+            self.deleted.remove(id);
             if let Some(handle) = self.handles.remove(id) {
                 self.retired.insert(*id, Arc::downgrade(&handle));
             }
@@ -428,6 +440,21 @@ impl State {
     fn counter(&mut self, table_id: u64) -> &mut CounterRecord {
         let durable = self.manifest.counters.get(&table_id).copied().unwrap_or_default();
         self.counters.entry(table_id).or_insert(durable)
+    }
+
+    /// Space for metadata objects of so many units, or none at all.
+    fn allocate_metadata(&mut self, units: &[u64]) -> Result<Option<Vec<Extent>>> {
+        let mut extents = Vec::with_capacity(units.len());
+        for units in units {
+            match self.allocator.allocate_metadata(*units) {
+                Ok(extent) => extents.push(extent),
+                Err(_) => {
+                    extents.into_iter().try_for_each(|extent| self.free(extent))?;
+                    return Ok(None);
+                }
+            }
+        }
+        Ok(Some(extents))
     }
 
     fn free(&mut self, extent: Extent) -> Result<()> {

@@ -3,8 +3,9 @@
 //! Which pending objects may go, so that `rebuild` at any instant finds the same tables:
 //! - a segment when nobody reads it any more;
 //! - a commit object or tombstone when no commit object of a table that it ends is left;
-//! - a live commit object becomes pending when its table has a later one, none of its segments counts, and the
-//!   segments that it replaces are gone, both they and the commit objects that name them.
+//! - a live commit object becomes pending when its table has a later one, none of its segments counts, the
+//!   segments that it replaces are gone, both they and the commit objects that name them, and there is no segment whose
+//!   deleted rows it is the newest to hold. Those of one change (`parts`) go together.
 //!
 //! Commit objects are erased before segments: a commit object that was taken back must not outlive what it names.
 
@@ -105,12 +106,18 @@ impl State {
         let commits = || objects.iter().filter(|(_, object)| object.is(ObjectKind::Commit));
         let commit_tables: BTreeSet<u64> = commits().map(|(_, object)| object.table_id).collect();
         let named: BTreeSet<u64> = commits().flat_map(|(_, object)| object.segments.iter().copied()).collect();
-        for (id, object) in objects.iter().filter(|(_, object)| object.is_live() && !object.is(ObjectKind::Segment)) {
+        let deleting: BTreeSet<u64> = self.manifest.deletions.values().map(|deletion| deletion.commit).collect();
+        let records = || objects.iter().filter(|(_, object)| object.is_live() && !object.is(ObjectKind::Segment));
+        let is_needed = |(id, object): &(&u64, &ObjectRecord)| {
             let ends_something = object.drops_tables.iter().any(|table| commit_tables.contains(table));
-            let defines = self.manifest.tables.get(&object.table_id).is_some_and(|t| t.definition_object == *id);
+            let defines = self.manifest.tables.get(&object.table_id).is_some_and(|t| t.definition_object == **id);
             let counts = object.segments.iter().any(|id| objects.get(id).is_some_and(ObjectRecord::is_live));
             let replaces = object.replaces.iter().any(|id| objects.contains_key(id) || named.contains(id));
-            if !(ends_something || defines || counts || replaces) {
+            ends_something || defines || counts || replaces || deleting.contains(id)
+        };
+        let needed: BTreeSet<u64> = records().filter(is_needed).map(|(id, _)| *id).collect();
+        for (id, object) in records() {
+            if !needed.contains(id) && !object.parts.iter().any(|part| needed.contains(part)) {
                 batch.put_object(*id, &ObjectRecord { state: ObjectState::Pending as i32, ..object.clone() });
             }
         }

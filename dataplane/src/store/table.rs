@@ -11,6 +11,7 @@ use heliostat_segment::{ChunkMeta, PartMeta, SegmentFooter, membership_number, v
 use hidb::Schema;
 use hidb::order::TableOrder;
 
+use super::deletions::Deleted;
 use super::error::{Result, StoreError};
 
 /// A segment on the volume and its footer.
@@ -114,8 +115,12 @@ pub struct TableSnapshot {
     pub shards: u32,
     /// Its segments, by id.
     pub segments: Vec<Arc<SegmentHandle>>,
-    /// Rows of all segments.
+    /// What is deleted of each of them, in the same order.
+    pub deleted: Vec<Option<Arc<Deleted>>>,
+    /// Rows of all segments that are not deleted.
     pub rows: u64,
+    /// Rows that are deleted and still take space, until a merge leaves them out.
+    pub deleted_rows: u64,
     /// Bytes of all segments on the volume.
     pub stored_bytes: u64,
     /// Bytes of each column's chunks and membership filters, summed up when somebody asks.
@@ -123,6 +128,12 @@ pub struct TableSnapshot {
 }
 
 impl TableSnapshot {
+    /// What is deleted of a segment, by its id.
+    pub fn deleted_of(&self, segment: u64) -> Option<&Arc<Deleted>> {
+        let index = self.segments.binary_search_by_key(&segment, |segment| segment.id).ok()?;
+        self.deleted.get(index)?.as_ref()
+    }
+
     /// Bytes that these columns take on the volume (`schema.len()` stands for `_rowid`).
     pub fn column_bytes(&self, columns: &[usize]) -> u64 {
         let sums = self.column_bytes.get_or_init(|| {

@@ -11,6 +11,7 @@
 
 use prost::Message;
 
+use super::deletion::DeletionRecord;
 use super::{EXTENT_UNIT_BYTES, Extent, Superblock};
 use crate::device::AlignedBuf;
 
@@ -152,6 +153,12 @@ pub struct CommitRecord {
     /// Rows of the load.
     #[prost(uint64, tag = "12")]
     pub load_rows: u64,
+    /// Segments of which rows are deleted, each with all its deleted rows.
+    #[prost(message, repeated, tag = "20")]
+    pub deletions: Vec<DeletionRecord>,
+    /// All commit objects of a change that needs several, by id: it counts only when all are there. Empty for others.
+    #[prost(uint64, repeated, tag = "21")]
+    pub parts: Vec<u64>,
 }
 
 /// The object (header and payload) as it goes onto the volume.
