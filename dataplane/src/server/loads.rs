@@ -385,12 +385,10 @@ pub async fn commit(session: &Rc<Session>, request: &Rc<Request>, message: proto
     finish(session, request, &id, &status).await
 }
 
-/// Tells the sessions what a commit changed. Not part of the request: its client may be gone, or count on its slot as
-/// soon as it has the answer.
+/// Tells the sessions what a commit changed.
 fn announce_if_done(cell: &Arc<Cell>, before: Arc<Catalog>, result: &crate::store::Result<LoadStatus>) {
     if result.is_ok() {
-        let cell = cell.clone();
-        glommio::spawn_local(async move { catalog::announce_changes(&cell, &before).await }).detach();
+        catalog::announce_changes_soon(cell, before);
     }
 }
 

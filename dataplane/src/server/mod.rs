@@ -20,6 +20,7 @@ pub mod catalog;
 pub mod channel;
 pub mod control;
 pub mod core;
+pub mod deletes;
 pub mod links;
 pub mod loads;
 pub mod metrics_http;

@@ -8,6 +8,7 @@
 //! - A result frame leaves only against a credit; without credits the scan comes to rest (its images are bounded).
 //! - A schema hash that is not the table's is answered with the current schema, never with other columns.
 
+use std::fmt::Write as _;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -38,7 +39,16 @@ struct Wishes {
     explain: bool,
 }
 
-fn snapshot(session: &Session, access: &Access, name: &str, schema_hash: u64) -> Result<Arc<TableSnapshot>, Failure> {
+/// The table that a request is about, as it is now.
+///
+/// # Errors
+/// `UnknownTable`; `StaleSchema` when the request was made for another schema (a hash of 0 is not checked).
+pub(super) fn snapshot(
+    session: &Session,
+    access: &Access,
+    name: &str,
+    schema_hash: u64,
+) -> Result<Arc<TableSnapshot>, Failure> {
     let table = catalog::table(&session.core.cell, access, name)?;
     if schema_hash != 0 && schema_hash != table.schema_hash {
         return Err(Failure::stale(name, &table.schema, schema_hash));
@@ -168,16 +178,28 @@ async fn answer(
         wanted => wanted,
     };
     request.grant(credits);
-    let timeout = match wishes.timeout_ms {
-        0 => config.request_timeout.0,
-        milliseconds => Duration::from_millis(milliseconds),
-    };
+    let timeout_ms = wishes.timeout_ms;
     let work = async {
         if wishes.explain {
             return explain(Results::new(session, request, way), table, &compiled, started).await;
         }
         let results = Results::new(session, request, way);
         run(results, table, compiled, wishes.bypass_cache, credits, started).await
+    };
+    Ok(in_time(session, request, timeout_ms, started, work).await?)
+}
+
+/// Runs `work` until it is done, the request is stopped, or its time is up. A timeout of 0 is the cell's default.
+pub(super) async fn in_time<T>(
+    session: &Session,
+    request: &Request,
+    timeout_ms: u64,
+    started: Instant,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    let timeout = match timeout_ms {
+        0 => session.core.cell.config.request_timeout.0,
+        milliseconds => Duration::from_millis(milliseconds),
     };
     let deadline = async {
         if timeout.is_zero() {
@@ -187,7 +209,7 @@ async fn answer(
         let text = format!("the request's deadline of {} ms passed", timeout.as_millis());
         Err(Error::new(ErrorCode::DeadlineExceeded, text))
     };
-    Ok(session.until_stopped(request, or(work, deadline)).await?)
+    session.until_stopped(request, or(work, deadline)).await
 }
 
 /// Result frames of one request, from the home core.
@@ -301,7 +323,10 @@ async fn explain(
     started: Instant,
 ) -> Result<()> {
     let footers = table.segments.iter().map(|segment| segment.footer.as_ref());
-    let (text, would) = compiled.explain(footers);
+    let (mut text, would) = compiled.explain(footers);
+    if table.deleted_rows > 0 {
+        let _ = writeln!(text, "deleted rows, left out: {}", table.deleted_rows);
+    }
     let last = proto::FilteredResultSet {
         last: true,
         explain: text,

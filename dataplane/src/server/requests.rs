@@ -1,6 +1,6 @@
 //! From a frame to its answer: which kind of request is answered where.
 //!
-//! Called by `session` in a task of its own per request; calls `access`, then `catalog`, `questions`, `links`,
+//! Called by `session` in a task of its own per request; calls `access`, then `catalog`, `questions`, `deletes`, `links`,
 //! `loads` and `administration`.
 
 use std::rc::Rc;
@@ -9,7 +9,7 @@ use hidb::frame::{Frame, FrameKind};
 use hidb::{Error, ErrorCode, proto};
 
 use super::session::{Request, Session};
-use super::{Failure, access, administration, catalog, links, loads, questions};
+use super::{Failure, access, administration, catalog, deletes, links, loads, questions};
 
 /// Answers a request. An error becomes the `Error` frame that ends it.
 pub async fn answer(session: &Rc<Session>, request: &Rc<Request>, frame: Frame) -> Result<(), Failure> {
@@ -40,6 +40,7 @@ pub async fn answer(session: &Rc<Session>, request: &Rc<Request>, frame: Frame) 
         FrameKind::PredicatePushdownRequest => questions::pushdown(session, request, &access, frame.message()?).await?,
         FrameKind::Prepare => questions::prepare(session, request, &access, &frame.message()?).await?,
         FrameKind::Execute => questions::execute(session, request, &access, &frame.message()?).await?,
+        FrameKind::DeleteRows => deletes::answer(session, request, &access, &frame.message()?).await?,
         FrameKind::CloseStatement => {
             let close: proto::CloseStatement = frame.message()?;
             session.statements.borrow_mut().remove(close.statement_id);
