@@ -2,7 +2,7 @@
 //! switches tasks only where they await.
 //!
 //! Owns [`WorkerThreads`]: as many unpinned threads as there are cores, at a nice value of [`NICE`], so that the
-//! kernel gives the cores the CPUs first. Called by loads and merges through the trait [`Workers`]; the store gets it
+//! kernel gives the cores the CPUs first. Called by loads, merges and deletions through the trait [`Workers`]; the store gets it
 //! with its options. [`Inline`] works where it is called, for tools and deterministic tests.
 //!
 //! Invariants:

@@ -58,7 +58,7 @@ fn rows_of(wire: &mut Wire, table: &str) -> (u64, u64) {
 #[test]
 fn rows_for_which_the_condition_is_true_are_deleted_and_no_others_also_after_a_kill() {
     let folder = tempfile::tempdir().unwrap();
-    let mut cell = TestCell::start(folder.path(), &["--merge-interval", "0s"]);
+    let mut cell = TestCell::start(folder.path(), &["--merge-interval", "0ms"]);
     let mut wire = Wire::connect(cell.address);
     wire.load("t", 60, BATCH_ROWS);
     let mut left: BTreeSet<i64> = (0..60 * BATCH_ROWS as i64).collect();

@@ -47,14 +47,15 @@ async fn merge_forever(cell: &Arc<Cell>) {
     }
 }
 
-/// Merges what is most worth it; false when nothing is.
+/// Merges what is most worth it; false when nothing is, or the merge was taken back.
 async fn merge_once(cell: &Arc<Cell>, core: usize) -> Result<bool> {
     let Some(job) = cell.store.pick_merge() else { return Ok(false) };
     let store = cell.store.clone();
     let work = move || async move {
         run_in_background(async move { Ok::<_, Error>(store.merge(&Core::device()?, job).await?) }).await?
     };
-    let Some(merged) = cell.cores.run_on(core, work).await?? else { return Ok(true) };
+    // Taken back: whatever changed its inputs may do so again, and deserves a pause.
+    let Some(merged) = cell.cores.run_on(core, work).await?? else { return Ok(false) };
     cell.metrics.segments_merged.fetch_add(merged.inputs as u64, Relaxed);
     tracing::debug!(inputs = merged.inputs, rows = merged.rows, bytes = merged.bytes_written, "segments merged");
     reclaim(cell).await?;

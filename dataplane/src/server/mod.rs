@@ -3,7 +3,7 @@
 //! Owns [`Cell`] (what all threads of a running cell share) and [`serve`] (the control thread). Called by `main`.
 //!
 //! A connection is accepted, greeted and asked who it is on the control thread (`accept`, `authenticate`), then moves to a
-//! core (`session`), where its requests run (`requests`, `catalog`, `questions`, `loads`, `administration`), each after
+//! core (`session`), where its requests run (`requests`, `catalog`, `questions`, `deletes`, `loads`, `administration`), each after
 //! `access` has seen whether its user may make it. A session may open RDMA links (`links`). Answers leave through
 //! one bounded queue per session (`outbox`), or by its links.
 //!

@@ -1,6 +1,6 @@
 //! The store: tables on a volume, and every change of them.
 //!
-//! Owns the [`Store`]: catalog, space, loads, drops, merges, reclaiming, `check` and `rebuild`. It is `Send + Sync`
+//! Owns the [`Store`]: catalog, space, loads, deletions, drops, merges, reclaiming, `check` and `rebuild`. It is `Send + Sync`
 //! and shared by all cores; methods that touch the volume take the caller's own [`Device`].
 //!
 //! Invariants
