@@ -135,11 +135,11 @@ fn a_segment_without_rows_left_goes_with_the_deletion_and_its_space_returns_afte
 }
 
 #[test]
-fn row_groups_of_any_length_are_counted_from_the_segment_s_first_row() {
+fn rows_of_later_row_groups_are_counted_from_the_segment_s_first_row() {
     let fixture = Fixture::new(64 << 20);
     let device = &fixture.device;
     let store = fixture.open();
-    // A merge cuts row groups where its inputs end: the first has 131,072 rows, the second what is left.
+    // A merge fills the first row group with 131,072 rows; the second has what is left.
     block_on(async {
         for id in 1..6u8 {
             let start = i64::from(id) * 100_000;
