@@ -162,7 +162,7 @@ fn what_is_no_array_of_vectors_is_refused_with_what_to_do() {
 
 #[test]
 fn streams_that_end_early_or_go_on_are_found_while_they_are_read() {
-    let read = |bytes: &[u8]| {
+    let read = |bytes: &[u8]| -> Result<()> {
         let mut reader = ArrayReader::new("-", Cursor::new(bytes), None)?;
         while reader.read_rows(1, &mut Vec::new())? > 0 {}
         Ok(())
@@ -173,7 +173,7 @@ fn streams_that_end_early_or_go_on_are_found_while_they_are_read() {
     for (bytes, says) in [
         (&whole[..whole.len() - 1], "ends within row 1 of 2"),
         (&whole[..whole.len() - 9], "ends within row 0 of 2"),
-        (&[&whole[..], b"x"].concat(), "goes on after the array"),
+        (&[&whole[..], b"x"].concat()[..], "goes on after the array"),
         (&vecs[..vecs.len() - 1], "ends within row 1"),
         (&vecs[..vecs.len() - 10], "ends within row 1"),
     ] {
