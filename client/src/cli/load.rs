@@ -9,9 +9,9 @@ use heliostat_client::{Client, LoadMode, LoadProgress, LoadWriter};
 use hidb::order::{OrderKind, TableOrder};
 use hidb::{Error, ErrorCode, Schema};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
+use super::interruption::Interruption;
 use super::{Failure, Global, quantity};
 
 const EXAMPLES: &str = "Examples:
@@ -27,6 +27,9 @@ Nothing is visible before everything is loaded; Ctrl-C leaves the table as it wa
 
 An order (--sort-by, --cluster-by) belongs to the table: rows that are appended later are put in the same order without
 asking again, and so are the rows that replace it. Rows are ordered in runs of 192 MiB (the cell's setting sort_run).";
+
+/// What becomes of a load that is interrupted.
+const UNDONE: &str = "the load was aborted and nothing has changed";
 
 #[derive(Args)]
 #[command(after_help = EXAMPLES, group = ArgGroup::new("source").required(true).args(["files", "tpch"]))]
@@ -101,7 +104,7 @@ pub async fn run(arguments: Arguments, global: &Global) -> Result<(), Failure> {
     });
     let opened = tokio::select! {
         opened = opening => opened,
-        error = interruption.happens() => return Err(error.into()),
+        error = interruption.happens(UNDONE) => return Err(error.into()),
     };
     let input = opened.map_err(|error| {
         Error::new(ErrorCode::MalformedInput, format!("the input can't be opened: its reader gave up: {error}"))
@@ -113,7 +116,7 @@ pub async fn run(arguments: Arguments, global: &Global) -> Result<(), Failure> {
     let mut writer = client.load_in_order(&arguments.table, &schema, mode, order.as_ref()).await?;
     let outcome = tokio::select! {
         outcome = transfer(&mut writer, input, &bar) => outcome,
-        error = interruption.happens() => Err(error),
+        error = interruption.happens(UNDONE) => Err(error),
     };
     bar.finish_and_clear();
     match outcome {
@@ -134,30 +137,6 @@ pub async fn run(arguments: Arguments, global: &Global) -> Result<(), Failure> {
             let _ = tokio::time::timeout(Duration::from_secs(5), writer.abort()).await;
             Err(error.into())
         }
-    }
-}
-
-/// Ctrl-C and SIGTERM.
-struct Interruption {
-    interrupts: Signal,
-    terminations: Signal,
-}
-
-impl Interruption {
-    fn watch() -> Result<Self, Error> {
-        let failed = |error| Error::new(ErrorCode::Internal, format!("signals can't be waited for: {error}"));
-        Ok(Interruption {
-            interrupts: signal(SignalKind::interrupt()).map_err(failed)?,
-            terminations: signal(SignalKind::terminate()).map_err(failed)?,
-        })
-    }
-
-    async fn happens(&mut self) -> Error {
-        tokio::select! {
-            _ = self.interrupts.recv() => {}
-            _ = self.terminations.recv() => {}
-        }
-        Error::new(ErrorCode::Cancelled, "interrupted: the load was aborted and nothing has changed")
     }
 }
 
