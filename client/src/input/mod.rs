@@ -9,6 +9,7 @@
 //!
 //! Decoding runs on threads of its own, several parts at a time; see [`ordered`].
 
+pub mod arrays;
 mod columns;
 mod csv;
 mod infer;
