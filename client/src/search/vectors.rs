@@ -5,7 +5,8 @@
 //! Invariants
 //! - What goes to the cell has the column's element type and dimension, and is finite.
 //! - A component that the column's type can't hold is an error that names the vector; others are rounded to the nearest
-//!   that it can.
+//!   that it can. Bits are 0 or 1 and nothing between.
+//! - Unsigned bytes are numbers, but for a column of bits whose packed vectors have as many: then they are these.
 
 use arrow_array::types::{ArrowPrimitiveType, Float16Type};
 use hidb::{DataType, Error, ErrorCode, Result, VectorElement};
@@ -34,6 +35,18 @@ impl QueryVector {
             let text = format!("a column of type {to} has no neighbours: name one of vectors");
             return Err(Error::new(ErrorCode::TypeMismatch, text));
         };
+        if element == VectorElement::Bit && self.element == ArrayElement::U8 {
+            let spare = element.spare_bits(dimension);
+            if self.elements.len() == element.row_bytes(dimension) {
+                if self.elements.last().is_some_and(|last| last & spare != 0) {
+                    let text =
+                        format!("the last byte of query {query} has bits beyond the {dimension} of {to}: clear them");
+                    return Err(Error::new(ErrorCode::InvalidValue, text));
+                }
+                into.extend_from_slice(&self.elements);
+                return Ok(());
+            }
+        }
         let numbers = self.element.numbers(&self.elements);
         let has_rest = !self.elements.len().is_multiple_of(self.element.byte_width());
         if numbers.len() != dimension as usize || has_rest {
@@ -43,6 +56,7 @@ impl QueryVector {
             );
             return Err(Error::new(ErrorCode::TypeMismatch, text));
         }
+        let first_byte = into.len();
         for (index, number) in numbers.into_iter().enumerate() {
             let fits = match element {
                 VectorElement::F32 => append(number.is_finite(), number.to_le_bytes(), into),
@@ -53,6 +67,13 @@ impl QueryVector {
                 VectorElement::I8 => {
                     let whole = number.round_ties_even();
                     append((-128.0..=127.0).contains(&whole), (whole as i8).to_le_bytes(), into)
+                }
+                VectorElement::Bit => {
+                    if index % 8 == 0 {
+                        into.push(0);
+                    }
+                    into[first_byte + index / 8] |= u8::from(number == 1.0) << (index % 8);
+                    number == 0.0 || number == 1.0
                 }
             };
             if !fits {
@@ -118,6 +139,28 @@ mod tests {
         let bytes = QueryVector::of_elements(ArrayElement::U8, [1, 2, 127]);
         assert_eq!(encoded(&bytes, "vector(3,i8)").unwrap(), [1, 2, 127]);
         assert_eq!(encoded(&QueryVector::from(&[-1i8, 5][..]), "vector(2,i8)").unwrap(), [255, 5]);
+    }
+
+    #[test]
+    fn bits_come_packed_or_as_zeros_and_ones() {
+        let packed = QueryVector::of_elements(ArrayElement::U8, [0b1000_0101, 0b10]);
+        assert_eq!(encoded(&packed, "vector(10,bit)").unwrap(), [0b1000_0101, 0b10]);
+        let numbers = QueryVector::from([1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 1.0]);
+        assert_eq!(encoded(&numbers, "vector(10,bit)").unwrap(), [0b1000_0101, 0b10]);
+        let bytes = QueryVector::of_elements(ArrayElement::U8, [1, 0, 1, 0, 0, 0, 0, 1, 0, 1]);
+        assert_eq!(encoded(&bytes, "vector(10,bit)").unwrap(), [0b1000_0101, 0b10]);
+        // A vector after another begins with a byte of its own.
+        let mut both = vec![7];
+        numbers.encode(0, &"vector(10,bit)".parse().unwrap(), &mut both).unwrap();
+        assert_eq!(both, [7, 0b1000_0101, 0b10]);
+        let code = |vector: &QueryVector, to: &str| encoded(vector, to).unwrap_err().code;
+        assert_eq!(code(&packed, "vector(9,bit)"), ErrorCode::InvalidValue);
+        assert_eq!(code(&packed, "vector(17,bit)"), ErrorCode::TypeMismatch);
+        assert_eq!(code(&QueryVector::from([0.5]), "vector(1,bit)"), ErrorCode::InvalidValue);
+        assert_eq!(
+            code(&QueryVector::of_elements(ArrayElement::U8, [2, 0, 0]), "vector(3,bit)"),
+            ErrorCode::InvalidValue
+        );
     }
 
     #[test]

@@ -328,3 +328,61 @@ fn vectors_are_returned_as_they_were_stored() {
     }
     assert_eq!(expected.next(), None);
 }
+
+/// Row `n` has the vector with the number `n % 5`, or NULL; `w` is `v` of the row after it.
+fn table_of_vectors(vector: DataType) -> Table {
+    use arrow_array::{Int64Array, RecordBatch};
+    let width = vector.fixed_width().unwrap();
+    let schema = Schema::new(vec![field("n", DataType::Int64), field("v", vector), field("w", vector)]).unwrap();
+    let column = |first: i64| {
+        let numbers = (0..2000).map(|row| first + row);
+        let bytes: Vec<u8> =
+            numbers.clone().flat_map(|n| [&vec![0; width - 1][..], &[(n % 5) as u8]].concat()).collect();
+        let nulls = numbers.map(|n| n % 7 != 0).collect();
+        hidb::arrow_mapping::vector_array(&vector, 2000, bytes.into(), Some(nulls)).unwrap()
+    };
+    let columns = vec![Arc::new(Int64Array::from_iter_values(0..2000)) as _, column(0), column(1)];
+    let arrow = hidb::arrow_mapping::to_arrow_schema(&schema, true);
+    Table::of_batches(schema, vec![RecordBatch::try_new(arrow, columns).unwrap()])
+}
+
+#[test]
+fn vectors_of_every_element_compare_for_equality_and_group() {
+    use hidb::plan::{CompareOp, Expr, build};
+    for text in ["vector(3,f32)", "vector(3,f16)", "vector(3,i8)", "vector(19,bit)"] {
+        let vector: DataType = text.parse().unwrap();
+        let table = table_of_vectors(vector);
+        let width = vector.fixed_width().unwrap();
+        let three = Scalar::Bytes([&vec![0; width - 1][..], &[3]].concat());
+        let [v, w] = [1, 2].map(|index| Expr::column(index, vector, true));
+        for (op, right, expected) in [
+            (
+                CompareOp::Equal,
+                Expr::literal(three.clone(), vector),
+                Box::new(|n: i64| n % 5 == 3) as Box<dyn Fn(i64) -> bool>,
+            ),
+            (CompareOp::NotEqual, Expr::literal(three, vector), Box::new(|n| n % 5 != 3)),
+            (CompareOp::Equal, w.clone(), Box::new(|_| false)),
+            (CompareOp::NotEqual, w, Box::new(|n| (n + 1) % 7 != 0)),
+        ] {
+            let mut question = plan(&table, "", "n", "");
+            question.filter = Some(build::compare(op, v.clone(), right).unwrap());
+            let (batches, _) = table.run(&question, 2, &EngineOptions::default()).unwrap();
+            let mut got: Vec<i64> = rows_of(&batches).iter().map(|row| row[0].as_i128().unwrap() as i64).collect();
+            got.sort_unstable();
+            let expected: Vec<i64> = (0..2000).filter(|n| n % 7 != 0 && expected(*n)).collect();
+            assert_eq!(got, expected, "{text} {op:?}");
+        }
+        assert_eq!(build::compare(CompareOp::Less, v.clone(), v).unwrap_err().code, ErrorCode::TypeMismatch);
+        // Five vectors and NULL, also through what nodes hand on.
+        let single = plan(&table, "", "v, count(*)", "v");
+        assert_eq!(
+            table.run(&single, 2, &EngineOptions::default()).unwrap().0.iter().map(|b| b.num_rows()).sum::<usize>(),
+            6
+        );
+        let (batches, _) = table.run(&intermediate(single.clone()), 2, &EngineOptions::default()).unwrap();
+        let merged = merge_intermediate(single.aggregation.as_ref().unwrap(), &batches).unwrap();
+        assert_eq!(merged.num_rows(), 6, "{text}");
+        assert_eq!(merged.column(0).data_type(), &hidb::arrow_mapping::to_arrow_type(&vector, true));
+    }
+}

@@ -291,7 +291,7 @@ impl FeedTask {
                                 counters.loaded_bytes_total.fetch_add(length, Relaxed);
                                 pushed
                             }
-                            Err(error) => Err(in_batch(number, error).into()),
+                            Err(error) => Err(writer.in_batch(number, error).into()),
                         };
                         failed = self.tell(pushed, request_id, &mut told_batches, &mut told_bytes, false).await;
                     }
@@ -316,7 +316,7 @@ impl FeedTask {
 
     fn read(&self, writer: &LoadWriter, payload: Bytes) -> Result<arrow_array::RecordBatch> {
         let batch = image::read_image(payload, &self.arrow_schema)?;
-        arrow_mapping::adapt_batch(&batch, writer.schema())
+        arrow_mapping::adapt_rows(&batch, writer.schema(), writer.next_row())
     }
 
     /// Tells the client how far the load is, when that is news. True when the load has failed.
@@ -352,10 +352,6 @@ impl FeedTask {
             }
         }
     }
-}
-
-fn in_batch(number: u64, error: Error) -> Error {
-    Error::new(error.code, format!("batch {number}: {}", error.message))
 }
 
 /// Commits a load, fed here or not.

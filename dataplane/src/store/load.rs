@@ -6,6 +6,7 @@
 //! Invariants
 //! - A batch counts as durable only after the segment with its last row is flushed and in the manifest, and then all
 //!   batches before it are durable too.
+//! - No batch is taken whose vectors hold NaN or infinity.
 //! - A row group holds whole batches, and so does a run of row groups in a table that has an order. They enter segments
 //!   in the order of their batches, whatever the order in which their encoding ends; all segments of a run become
 //!   durable together.
@@ -26,7 +27,7 @@ use hidb::{ErrorCode, ROW_GROUP_RAW_BYTES_MAX, ROW_GROUP_ROWS, Schema};
 use super::error::{Result, StoreError};
 use super::objects::WrittenSegment;
 use super::ordering::{RUN_ROWS_MAX, RunRowIds, encode_run, row_order};
-use super::{LoadMode, LoadState, SEGMENT_ROW_GROUPS_MAX, Store, unix_seconds};
+use super::{LoadMode, LoadState, SEGMENT_ROW_GROUPS_MAX, Store, finite, unix_seconds};
 use crate::device::Device;
 use crate::manifest::records::load_text;
 use crate::manifest::{Batch, LoadRecord, ObjectState};
@@ -105,6 +106,8 @@ pub struct LoadWriter {
     shards: u32,
     /// The number the next batch must have.
     next_batch: u64,
+    /// The number of its first row, counted from the load's first.
+    next_row: u64,
     buffered: Vec<RecordBatch>,
     buffered_rows: usize,
     buffered_bytes: usize,
@@ -183,6 +186,7 @@ impl Store {
             table_id: record.table_id,
             shards: record.shards,
             next_batch: record.durable_batches,
+            next_row: record.durable_rows,
             buffered: Vec::new(),
             buffered_rows: 0,
             buffered_bytes: 0,
@@ -252,6 +256,21 @@ impl LoadWriter {
         self.next_batch
     }
 
+    /// The number of the next batch's first row, counted from the load's first, 0.
+    pub fn next_row(&self) -> u64 {
+        self.next_row
+    }
+
+    /// An error in a batch that was about to be taken, with where the batch is.
+    pub fn in_batch(&self, number: u64, error: hidb::Error) -> hidb::Error {
+        let rows = if number == self.next_batch {
+            format!(", rows from {} of the load", self.next_row)
+        } else {
+            String::new()
+        };
+        hidb::Error::new(error.code, format!("batch {number}{rows}: {}", error.message))
+    }
+
     /// Whether batches were taken that are not durable yet.
     pub fn has_unflushed(&self) -> bool {
         self.store.load_status(&self.load_id).is_ok_and(|status| status.durable_batches < self.next_batch)
@@ -274,8 +293,9 @@ impl LoadWriter {
     /// and ignored. Returns when there is room for the next: batches become durable later.
     ///
     /// # Errors
-    /// [`StoreError::LoadConflict`] for a gap or after a take-over, [`StoreError::VolumeFull`] (the load is then
-    /// aborted), encoding errors, the device's or the manifest's. After an error the writer takes no more.
+    /// [`StoreError::LoadConflict`] for a gap or after a take-over, [`StoreError::Data`] for vectors that are not finite,
+    /// [`StoreError::VolumeFull`] (the load is then aborted), encoding errors, the device's or the manifest's. After an
+    /// error the writer takes no more.
     pub async fn push<D: Device>(&mut self, device: &D, number: u64, batch: RecordBatch) -> Result<LoadStatus> {
         self.push_retaining(device, number, batch, 0).await
     }
@@ -310,6 +330,7 @@ impl LoadWriter {
             let reason = format!("batch {number} has {rows} rows: at most {ROW_GROUP_ROWS}");
             return Err(StoreError::Data(hidb::Error::new(ErrorCode::LimitExceeded, reason)));
         }
+        finite::check(&batch, &self.schema, self.next_row).map_err(|error| self.in_batch(number, error))?;
         let bytes: usize = batch.columns().iter().map(|a| a.to_data().get_slice_memory_size().unwrap_or(0)).sum();
         let limits = self.limits();
         let overflows =
@@ -318,6 +339,7 @@ impl LoadWriter {
             self.cut();
         }
         self.next_batch += 1;
+        self.next_row += rows as u64;
         if rows > 0 {
             self.buffered.push(batch);
             self.buffered_rows += rows;

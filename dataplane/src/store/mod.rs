@@ -18,6 +18,7 @@ pub mod check;
 mod commit;
 pub mod decode;
 pub mod error;
+mod finite;
 mod load;
 mod merge;
 mod objects;

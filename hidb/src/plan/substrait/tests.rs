@@ -528,6 +528,10 @@ proptest! {
             (Scalar::Bytes(word.clone().into_bytes()), DataType::Varchar(8)),
             (Scalar::Bytes(word.into_bytes()), DataType::Bytea),
             (Scalar::Null, DataType::Vector { dimension: 3, element: crate::VectorElement::I8 }),
+            (
+                Scalar::Bytes(vec![integer as u8, 0b101]),
+                DataType::Vector { dimension: 11, element: crate::VectorElement::Bit },
+            ),
         ];
         let mut plan = parse_scan(&text("", &["id"], &[], &[], &[]), &schema()).unwrap();
         for (value, data_type) in constants {
