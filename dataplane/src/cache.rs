@@ -75,6 +75,8 @@ pub struct Fetched {
     pub chunks: Vec<Bytes>,
     /// Bytes read from the device by this call, with padding and gaps; reads that others had started do not count.
     pub bytes_read_device: u64,
+    /// Reads that took, of one or several chunks each.
+    pub reads: u64,
 }
 
 /// What the cache counted since the core started.
@@ -101,6 +103,7 @@ type WeakRead = WeakShared<Pin<Box<dyn Future<Output = Result<Vec<Bytes>>>>>>;
 struct Entry {
     key: ChunkKey,
     bytes: Bytes,
+    offset: u64,
     charge: u64,
     is_marked: Cell<bool>,
 }
@@ -143,7 +146,7 @@ impl<D: Device> BlockCache<D> {
     /// # Errors
     /// Those of [`Device::read`]; [`DeviceError::Corruption`] naming segment, row group and column.
     pub async fn fetch(&self, wanted: &[ChunkAddress], bypass: bool) -> Result<Fetched> {
-        let mut fetched = Fetched { chunks: vec![Bytes::new(); wanted.len()], bytes_read_device: 0 };
+        let mut fetched = Fetched { chunks: vec![Bytes::new(); wanted.len()], ..Default::default() };
         let mut missing = Vec::new();
         let mut joined: Vec<(usize, Read, usize)> = Vec::new();
         {
@@ -166,6 +169,7 @@ impl<D: Device> BlockCache<D> {
             let addresses: Vec<ChunkAddress> = group.iter().map(|index| wanted[*index]).collect();
             let (first, last) = (addresses[0], addresses[addresses.len() - 1]);
             fetched.bytes_read_device += last.end() - first.offset;
+            fetched.reads += 1;
             let cache = self.clone();
             let keys: Vec<ChunkKey> = addresses.iter().map(|address| address.key).collect();
             let future: Pin<Box<dyn Future<Output = _>>> = Box::pin(async move { cache.read(addresses, bypass).await });
@@ -193,6 +197,14 @@ impl<D: Device> BlockCache<D> {
             fetched.chunks[index] = parts.get(part).cloned().unwrap_or_default();
         }
         Ok(fetched)
+    }
+
+    /// A chunk, if it is cached, and its first byte on the device.
+    pub fn peek(&self, key: &ChunkKey) -> Option<(Bytes, u64)> {
+        let chunks = self.0.chunks.borrow();
+        let entry = chunks.ring[*chunks.places.get(key)?].as_ref()?;
+        entry.is_marked.set(true);
+        Some((entry.bytes.clone(), entry.offset))
     }
 
     /// Reads adjacent chunks as one, verifies and keeps them.
@@ -333,7 +345,8 @@ impl Chunks {
         if over > 0 {
             self.evict(over);
         }
-        let entry = Some(Entry { key: address.key, bytes, charge, is_marked: Cell::new(false) });
+        let entry =
+            Some(Entry { key: address.key, bytes, offset: address.offset, charge, is_marked: Cell::new(false) });
         let place = match self.vacant.pop() {
             Some(place) => {
                 self.ring[place] = entry;

@@ -270,6 +270,9 @@ options! {
     cores: usize = 0;
     /// Memory of the block cache, over all cores: a size, or a share of the machine's memory.
     cache: Size = Size::PercentOfMemory(25);
+    /// Memory that graphs of vectors may take, all together: kind auto makes an IVF index, which stays on the volume, of
+    /// what does not fit. A size, or a share of the machine's memory.
+    graph_memory: Size = Size::PercentOfMemory(25);
     /// Memory one request may use for groups, sorting and results.
     request_memory: Size = Size::Bytes(256 << 20);
     /// Deadline of a request that brings none of its own. 0ms: none.
@@ -294,9 +297,13 @@ options! {
     statements_max: usize = 256;
     /// Bytes of load batches a client may have sent and not seen received.
     load_window: Size = Size::Bytes(32 << 20);
-    /// Raw bytes of rows that a load puts in order together, in tables that have an order: the more, the closer equal keys
-    /// lie. A load holds two runs of this size.
+    /// Raw bytes of rows that a load puts in order together, in tables that have an order: the more, the closer equal
+    /// keys lie. At least 1MiB, at most 1GiB. Clients keep what is not durable, 512MiB unless they say otherwise: where
+    /// that is less than two runs, runs end early.
     sort_run: Size = Size::Bytes(192 << 20);
+    /// Memory for the runs of all loads and merges of tables that have an order. A run takes four times its size; where
+    /// many loads would take more than this together, each has shorter runs, of 16MiB at least.
+    sort_memory: Size = Size::Bytes(1 << 30);
     /// A load without traffic for this long has its rows made durable and acknowledged.
     load_idle_flush: Interval = Interval(Duration::from_millis(200));
     /// An open load without traffic for this long is aborted and its space freed.
@@ -406,6 +413,10 @@ impl Config {
         }
         if self.request_memory.bytes() < 1 << 20 {
             return wrong("request_memory", format!("{}: must be at least 1MiB", self.request_memory));
+        }
+        let sort_run = self.sort_run.bytes();
+        if !(1 << 20..=1 << 30).contains(&sort_run) {
+            return wrong("sort_run", format!("{sort_run} bytes: must be 1MiB to 1GiB"));
         }
         if !["text", "json"].contains(&self.log_format.as_str()) {
             return wrong("log_format", format!("{:?}: must be text or json", self.log_format));
@@ -525,6 +536,18 @@ mod tests {
             Config { metrics_listen: listen, ..with_tls },
         ] {
             assert!(half.check().is_err());
+        }
+    }
+
+    #[test]
+    fn sizes_of_runs_that_can_t_work_are_refused() {
+        let with = |sort_run: Size| Config { sort_run, ..Config::default() }.check();
+        for right in [1 << 20, 192 << 20, 1 << 30] {
+            with(Size::Bytes(right)).unwrap();
+        }
+        for wrong in [Size::Bytes(0), Size::Bytes((1 << 20) - 1), Size::Bytes((1 << 30) + 1)] {
+            let error = with(wrong).unwrap_err().to_string();
+            assert!(error.contains("sort_run") && error.contains("1MiB to 1GiB"), "{error}");
         }
     }
 

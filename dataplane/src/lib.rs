@@ -19,6 +19,7 @@ pub mod device;
 pub mod fabric;
 pub mod manifest;
 pub mod metrics;
+pub mod search;
 pub mod server;
 pub mod store;
 pub mod tls_tool;

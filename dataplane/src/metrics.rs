@@ -46,6 +46,8 @@ counters! {
     returned_bytes_total "counter",
     /// Rows taken in by loads.
     rows_loaded_total "counter",
+    /// Rows deleted.
+    rows_deleted_total "counter",
     /// Payload bytes taken in by loads.
     loaded_bytes_total "counter",
     /// Reads of the device (their rate is the IOPS).

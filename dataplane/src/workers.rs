@@ -2,10 +2,11 @@
 //! switches tasks only where they await.
 //!
 //! Owns [`WorkerThreads`]: as many unpinned threads as there are cores, at a nice value of [`NICE`], so that the
-//! kernel gives the cores the CPUs first. Called by loads and merges through the trait [`Workers`]; the store gets it
+//! kernel gives the cores the CPUs first. Called by loads, merges and deletions through the trait [`Workers`]; the store gets it
 //! with its options. [`Inline`] works where it is called, for tools and deterministic tests.
 //!
 //! Invariants:
+//! - Work that nobody waits for any more when its turn comes is dropped.
 //! - A panic of a piece of work is an `Internal` error of whoever waits for it; the thread lives on.
 //! - The queue is as long as its users let it become: a load and a merge have a bounded number of pieces in it.
 
@@ -69,8 +70,8 @@ impl Workers for WorkerThreads {
     }
 }
 
-/// Gives `work` to `workers` now; its result, or its panic as an error, comes through the returned future. Dropping
-/// that future does not take back the work.
+/// Gives `work` to `workers` now; its result, or its panic as an error, comes through the returned future. Work whose
+/// future is dropped before its turn comes is not begun.
 ///
 /// # Errors
 /// `Internal` when the work panicked.
@@ -81,6 +82,10 @@ where
 {
     let (result, answer) = oneshot::channel();
     workers.start(Box::new(move || {
+        // What was given up, as the runs of an aborted load, must not hold up the others.
+        if result.is_canceled() {
+            return;
+        }
         // Work does not await: one poll finishes it. Nobody may wait any more.
         if let Some(done) = catch_panics(async { work() }).now_or_never() {
             let _ = result.send(done);
@@ -119,6 +124,20 @@ mod tests {
         let abandoned = offload(&workers, || 1);
         drop(abandoned);
         assert_eq!(block_on(offload(&workers, || 7)).unwrap(), 7);
+    }
+
+    #[test]
+    fn work_that_nobody_waits_for_any_more_is_not_begun() {
+        let workers = WorkerThreads::start(1).unwrap();
+        let (go, wait) = flume::bounded::<()>(1);
+        let busy = offload(&workers, move || wait.recv());
+        let was_done = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let done = was_done.clone();
+        drop(offload(&workers, move || done.store(true, std::sync::atomic::Ordering::Relaxed)));
+        go.send(()).unwrap();
+        block_on(busy).unwrap().unwrap();
+        block_on(offload(&workers, || ())).unwrap();
+        assert!(!was_done.load(std::sync::atomic::Ordering::Relaxed));
     }
 
     #[test]

@@ -1,9 +1,9 @@
-//! Power loss at every instant of a seeded run of loads, commits, aborts, drops, merges and reclaims.
+//! Power loss at every instant of a seeded run of loads, commits, aborts, deletions, drops, merges and reclaims.
 //!
 //! After each write, flush and manifest batch of the run a crash is played: writes that were not flushed are lost,
 //! reordered or torn, the manifest is as it was, or its last record is torn. Then the store opens again, and
-//! committed loads are whole, others invisible and resumable with exactly their acknowledged batches, and `check`
-//! finds nothing leaked or used twice. The manifest is lost as well, before and after the restart, and rebuilt.
+//! committed loads are whole, others invisible and resumable with exactly their acknowledged batches, deletions are whole
+//! or have not happened, and `check` finds nothing leaked or used twice. Snapshots read what they read when they were taken. The manifest is lost as well, before and after the restart, and rebuilt.
 //!
 //! `HELIOSTAT_SEED=n` replays the run of that seed, `HELIOSTAT_STEPS=n` sets its length.
 
@@ -18,7 +18,7 @@ use heliostat_dataplane::manifest::{Batch, Manifest};
 use heliostat_dataplane::store::{LoadMode, LoadState, LoadWriter, Store, StoreOptions, TableSnapshot, rebuild};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use simulation::{Event, Replay, SimDevice, batch, contents, order_of, request, schema};
+use simulation::{Event, Replay, SimDevice, batch, contents, copy_manifest, delete, order_of, request, schema};
 
 const VOLUME_BYTES: u64 = 4 << 20;
 /// `a` comes often, so that it grows enough segments to merge.
@@ -58,17 +58,6 @@ struct Run {
     _folder: tempfile::TempDir,
 }
 
-fn copy_manifest(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let name = entry.file_name();
-        if name != "LOCK" && !name.to_string_lossy().starts_with("LOG") {
-            std::fs::copy(entry.path(), to.join(name)).unwrap();
-        }
-    }
-}
-
 /// Runs the workload and records it.
 fn record(seed: u64, steps: usize) -> Run {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
@@ -84,6 +73,8 @@ fn record(seed: u64, steps: usize) -> Run {
     let image = device.image();
     let (log, copies, root) = (device.log(), Arc::clone(&manifests), folder.path().to_path_buf());
     let mut options = StoreOptions::new(&metadata);
+    // So few that deletions often need several commit objects.
+    options.commit_bytes_max = 100;
     options.observer = Some(Arc::new(move |from: &Path| {
         let mut copies = copies.lock().unwrap();
         let to = root.join(format!("manifest-{}", copies.len()));
@@ -108,6 +99,9 @@ fn record(seed: u64, steps: usize) -> Run {
             let start = device.log().lock().unwrap().len();
             let name = workload.step(&mut random).await;
             let end = device.log().lock().unwrap().len();
+            for (snapshot, rows) in &workload.readers {
+                assert_eq!(contents(&device, snapshot).await, *rows, "a snapshot changed in {name}");
+            }
             recorded.push(Step { name, start, end, after: workload.model.clone() });
             for table in workload.store.catalog().tables.values() {
                 for (key, rowid) in contents(&device, table).await {
@@ -126,7 +120,8 @@ struct Workload {
     store: Arc<Store>,
     model: Model,
     writers: BTreeMap<u8, LoadWriter>,
-    readers: Vec<Arc<TableSnapshot>>,
+    /// Snapshots, and what was in them.
+    readers: Vec<(Arc<TableSnapshot>, Vec<(i64, i64)>)>,
     next_load: u8,
     next_key: i64,
 }
@@ -146,8 +141,9 @@ impl Workload {
             44..74 => self.commit(random).await,
             74..77 => self.abort(random).await,
             77..79 => self.drop_table(random).await,
-            79..92 => self.merge().await,
-            92..94 => self.create_table(random).await,
+            79..88 => self.merge(random).await,
+            88..94 => self.delete(random).await,
+            94..95 => self.create_table(random).await,
             _ => self.read_or_reclaim(random).await,
         }
     }
@@ -244,15 +240,44 @@ impl Workload {
         format!("drop {table}")
     }
 
-    async fn merge(&mut self) -> String {
+    async fn delete(&mut self, random: &mut ChaCha8Rng) -> String {
+        let names: Vec<String> = self.model.tables.keys().cloned().collect();
+        if names.is_empty() {
+            return "nothing".into();
+        }
+        let name = &names[random.random_range(0..names.len())];
+        let (low, high) = (random.random_range(0..=self.next_key), random.random_range(0..=self.next_key));
+        let (modulus, kind) = (random.random_range(2..40), random.random_range(0..10));
+        let is_wanted = |key: i64| match kind {
+            0 => true,
+            1..4 => (low.min(high)..low.max(high)).contains(&key),
+            _ => key.wrapping_mul(7919) % modulus == 0,
+        };
+        let rows = delete(&self.device, &self.store, name, is_wanted).await;
+        let kept = self.model.tables.get_mut(name).unwrap();
+        let before = kept.len();
+        kept.retain(|key| !is_wanted(*key));
+        assert_eq!(rows as usize, before - kept.len());
+        format!("delete {rows} of {name}")
+    }
+
+    async fn merge(&mut self, random: &mut ChaCha8Rng) -> String {
         let Some(job) = self.store.pick_merge() else { return "nothing to merge".into() };
+        if random.random_bool(0.2) {
+            let deleted = self.delete(random).await;
+            let merged = self.store.merge(&self.device, job).await.unwrap();
+            return format!("{deleted} during merge {merged:?}");
+        }
         let merged = self.store.merge(&self.device, job).await.unwrap();
         format!("merge {merged:?}")
     }
 
     async fn read_or_reclaim(&mut self, random: &mut ChaCha8Rng) -> String {
         if random.random_bool(0.5) {
-            self.readers = self.store.catalog().tables.values().cloned().collect();
+            self.readers.clear();
+            for table in self.store.catalog().tables.values() {
+                self.readers.push((table.clone(), contents(&self.device, table).await));
+            }
             return "read".into();
         }
         self.readers.clear();
@@ -448,10 +473,11 @@ fn crash_everywhere(seed: u64, steps: usize) {
     let count =
         |name: &str| run.steps.iter().filter(|step| step.name.starts_with(name) && step.end > step.start).count();
     println!(
-        "HELIOSTAT_SEED={seed}: {} steps ({} commits, {} aborts, {} merges, {} drops), {} crash points",
+        "HELIOSTAT_SEED={seed}: {} steps ({} commits, {} aborts, {} deletions, {} merges, {} drops), {} crash points",
         run.steps.len(),
         count("commit"),
         count("abort"),
+        count("delete"),
         count("merge Some"),
         count("drop"),
         run.events.len()

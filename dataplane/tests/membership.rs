@@ -7,7 +7,10 @@ use std::sync::Arc;
 
 use arrow_array::cast::AsArray;
 use arrow_array::types::Int64Type;
-use arrow_array::{ArrayRef, Int64Array, RecordBatch, StringArray};
+use arrow_array::{
+    ArrayRef, BinaryArray, Date32Array, Decimal64Array, Decimal128Array, Int32Array, Int64Array, RecordBatch,
+    StringArray, TimestampMicrosecondArray,
+};
 use cell::TestCell;
 use futures::StreamExt;
 use heliostat_client::{Client, ConnectOptions, LoadMode, ScanRequest, ScanStream};
@@ -211,6 +214,180 @@ fn a_table_that_is_sorted_by_the_column_reads_less_and_answers_the_same() {
             assert_eq!(found, rows.iter().filter(named).map(|row| row.0).collect::<Vec<_>>(), "{table}");
         }
         assert!(read["sorted"] * 8 < read["plain"] && read["clustered"] * 3 < read["plain"], "{read:?}");
+    });
+    assert!(cell.stop().success());
+    cell::assert_clean(folder.path());
+}
+
+#[test]
+fn a_list_that_pays_in_some_row_groups_only_is_answered_over_many_of_them() {
+    const GROUPS: usize = 90;
+    const GROUP_ROWS: usize = 12_000;
+    let folder = tempfile::tempdir().unwrap();
+    let cell = TestCell::start(folder.path(), &["--cores", "1", "--merge-interval", "0ms"]);
+    let fields = [("id", DataType::Int64), ("pad", DataType::Bytea)];
+    let schema = Schema::new(fields.map(|(name, kind)| Field::new(name, kind, false)).to_vec()).unwrap();
+    let mut rng = ChaCha8Rng::seed_from_u64(5);
+    runtime().block_on(async {
+        let client =
+            Client::connect(&format!("hidb+plain://{}", cell.address), ConnectOptions::default()).await.unwrap();
+        let mut present = Vec::new();
+        for group in 0..GROUPS {
+            // Filters take a part of their row group: 8 bits a value in every other one, 5 in those between.
+            let pad = if group % 2 == 0 { 100 } else { 35 };
+            let ids: Vec<i64> = (0..GROUP_ROWS).map(|_| rng.random()).collect();
+            let pads: Vec<Vec<u8>> = (0..GROUP_ROWS).map(|_| (0..pad).map(|_| rng.random()).collect()).collect();
+            present.push(ids[100]);
+            let columns: Vec<(&str, ArrayRef, bool)> = vec![
+                ("id", Arc::new(Int64Array::from(ids)), false),
+                ("pad", Arc::new(BinaryArray::from_iter_values(&pads)), false),
+            ];
+            let mode = if group == 0 { LoadMode::Create } else { LoadMode::Append };
+            let mut writer = client.load("t", &schema, mode).await.unwrap();
+            writer.write(&RecordBatch::try_from_iter_with_nullable(columns).unwrap()).await.unwrap();
+            writer.commit().await.unwrap();
+        }
+        let mut list: Vec<i64> = (0..12).map(|_| rng.random()).collect();
+        let mut expected = vec![present[0], present[41], present[GROUPS - 1]];
+        list.extend(&expected);
+        let list: Vec<String> = list.iter().map(i64::to_string).collect();
+        let request = || ScanRequest::table("t").select(["id"]).filter(format!("id in ({})", list.join(", ")));
+        let explained = client.explain(request()).await.unwrap();
+        let asked = format!("membership filters of id: asked in {} row groups", GROUPS / 2);
+        assert!(explained.contains(&asked), "{explained}");
+        let (found, statistics) = numbers(client.scan(request()).await.unwrap()).await;
+        expected.sort_unstable();
+        assert_eq!(found, expected);
+        assert!(statistics.row_groups_pruned > 0, "{statistics:?}");
+    });
+    assert!(cell.stop().success());
+}
+
+/// The types that have filters (Int64 and Text are above), and some ballast, without which filters would be too large a
+/// part of the row group.
+fn kinds() -> Vec<(&'static str, DataType)> {
+    vec![
+        ("i", DataType::Int32),
+        ("day", DataType::Date),
+        ("at", DataType::Timestamp { utc: false }),
+        ("n", DataType::Decimal { precision: 18, scale: 0 }),
+        ("w", DataType::Decimal { precision: 38, scale: 0 }),
+        ("b", DataType::Bytea),
+        ("v", DataType::Varchar(40)),
+    ]
+}
+
+fn random_value(kind: &DataType, rng: &mut ChaCha8Rng) -> Scalar {
+    match kind {
+        DataType::Int32 => Scalar::I64(rng.random::<i32>().into()),
+        DataType::Date => Scalar::I64(rng.random_range(0..2_900_000)),
+        DataType::Timestamp { .. } => Scalar::I64(rng.random_range(0..1 << 51)),
+        DataType::Decimal { precision: 18, .. } => Scalar::I64(rng.random_range(0..10i64.pow(18))),
+        DataType::Decimal { .. } => Scalar::I128(rng.random_range(0..10i128.pow(37))),
+        DataType::Bytea => Scalar::Bytes(rng.random::<[u8; 16]>().to_vec()),
+        _ => Scalar::Bytes(format!("{:020x}", rng.random::<u64>()).into_bytes()),
+    }
+}
+
+fn array(kind: &DataType, values: &[Scalar]) -> ArrayRef {
+    let i64s = || values.iter().map(|value| if let Scalar::I64(value) = value { Some(*value) } else { None });
+    let bytes = || values.iter().map(|value| if let Scalar::Bytes(value) = value { Some(value) } else { None });
+    match kind {
+        DataType::Int32 => Arc::new(i64s().map(|value| value.map(|value| value as i32)).collect::<Int32Array>()),
+        DataType::Date => Arc::new(i64s().map(|value| value.map(|value| value as i32)).collect::<Date32Array>()),
+        DataType::Timestamp { .. } => Arc::new(i64s().collect::<TimestampMicrosecondArray>()),
+        DataType::Decimal { precision: 18, .. } => {
+            Arc::new(i64s().collect::<Decimal64Array>().with_precision_and_scale(18, 0).unwrap())
+        }
+        DataType::Decimal { .. } => {
+            let wide = values.iter().map(|value| if let Scalar::I128(value) = value { Some(*value) } else { None });
+            Arc::new(wide.collect::<Decimal128Array>().with_precision_and_scale(38, 0).unwrap())
+        }
+        DataType::Bytea => Arc::new(bytes().collect::<BinaryArray>()),
+        _ => Arc::new(bytes().map(|value| value.map(|text| str::from_utf8(text).unwrap())).collect::<StringArray>()),
+    }
+}
+
+#[test]
+fn filters_of_every_type_rule_out_what_is_absent_and_nothing_else_also_after_a_merge() {
+    const TYPED_ROWS: usize = 120_000;
+    const LOADS: usize = 4;
+    let folder = tempfile::tempdir().unwrap();
+    let cell = TestCell::start(folder.path(), &["--merge-interval", "0ms"]);
+    let mut rng = ChaCha8Rng::seed_from_u64(6);
+    let fields = kinds().into_iter().map(|(name, kind)| Field::new(name, kind, true));
+    let ballast = [Field::new("row", DataType::Int64, false), Field::new("wide", DataType::Text, false)];
+    let schema = Schema::new(ballast.into_iter().chain(fields).collect()).unwrap();
+    // Many NULLs: of what has few bytes a value only then enough is left for a filter.
+    let values: Vec<Vec<Scalar>> = kinds()
+        .iter()
+        .map(|(_, kind)| {
+            let value = |rng: &mut ChaCha8Rng| match rng.random_bool(0.4) {
+                true => Scalar::Null,
+                false => random_value(kind, rng),
+            };
+            (0..TYPED_ROWS).map(|_| value(&mut rng)).collect()
+        })
+        .collect();
+    let wide: Vec<String> =
+        (0..TYPED_ROWS).map(|_| (0..12).map(|_| format!("{:016x} ", rng.random::<u64>())).collect()).collect();
+    let part = |rows: std::ops::Range<usize>| {
+        let mut columns: Vec<(&str, ArrayRef, bool)> = vec![
+            ("row", Arc::new(Int64Array::from_iter_values(rows.clone().map(|row| row as i64))), false),
+            ("wide", Arc::new(StringArray::from_iter_values(&wide[rows.clone()])), false),
+        ];
+        columns.extend(
+            kinds().iter().zip(&values).map(|((name, kind), values)| (*name, array(kind, &values[rows.clone()]), true)),
+        );
+        RecordBatch::try_from_iter_with_nullable(columns).unwrap()
+    };
+    runtime().block_on(async {
+        let client =
+            Client::connect(&format!("hidb+plain://{}", cell.address), ConnectOptions::default()).await.unwrap();
+        let mut writer = client.load("whole", &schema, LoadMode::Create).await.unwrap();
+        writer.write(&part(0..TYPED_ROWS)).await.unwrap();
+        writer.commit().await.unwrap();
+        client.create_table("merged", &schema, 1).await.unwrap();
+        for load in 0..LOADS {
+            let rows = TYPED_ROWS / LOADS;
+            let mut writer = client.load("merged", &schema, LoadMode::Append).await.unwrap();
+            writer.write(&part(load * rows..(load + 1) * rows)).await.unwrap();
+            writer.commit().await.unwrap();
+        }
+    });
+    assert!(cell.stop().success());
+    let cell = TestCell::start(folder.path(), &["--merge-interval", "20ms"]);
+    runtime().block_on(async {
+        let client =
+            Client::connect(&format!("hidb+plain://{}", cell.address), ConnectOptions::default()).await.unwrap();
+        let until = std::time::Instant::now() + cell::PATIENCE;
+        while ask(&client, "merged", "row < 0").await.1.row_groups_total > 1 {
+            assert!(std::time::Instant::now() < until, "nothing was merged");
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+        for table in ["whole", "merged"] {
+            for ((name, kind), values) in kinds().iter().zip(&values) {
+                let request = || ScanRequest::table(table).select(["row"]).filter(format!("{name} = ?"));
+                let prepared = client.prepare(request()).await.unwrap();
+                let mut pruned = 0;
+                for number in 0..12 {
+                    let row = number * TYPED_ROWS / 12
+                        + values[number * TYPED_ROWS / 12..].iter().position(|value| !value.is_null()).unwrap();
+                    for value in [values[row].clone(), random_value(kind, &mut rng)] {
+                        let equal = values.iter().enumerate().filter(|(_, other)| **other == value);
+                        let expected: Vec<i64> = equal.map(|(row, _)| row as i64).collect();
+                        let (found, statistics) = numbers(prepared.execute(&[value.clone()]).await.unwrap()).await;
+                        assert_eq!(found, expected, "{name} = {value:?} in {table}");
+                        pruned += statistics.row_groups_pruned;
+                    }
+                }
+                // Half of the questions are for what is (but for some days) not there.
+                assert!(
+                    (6..=12).contains(&pruned),
+                    "{name} of {table}: {pruned} of 24 questions were answered by the filter"
+                );
+            }
+        }
     });
     assert!(cell.stop().success());
     cell::assert_clean(folder.path());

@@ -2,7 +2,9 @@
 
 mod simulation;
 
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use arrow_array::RecordBatch;
 use arrow_array::cast::AsArray;
@@ -12,14 +14,14 @@ use heliostat_dataplane::device::Device;
 use heliostat_dataplane::manifest::{Batch, Manifest};
 use heliostat_dataplane::store::decode::{DecodedRowGroup, read_row_group};
 use heliostat_dataplane::store::{
-    LoadMode, LoadRequest, LoadState, Store, StoreError, StoreOptions, TableSnapshot, rebuild,
+    LoadMode, LoadRequest, LoadState, LoadWriter, Observer, Store, StoreError, StoreOptions, TableSnapshot, rebuild,
 };
 use hidb::order::{OrderKind, TableOrder};
 use hidb::{ErrorCode, Scalar};
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use simulation::{SimDevice, batch, contents, keys, request, schema};
+use simulation::{Event, Replay, SimDevice, batch, contents, copy_manifest, keys, request, schema};
 
 /// A device and the options of its stores: runs of 8 MiB.
 fn fixture(size_bytes: u64) -> (SimDevice, StoreOptions, tempfile::TempDir) {
@@ -104,8 +106,170 @@ fn rows_are_sorted_in_runs_over_several_segments_and_row_ids_follow_the_order() 
     assert_eq!(block_on(keys(&device, &store, "t")).len(), 800_000);
 }
 
+/// Fills a run of two segments, without closing it; gives the number of batches.
+async fn fill<D: Device>(device: &D, writer: &mut LoadWriter, rows: &[i64]) -> u64 {
+    let batches = rows.chunks(50_000);
+    let count = batches.len() as u64;
+    for (number, rows) in batches.enumerate() {
+        let status = writer.push(device, number as u64, batch(rows)).await.unwrap();
+        assert_eq!(status.durable_batches, 0, "the run is not full");
+    }
+    count
+}
+
+/// The writes of closing a run of two segments, up to the end of the first segment and in all.
+fn writes_of(events: &[Event]) -> (usize, usize) {
+    let writes = |events: &[Event]| events.iter().filter(|event| matches!(event, Event::Write(..))).count();
+    // A segment is written with its headers, then flushed.
+    let flush = events.iter().position(|event| matches!(event, Event::Flush)).unwrap();
+    (writes(&events[..flush]), writes(events))
+}
+
 #[test]
 fn a_run_becomes_durable_with_all_its_segments_or_not_at_all() {
+    let rows = shuffled(0..560_000, 2);
+    let begin = || ordered(1, LoadMode::Create, OrderKind::Sorted, &["key"]);
+    let options = |options: StoreOptions| StoreOptions { sort_run_bytes_max: 64 << 20, ..options };
+    // As it should be, with a copy of the manifest after each of its batches.
+    let (device, plain, folder) = fixture(96 << 20);
+    let copies = tempfile::tempdir().unwrap();
+    let (log, root) = (device.log(), copies.path().to_path_buf());
+    let taken = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&taken);
+    let observer: Observer = Arc::new(move |from: &Path| {
+        let number = counter.fetch_add(1, Relaxed) + 1;
+        copy_manifest(from, &root.join(number.to_string()));
+        log.lock().unwrap().push(Event::Manifest(number));
+    });
+    let (image, first, begun, batches) = block_on(async {
+        let options = StoreOptions { observer: Some(observer), ..options(plain) };
+        let store = Store::open(&device, options).await.unwrap();
+        let mut writer = store.load_begin(begin()).await.unwrap().1.unwrap();
+        let batches = fill(&device, &mut writer, &rows).await;
+        let (image, first, begun) = (device.image(), device.log().lock().unwrap().len(), taken.load(Relaxed));
+        assert_eq!(writer.flush_idle(&device).await.unwrap().durable_batches, batches);
+        (image, first, begun, batches)
+    });
+    let events = device.log().lock().unwrap()[first..].to_vec();
+    let (of_first, all) = writes_of(&events);
+    assert!(1 < of_first && of_first + 1 < all, "two segments: {of_first} of {all} writes");
+    drop(folder);
+
+    // A write of either segment fails: nothing is durable, nothing is lost, nothing leaks.
+    for failing in [1, of_first, of_first + 1, all - 1] {
+        let (device, plain, folder) = fixture(96 << 20);
+        block_on(async {
+            let store = Store::open(&device, options(plain.clone())).await.unwrap();
+            let mut writer = store.load_begin(begin()).await.unwrap().1.unwrap();
+            fill(&device, &mut writer, &rows).await;
+            device.fail_writes_after(Some(failing));
+            assert_eq!(writer.flush_idle(&device).await.unwrap_err().code(), ErrorCode::Io, "write {failing} of {all}");
+            device.fail_writes_after(None);
+            assert_eq!(store.load_status(&[1; 16]).unwrap().durable_batches, 0, "write {failing} of {all}");
+            drop((writer, store));
+            let store = Store::open(&device, options(plain)).await.unwrap();
+            let report = store.check(&device, true).await.unwrap();
+            assert!(report.is_clean(), "write {failing} of {all}: {report}");
+            let (status, writer) = store.load_begin(begin()).await.unwrap();
+            assert_eq!((status.durable_batches, status.durable_rows), (0, 0), "write {failing} of {all}");
+            let mut writer = writer.unwrap();
+            fill(&device, &mut writer, &rows).await;
+            writer.commit(&device, batches).await.unwrap();
+            assert!(keys(&device, &store, "t").await.into_iter().eq(0..560_000), "rows are missing");
+        });
+        drop(folder);
+    }
+
+    // The power goes at any event after the first segment is flushed.
+    let mut random = ChaCha8Rng::seed_from_u64(3);
+    let mut replay = Replay::new(image, begun);
+    let mut whole = 0;
+    let flush = events.iter().position(|event| matches!(event, Event::Flush)).unwrap();
+    for (position, event) in events.iter().enumerate() {
+        replay.apply(event);
+        if position < flush {
+            continue;
+        }
+        let device = SimDevice::new(replay.crash(&mut random));
+        let folder = tempfile::tempdir().unwrap();
+        copy_manifest(&copies.path().join(replay.manifest.to_string()), &Manifest::folder_of(folder.path()));
+        block_on(async {
+            let store = Store::open(&device, options(StoreOptions::new(folder.path()))).await.unwrap();
+            let report = store.check(&device, true).await.unwrap();
+            assert!(report.is_clean(), "event {position}: {report}");
+            let (status, writer) = store.load_begin(begin()).await.unwrap();
+            match status.durable_batches {
+                0 => assert_eq!(status.durable_rows, 0, "event {position}: rows of half a run"),
+                durable => {
+                    assert_eq!(durable, batches, "event {position}");
+                    whole += 1;
+                    writer.unwrap().commit(&device, batches).await.unwrap();
+                    assert!(keys(&device, &store, "t").await.into_iter().eq(0..560_000), "event {position}");
+                }
+            }
+        });
+    }
+    assert!(whole > 0, "the run was never durable");
+}
+
+#[test]
+fn a_run_that_is_encoded_becomes_durable_without_waiting_for_the_next_one() {
+    let (device, options, _folder) = fixture(64 << 20);
+    let rows = shuffled(0..400_000, 11);
+    block_on(async {
+        let store = Store::open(&device, options).await.unwrap();
+        let request = ordered(1, LoadMode::Create, OrderKind::Sorted, &["key"]);
+        let mut writer = store.load_begin(request).await.unwrap().1.unwrap();
+        let mut cut = None;
+        for (number, rows) in rows.chunks(8192).enumerate() {
+            let before = writer.buffered_bytes();
+            let status = writer.push(&device, number as u64, batch(rows)).await.unwrap();
+            if writer.buffered_bytes() < before {
+                cut.get_or_insert(number as u64);
+            }
+            if cut.is_some_and(|cut| number as u64 > cut) {
+                assert!(status.durable_batches >= cut.unwrap(), "batch {number}: {status:?}");
+                return;
+            }
+        }
+        panic!("no run was full");
+    });
+}
+
+#[test]
+fn many_ordered_loads_at_a_time_share_the_memory_of_runs() {
+    let (device, options, _folder) = fixture(128 << 20);
+    let options = StoreOptions { sort_run_bytes_max: 64 << 20, sort_memory_bytes_max: 256 << 20, ..options };
+    let rows = shuffled(0..600_000, 12);
+    block_on(async {
+        let store = Store::open(&device, options).await.unwrap();
+        let named = |id: u8| LoadRequest {
+            table: format!("t{id}"),
+            ..ordered(id, LoadMode::Create, OrderKind::Sorted, &["key"])
+        };
+        let mut writers = Vec::new();
+        for id in 0..4 {
+            writers.push(store.load_begin(named(id)).await.unwrap().1.unwrap());
+        }
+        let mut most = 0;
+        for (number, rows) in rows.chunks(8192).enumerate() {
+            writers[0].push(&device, number as u64, batch(rows)).await.unwrap();
+            most = most.max(writers[0].buffered_bytes());
+        }
+        assert!((12 << 20..16 << 20).contains(&most), "{most} bytes: a quarter of a quarter of the memory");
+        // Those that have ended leave their part to the others.
+        let mut last = writers.pop().unwrap();
+        drop(writers);
+        for (number, rows) in rows.chunks(8192).enumerate() {
+            last.push(&device, number as u64, batch(rows)).await.unwrap();
+            most = most.max(last.buffered_bytes());
+        }
+        assert!(most > 18 << 20, "{most} bytes");
+    });
+}
+
+#[test]
+fn a_load_that_another_connection_takes_over_before_its_run_is_durable_is_sent_again() {
     let (device, options, _folder) = fixture(96 << 20);
     let rows = shuffled(0..700_000, 2);
     let request = || ordered(1, LoadMode::Create, OrderKind::Sorted, &["key"]);

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use cell::{PATIENCE, TestCell, Wire, assert_clean, assert_first_rows, batch, everything, schema, tool};
 use hidb::frame::{FrameKind, encode_frame};
+use hidb::order::{OrderKind, TableOrder};
 use hidb::plan::sql::ScanText;
 use hidb::{DataType, ErrorCode, Field, Schema, convert, proto};
 
@@ -575,4 +576,55 @@ fn a_client_that_did_not_read_is_told_that_notices_were_dropped() {
     assert!(notices.windows(2).all(|pair| pair[0].sequence < pair[1].sequence));
     let last = notices.last().unwrap();
     assert!(last.sequence > CHANGES && last.table.is_empty(), "{last:?} of {}", notices.len());
+}
+
+#[test]
+fn a_load_that_is_busy_with_ordering_holds_up_nothing_else_on_its_connection_and_says_that_it_goes_on() {
+    const LARGE: u64 = 30;
+    const SMALL: u64 = 200;
+    let folder = tempfile::tempdir().unwrap();
+    let cell = TestCell::start(folder.path(), &["--sort-run", "256MiB"]);
+    let mut wire = Wire::connect(cell.address);
+    let load_id = [3; 16];
+    let order = TableOrder::new(OrderKind::Clustered, &["note", "price", "id"], &schema()).unwrap();
+    let begin = proto::LoadBegin {
+        load_id: load_id.to_vec().into(),
+        table: "t".into(),
+        schema: Some(convert::definition_to_proto(&schema(), Some(&order))),
+        mode: proto::load_begin::Mode::Create as i32,
+        shards: 1,
+    };
+    wire.ask::<proto::LoadState>(FrameKind::LoadBegin, &begin).unwrap();
+    let (large, small) = (batch(0, 50_000), batch(1, 3));
+    for number in 0..LARGE {
+        wire.load_batch(load_id, number, &large).unwrap();
+    }
+    // The pause closes the run, whose ordering takes a second and more.
+    std::thread::sleep(Duration::from_millis(400));
+    for number in LARGE..LARGE + SMALL {
+        wire.load_batch(load_id, number, &small).unwrap();
+    }
+    let id = wire.id();
+    wire.send(FrameKind::DescribeCell, id, &proto::DescribeCell {}, &[]);
+    let (mut has_answer, mut news) = (false, 0);
+    loop {
+        let frame = wire.receive().expect("the cell closed the connection");
+        match frame.kind {
+            FrameKind::LoadState => {
+                let state: proto::LoadState = frame.message().unwrap();
+                if state.durable_batches >= LARGE {
+                    break;
+                }
+                news += u32::from(has_answer);
+            }
+            _ => has_answer |= frame.request_id == id,
+        }
+    }
+    assert!(has_answer, "the question waited for the run");
+    assert!(news > 0, "no sign of life while the run was ordered");
+    let state = wire.load_commit(load_id, LARGE + SMALL).unwrap();
+    assert_eq!(state.durable_rows, LARGE * 50_000 + SMALL * 3);
+    let counted = state.received_bytes;
+    let sent = |batch| hidb::image::image_of_batch(batch).unwrap().bytes.len() as u64;
+    assert_eq!(counted, LARGE * sent(&large) + SMALL * sent(&small));
 }

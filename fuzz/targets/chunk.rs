@@ -47,7 +47,7 @@ fuzz_target!(|input: &[u8]| {
 });
 
 fn data_type(kind: u8) -> DataType {
-    match kind % 13 {
+    match kind % 14 {
         0 => DataType::Boolean,
         1 => DataType::Int16,
         2 => DataType::Int32,
@@ -60,7 +60,8 @@ fn data_type(kind: u8) -> DataType {
         9 => DataType::Bytea,
         10 => DataType::Timestamp { utc: true },
         11 => DataType::Date,
-        _ => DataType::Vector { dimension: 3, element: VectorElement::F32 },
+        12 => DataType::Vector { dimension: 3, element: VectorElement::F32 },
+        _ => DataType::Vector { dimension: 11, element: VectorElement::Bit },
     }
 }
 

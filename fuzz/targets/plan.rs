@@ -1,8 +1,11 @@
 //! Any bytes are a plan or a typed error; a plan that was accepted can be written and read again, bound and
-//! explained.
+//! explained. So with a filter that comes alone.
 #![no_main]
 
-use hidb::plan::substrait::{bind_parameters, from_substrait, parameter_types, table_name, to_substrait};
+use hidb::plan::substrait::{
+    bind_parameters, filter_from_substrait, filter_to_substrait, from_substrait, parameter_types, table_name,
+    to_substrait,
+};
 use hidb::{DataType, Field, Result, Scalar, Schema};
 use libfuzzer_sys::fuzz_target;
 
@@ -28,9 +31,12 @@ fn schema(_: &str) -> Result<Schema> {
 
 fuzz_target!(|bytes: &[u8]| {
     let _ = table_name(bytes);
+    let table = schema("").expect("the schema is valid");
+    if let Ok(filter) = filter_from_substrait(bytes, &table) {
+        filter_from_substrait(&filter_to_substrait(&filter, &table), &table).expect("an accepted filter reads back");
+    }
     let Ok(plan) = from_substrait(bytes, &schema) else { return };
-    let schema = schema("").expect("the schema is valid");
-    from_substrait(&to_substrait(&plan, &schema), &|_| Ok(schema.clone())).expect("an accepted plan reads back");
+    from_substrait(&to_substrait(&plan, &table), &schema).expect("an accepted plan reads back");
     if let Ok(types) = parameter_types(&plan) {
         bind_parameters(&plan, &vec![Scalar::Null; types.len()]).expect("NULL is of every type");
     }

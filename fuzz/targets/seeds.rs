@@ -13,8 +13,8 @@ use hidb::arrow_mapping::to_arrow_schema;
 use hidb::auth::scram::{Verifier, client, server};
 use hidb::frame::{FrameKind, encode_frame, payload_crc};
 use hidb::image::{ImageLayout, ImageWriter, read_image, schema_message};
-use hidb::plan::sql::{ScanText, parse_scan};
-use hidb::plan::substrait::to_substrait;
+use hidb::plan::sql::{ScanText, parse_predicate, parse_scan};
+use hidb::plan::substrait::{filter_to_substrait, to_substrait};
 use hidb::session::frames::slot_head;
 use hidb::{Field, Schema, convert, proto};
 
@@ -61,6 +61,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             scan.group_by = list(by)
         }
         write("plan", &format!("text-{index}"), &to_substrait(&parse_scan(&scan, &schema)?, &schema))?;
+        write("plan", &format!("filter-{index}"), &filter_to_substrait(&parse_predicate(filter, &schema)?, &schema))?;
     }
 
     for (name, mechanism, key) in [("plain", 0, None), ("bound", 1, Some(&[7; 32]))] {

@@ -2,12 +2,13 @@
 //!
 //! Owns both directions of the mapping (`docs/types.md` is its table for people) and [`adapt_batch`],
 //! which turns whatever Arrow batch a reader or a client brings into the canonical arrays that segments
-//! and the engine work with.
+//! and the engine work with. What is special about vectors is in [`vectors`].
 //!
 //! Invariants
 //! - The *canonical* Arrow type of a column is `to_arrow_type(type, true)`; [`adapt_batch`] returns nothing
 //!   else, and what it returns keeps the schema's promises: no NULL in a NOT NULL column, texts no
-//!   longer than their varchar, decimals within their digits, no value over [`VALUE_BYTES_MAX`].
+//!   longer than their varchar, decimals within their digits, no spare bits set in vectors of bits, no value
+//!   over [`VALUE_BYTES_MAX`].
 //! - A value is never changed silently: what can't be represented exactly is an error with column and row.
 //!
 //! Called by loads on both sides, by clients, and by the engine for result schemas.
@@ -16,17 +17,19 @@ use std::sync::Arc;
 
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Date64Type, Decimal64Type, Decimal128Type, DecimalType, Int64Type, TimestampNanosecondType};
-use arrow_array::{Array, ArrayRef, Date32Array, FixedSizeListArray, PrimitiveArray, RecordBatch, RecordBatchOptions};
+use arrow_array::{Array, ArrayRef, Date32Array, PrimitiveArray, RecordBatch, RecordBatchOptions};
 use arrow_cast::{CastOptions, cast_with_options};
 use arrow_schema::{DataType as ArrowType, Field as ArrowField, FieldRef, Schema as ArrowSchema, SchemaRef, TimeUnit};
 
 use crate::VALUE_BYTES_MAX;
 use crate::error::{Error, ErrorCode, Result};
 use crate::schema::{Field, Schema};
-use crate::types::{DataType, Lane, VectorElement};
+use crate::types::{DataType, Lane};
 
-/// The name of the child field of a vector's Arrow type.
-const ELEMENT: &str = "item";
+pub(crate) mod vectors;
+
+pub use vectors::{vector_array, vector_bytes};
+
 const DAY_MS: i64 = 86_400_000;
 
 /// The Arrow type of a column. With `decimal64`, decimals of up to 18 digits are Decimal64, else Decimal128.
@@ -47,24 +50,17 @@ pub fn to_arrow_type(data_type: &DataType, decimal64: bool) -> ArrowType {
         DataType::Timestamp { utc: false } => ArrowType::Timestamp(TimeUnit::Microsecond, None),
         DataType::Timestamp { utc: true } => ArrowType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())),
         DataType::Date => ArrowType::Date32,
-        DataType::Vector { dimension, element } => {
-            let element = match element {
-                VectorElement::F32 => ArrowType::Float32,
-                VectorElement::F16 => ArrowType::Float16,
-                VectorElement::I8 => ArrowType::Int8,
-            };
-            ArrowType::FixedSizeList(Arc::new(ArrowField::new(ELEMENT, element, false)), dimension as i32)
-        }
+        DataType::Vector { dimension, element } => vectors::arrow_type(dimension, element),
     }
 }
 
-/// The Arrow schema of a table or result.
+/// The Arrow schema of a table or result. Vectors of bits are marked by the metadata of their fields.
 pub fn to_arrow_schema(schema: &Schema, decimal64: bool) -> SchemaRef {
-    let fields = schema.fields().iter();
-    let fields: Vec<FieldRef> = fields
-        .map(|f| Arc::new(ArrowField::new(f.name.clone(), to_arrow_type(&f.data_type, decimal64), f.nullable)))
-        .collect();
-    Arc::new(ArrowSchema::new(fields))
+    let field = |field: &Field| {
+        let arrow = ArrowField::new(field.name.clone(), to_arrow_type(&field.data_type, decimal64), field.nullable);
+        Arc::new(vectors::bits_field(arrow, &field.data_type))
+    };
+    Arc::new(ArrowSchema::new(schema.fields().iter().map(field).collect::<Vec<FieldRef>>()))
 }
 
 /// The type an Arrow type is loaded as; `UnsupportedType` by name when Heliostat refuses it.
@@ -97,25 +93,28 @@ pub fn from_arrow_type(arrow: &ArrowType) -> Result<DataType> {
             ArrowType::Dictionary(..) => return refuse("is a dictionary of dictionaries"),
             value => from_arrow_type(value)?,
         },
-        ArrowType::FixedSizeList(element, dimension) => {
-            let element = match element.data_type() {
-                ArrowType::Float32 => VectorElement::F32,
-                ArrowType::Float16 => VectorElement::F16,
-                ArrowType::Int8 => VectorElement::I8,
-                _ => return refuse("is not a vector: its elements must be Float32, Float16 or Int8"),
-            };
-            let vector = DataType::Vector { dimension: u32::try_from(*dimension).unwrap_or(0), element };
-            if !vector.is_valid() {
-                return refuse("is not a vector: its dimension must be 1 to 65535");
+        ArrowType::FixedSizeList(element, dimension) => match vectors::type_of_list(element.data_type(), *dimension) {
+            Some(vector) if vector.is_valid() => vector,
+            Some(_) => return refuse("is not a vector: its dimension must be 1 to 65535"),
+            None => {
+                return refuse(
+                    "is not a vector: its elements must be Float32, Float16, Int8 or Boolean; with a schema that says \
+                     so also Float64, or UInt8 for packed bits",
+                );
             }
-            vector
-        }
+        },
         ArrowType::Null => return refuse("has no values to take a type from: cast the column, or leave it out"),
         ArrowType::Time32(_) | ArrowType::Time64(_) => {
             return refuse("(time of day) is not supported: cast it to an integer or to text");
         }
         ArrowType::Duration(_) | ArrowType::Interval(_) => {
             return refuse("is not supported: cast it to an integer or to text");
+        }
+        ArrowType::List(element) | ArrowType::LargeList(element) if element.data_type().is_numeric() => {
+            return refuse(
+                "is nested: where all of its lists have d elements, give a schema in which the column is vector(d); \
+                 else flatten it into columns, or cast it to text",
+            );
         }
         ArrowType::List(_)
         | ArrowType::LargeList(_)
@@ -128,24 +127,55 @@ pub fn from_arrow_type(arrow: &ArrowType) -> Result<DataType> {
     })
 }
 
+/// The type an Arrow field is loaded as: that of its Arrow type, unless it is marked as bits. `UnsupportedType` names the
+/// column and the type.
+pub fn from_arrow_field(field: &ArrowField) -> Result<DataType> {
+    let name = |error: Error| Error::new(error.code, format!("column {:?}: {}", field.name(), error.message));
+    match vectors::bits_type(field)? {
+        Some(bits) => Ok(bits),
+        None => from_arrow_type(field.data_type()).map_err(name),
+    }
+}
+
 /// The schema an Arrow schema is loaded as. `UnsupportedType` names the column and the type.
 pub fn from_arrow_schema(arrow: &ArrowSchema) -> Result<Schema> {
-    let field = |field: &FieldRef| {
-        let data_type = from_arrow_type(field.data_type())
-            .map_err(|error| Error::new(error.code, format!("column {:?}: {}", field.name(), error.message)))?;
-        Ok(Field::new(field.name().clone(), data_type, field.is_nullable()))
-    };
+    let field = |field: &FieldRef| Ok(Field::new(field.name().clone(), from_arrow_field(field)?, field.is_nullable()));
     Schema::new(arrow.fields().iter().map(field).collect::<Result<_>>()?)
+}
+
+/// Whether [`adapt_batch`] takes such an Arrow column for `field`, by their types: what can be said before there are
+/// values. `TypeMismatch` or `UnsupportedType`, with the column.
+pub fn check_column(incoming: &ArrowField, field: &Field) -> Result<()> {
+    let arrow = incoming.data_type();
+    if arrow == &ArrowType::Null {
+        return Ok(());
+    }
+    let is_marked = vectors::bits_type(incoming)?.is_some();
+    if !is_marked && vectors::takes(&field.data_type, arrow) {
+        return Ok(());
+    }
+    // Into a vector nothing else goes: why the type makes no column of its own is not what is wrong then.
+    let is_vector = matches!(field.data_type, DataType::Vector { .. });
+    if (is_marked || !is_vector) && widens(&from_arrow_field(incoming)?, &field.data_type) {
+        return Ok(());
+    }
+    let text = format!("column {:?} is {}: Arrow type {arrow} does not go into it", field.name, field.data_type);
+    Err(Error::new(ErrorCode::TypeMismatch, text))
 }
 
 /// Casts a batch to the canonical arrays of `schema`, by column name (exactly, else by ASCII case fold),
 /// and checks every promise of the schema.
 ///
-/// Besides the mapping of [`from_arrow_type`], lossless widenings are taken: shorter integers into
+/// Besides the mapping of [`from_arrow_schema`], lossless widenings are taken: shorter integers into
 /// longer ones, integers and decimals into decimals that hold them, Float32 into Float64, text into
-/// varchar, and a Null column into any nullable one. Errors: `TypeMismatch`, `UnsupportedType`,
-/// `UnknownColumn`, `InvalidValue`, each with the column, `InvalidValue` also with the row.
+/// varchar, lists of the right length into vectors, and a Null column into any nullable one. Errors: `TypeMismatch`,
+/// `UnsupportedType`, `UnknownColumn`, `InvalidValue`, each with the column, `InvalidValue` also with the row.
 pub fn adapt_batch(batch: &RecordBatch, schema: &Schema) -> Result<RecordBatch> {
+    adapt_rows(batch, schema, 0)
+}
+
+/// Like [`adapt_batch`], of a batch whose first row has the number `first_row` where errors name rows.
+pub fn adapt_rows(batch: &RecordBatch, schema: &Schema, first_row: u64) -> Result<RecordBatch> {
     let arrow = to_arrow_schema(schema, true);
     let incoming = batch.schema_ref();
     if batch.num_columns() != schema.len() {
@@ -171,7 +201,9 @@ pub fn adapt_batch(batch: &RecordBatch, schema: &Schema) -> Result<RecordBatch> 
         let source = if same_place { Some(index) } else { position(incoming, &field.name) };
         let source = source
             .ok_or_else(|| Error::new(ErrorCode::UnknownColumn, format!("the batch has no column {:?}", field.name)))?;
-        columns.push(adapt_column(batch.column(source), field, arrow.field(index).data_type())?);
+        check_column(incoming.field(source), field)?;
+        let place = Place { field, first_row };
+        columns.push(adapt_column(batch.column(source), &place, arrow.field(index).data_type())?);
     }
     let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
     RecordBatch::try_new_with_options(arrow, columns, &options)
@@ -183,57 +215,69 @@ fn position(schema: &ArrowSchema, name: &str) -> Option<usize> {
     exact.or_else(|| schema.fields().iter().position(|f| f.name().eq_ignore_ascii_case(name)))
 }
 
-fn invalid(field: &Field, message: impl std::fmt::Display) -> Error {
-    Error::new(ErrorCode::InvalidValue, format!("column {:?} ({}): {message}", field.name, field.data_type))
+/// Where a value is, for errors.
+struct Place<'a> {
+    field: &'a Field,
+    /// The number of the batch's first row.
+    first_row: u64,
 }
 
-/// One column as the canonical array of `field`, whose Arrow type is `canonical`.
-fn adapt_column(array: &ArrayRef, field: &Field, canonical: &ArrowType) -> Result<ArrayRef> {
-    let array = if array.data_type() == canonical { array.clone() } else { convert(array, field, canonical)? };
-    if !field.nullable && array.null_count() > 0 {
-        let row = (0..array.len()).find(|row| array.is_null(*row)).unwrap_or(0);
-        return Err(invalid(field, format!("row {row} is NULL, but the column is NOT NULL")));
+impl Place<'_> {
+    fn invalid(&self, message: impl std::fmt::Display) -> Error {
+        let text = format!("column {:?} ({}): {message}", self.field.name, self.field.data_type);
+        Error::new(ErrorCode::InvalidValue, text)
     }
-    check_values(&array, field)?;
+
+    /// `row` counts from the batch's first.
+    fn invalid_row(&self, row: usize, message: impl std::fmt::Display) -> Error {
+        self.invalid(format!("row {}: {message}", self.first_row + row as u64))
+    }
+}
+
+/// One column as the canonical array of its field, whose Arrow type is `canonical`.
+fn adapt_column(array: &ArrayRef, place: &Place<'_>, canonical: &ArrowType) -> Result<ArrayRef> {
+    let array = if array.data_type() == canonical { array.clone() } else { convert(array, place, canonical)? };
+    if !place.field.nullable && array.null_count() > 0 {
+        let row = (0..array.len()).find(|row| array.is_null(*row)).unwrap_or(0);
+        return Err(place.invalid_row(row, "the value is NULL, but the column is NOT NULL"));
+    }
+    check_values(&array, place)?;
     Ok(array)
 }
 
-/// Casts values; exact or an error.
-fn convert(array: &ArrayRef, field: &Field, canonical: &ArrowType) -> Result<ArrayRef> {
-    let incoming = array.data_type();
-    if incoming == &ArrowType::Null {
-        return Ok(arrow_array::new_null_array(canonical, array.len()));
+/// A cast in which what can't be cast is an error.
+fn strict_cast(array: &ArrayRef, target: &ArrowType, place: &Place<'_>) -> Result<ArrayRef> {
+    cast_with_options(array, target, &CastOptions { safe: false, ..Default::default() })
+        .map_err(|error| place.invalid(error))
+}
+
+/// Casts values of a type that [`check_column`] takes; exact or an error.
+fn convert(array: &ArrayRef, place: &Place<'_>, canonical: &ArrowType) -> Result<ArrayRef> {
+    if let DataType::Vector { dimension, element } = place.field.data_type
+        && vectors::takes(&place.field.data_type, array.data_type())
+    {
+        return vectors::convert(array, place, dimension, element);
     }
-    let mapped = from_arrow_type(incoming)
-        .map_err(|error| Error::new(error.code, format!("column {:?}: {}", field.name, error.message)))?;
-    if !widens(&mapped, &field.data_type) {
-        return Err(Error::new(
-            ErrorCode::TypeMismatch,
-            format!("column {:?} is {}: Arrow type {incoming} does not go into it", field.name, field.data_type),
-        ));
-    }
-    let strict = |array: &ArrayRef, target: &ArrowType| {
-        cast_with_options(array, target, &CastOptions { safe: false, ..Default::default() })
-            .map_err(|error| invalid(field, error))
-    };
-    let inexact = |row: usize, what: String| invalid(field, format!("row {row}: {what}"));
-    match incoming {
+    match array.data_type() {
+        ArrowType::Null => Ok(arrow_array::new_null_array(canonical, array.len())),
         ArrowType::Dictionary(_, value) => {
-            let plain = strict(array, value)?;
-            if plain.data_type() == canonical { Ok(plain) } else { convert(&plain, field, canonical) }
+            let plain = strict_cast(array, value, place)?;
+            if plain.data_type() == canonical { Ok(plain) } else { convert(&plain, place, canonical) }
         }
         ArrowType::Date64 => {
             let days = exact_quotients::<Date64Type>(array, DAY_MS)
-                .map_err(|(row, ms)| inexact(row, format!("{ms} ms since 1970 is not a whole day")))?;
+                .map_err(|(row, ms)| place.invalid_row(row, format!("{ms} ms since 1970 is not a whole day")))?;
             let mut narrow = Vec::with_capacity(days.len());
             for (row, day) in days.values().iter().enumerate() {
-                narrow.push(i32::try_from(*day).map_err(|_| inexact(row, format!("day {day} is out of range")))?);
+                let in_range = i32::try_from(*day);
+                narrow.push(in_range.map_err(|_| place.invalid_row(row, format!("day {day} is out of range")))?);
             }
             Ok(Arc::new(Date32Array::new(narrow.into(), days.nulls().cloned())))
         }
         ArrowType::Timestamp(TimeUnit::Nanosecond, _) => {
-            let micros = exact_quotients::<TimestampNanosecondType>(array, 1000)
-                .map_err(|(row, ns)| inexact(row, format!("{ns} ns since 1970 is not a whole microsecond")))?;
+            let micros = exact_quotients::<TimestampNanosecondType>(array, 1000).map_err(|(row, ns)| {
+                place.invalid_row(row, format!("{ns} ns since 1970 is not a whole microsecond"))
+            })?;
             let micros = micros.reinterpret_cast::<arrow_array::types::TimestampMicrosecondType>();
             Ok(Arc::new(micros.with_data_type(canonical.clone())))
         }
@@ -243,37 +287,10 @@ fn convert(array: &ArrayRef, field: &Field, canonical: &ArrowType) -> Result<Arr
             Ok(Arc::new(micros.clone().with_data_type(canonical.clone())))
         }
         ArrowType::Timestamp(_, Some(_)) => {
-            let micros = strict(array, &ArrowType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())))?;
-            Ok(micros)
+            strict_cast(array, &ArrowType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())), place)
         }
-        ArrowType::FixedSizeList(..) => {
-            let list = array.as_fixed_size_list();
-            let ArrowType::FixedSizeList(element, dimension) = canonical else {
-                return Err(Error::new(ErrorCode::Internal, "a vector's canonical type is a fixed-size list"));
-            };
-            let child = vector_elements(list, field)?;
-            FixedSizeListArray::try_new(element.clone(), *dimension, child, list.nulls().cloned())
-                .map(|list| Arc::new(list) as ArrayRef)
-                .map_err(|error| invalid(field, error))
-        }
-        _ => strict(array, canonical),
+        _ => strict_cast(array, canonical, place),
     }
-}
-
-/// The elements of a vector column, without NULLs: those of NULL vectors may be NULL and become zero.
-fn vector_elements(list: &FixedSizeListArray, field: &Field) -> Result<ArrayRef> {
-    let child = list.values();
-    if child.null_count() == 0 {
-        return Ok(child.clone());
-    }
-    let dimension = list.value_length() as usize;
-    for row in (0..list.len()).filter(|row| list.is_valid(*row)) {
-        if (row * dimension..(row + 1) * dimension).any(|element| child.is_null(element)) {
-            return Err(invalid(field, format!("row {row}: a vector's elements can't be NULL")));
-        }
-    }
-    let data = child.to_data().into_builder().nulls(None).build().map_err(|error| invalid(field, error))?;
-    Ok(arrow_array::make_array(data))
 }
 
 /// Every valid value divided by `divisor`; the first row and value that has a remainder otherwise.
@@ -313,14 +330,14 @@ fn widens(from: &DataType, to: &DataType) -> bool {
 }
 
 /// Checks the values of a canonical array that Arrow's own type does not constrain enough.
-fn check_values(array: &ArrayRef, field: &Field) -> Result<()> {
+fn check_values(array: &ArrayRef, place: &Place<'_>) -> Result<()> {
     let too_long = |row: usize, bytes: usize| {
-        invalid(field, format!("row {row}: a value of {bytes} bytes, at most {VALUE_BYTES_MAX}"))
+        place.invalid_row(row, format!("a value of {bytes} bytes, at most {VALUE_BYTES_MAX}"))
     };
-    match field.data_type {
+    match place.field.data_type {
         DataType::Text | DataType::Varchar(_) => {
             let array = array.as_string::<i32>();
-            let limit = match field.data_type {
+            let limit = match place.field.data_type {
                 DataType::Varchar(n) => n as usize,
                 _ => usize::MAX,
             };
@@ -336,7 +353,7 @@ fn check_values(array: &ArrayRef, field: &Field) -> Result<()> {
                 }
                 let characters = array.value(row).chars().count();
                 if characters > limit {
-                    return Err(invalid(field, format!("row {row}: {characters} characters, at most {limit}")));
+                    return Err(place.invalid_row(row, format!("{characters} characters, at most {limit}")));
                 }
             }
             Ok(())
@@ -355,9 +372,9 @@ fn check_values(array: &ArrayRef, field: &Field) -> Result<()> {
                 ArrowType::Decimal64(..) => check_digits::<Decimal64Type>(array, limit, scale),
                 _ => check_digits::<Decimal128Type>(array, limit, scale),
             }
-            .map_err(|(row, value)| invalid(field, format!("row {row}: {value} has more than {precision} digits")))
+            .map_err(|(row, value)| place.invalid_row(row, format!("{value} has more than {precision} digits")))
         }
-        DataType::Vector { .. } => vector_elements(array.as_fixed_size_list(), field).map(|_| ()),
+        DataType::Vector { dimension, element } => vectors::check(array, place, dimension, element),
         _ => Ok(()),
     }
 }

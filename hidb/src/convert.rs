@@ -32,6 +32,7 @@ pub fn type_to_proto(data_type: &DataType) -> proto::ColumnType {
         DataType::Vector { dimension, element: VectorElement::F32 } => (TypeKind::VectorF32, dimension, 0),
         DataType::Vector { dimension, element: VectorElement::F16 } => (TypeKind::VectorF16, dimension, 0),
         DataType::Vector { dimension, element: VectorElement::I8 } => (TypeKind::VectorI8, dimension, 0),
+        DataType::Vector { dimension, element: VectorElement::Bit } => (TypeKind::VectorBit, dimension, 0),
     };
     proto::ColumnType { kind: kind.into(), a, b }
 }
@@ -66,6 +67,7 @@ pub fn type_from_proto(message: &proto::ColumnType) -> Result<DataType> {
         TypeKind::VectorF32 => vector(VectorElement::F32),
         TypeKind::VectorF16 => vector(VectorElement::F16),
         TypeKind::VectorI8 => vector(VectorElement::I8),
+        TypeKind::VectorBit => vector(VectorElement::Bit),
     };
     if data_type.is_valid() { Ok(data_type) } else { Err(invalid()) }
 }
@@ -200,7 +202,7 @@ pub fn scalar_belongs_to(scalar: &Scalar, data_type: &DataType) -> bool {
         (Scalar::Bytes(bytes), Lane::Bytes) => match data_type {
             DataType::Text => std::str::from_utf8(bytes).is_ok(),
             DataType::Varchar(n) => std::str::from_utf8(bytes).is_ok_and(|text| text.chars().count() <= *n as usize),
-            DataType::Vector { .. } => data_type.fixed_width() == Some(bytes.len()),
+            DataType::Vector { .. } => data_type.is_vector_value(bytes),
             _ => true,
         },
         _ => false,
@@ -251,6 +253,7 @@ mod tests {
             "date",
             "vector(3,f32)",
             "vector(4,f16)",
+            "vector(12,bit)",
         ]
         .iter()
         .map(|text| text.parse().unwrap())
@@ -271,7 +274,17 @@ mod tests {
 
     #[test]
     fn bad_types_and_schemas_are_refused() {
-        for (kind, a, b) in [(0, 0, 0), (99, 0, 0), (7, 39, 0), (7, 300, 0), (7, 5, 6), (14, 0, 0), (8, 0, 0)] {
+        for (kind, a, b) in [
+            (0, 0, 0),
+            (99, 0, 0),
+            (7, 39, 0),
+            (7, 300, 0),
+            (7, 5, 6),
+            (14, 0, 0),
+            (17, 0, 0),
+            (17, 65_536, 0),
+            (8, 0, 0),
+        ] {
             assert!(type_from_proto(&proto::ColumnType { kind, a, b }).is_err(), "{kind} {a} {b}");
         }
         assert!(schema_from_proto(&proto::TableSchema::default()).is_err());
@@ -295,6 +308,7 @@ mod tests {
             (Scalar::Bytes(vec![0xff]), DataType::Text),
             (Scalar::Bytes(b"four".to_vec()), DataType::Varchar(3)),
             (Scalar::Bytes(vec![0; 11]), DataType::Vector { dimension: 3, element: VectorElement::F32 }),
+            (Scalar::Bytes(vec![0xff, 0x10]), DataType::Vector { dimension: 12, element: VectorElement::Bit }),
             (Scalar::I64(1000), DataType::Decimal { precision: 3, scale: 0 }),
             (Scalar::F64(0.1), DataType::Float32),
         ];

@@ -74,6 +74,10 @@ error_codes! {
     UnknownStatement = 109,
     /// A parameter is missing or of the wrong type.
     InvalidParameter = 110,
+    /// No index on that column.
+    UnknownIndex = 111,
+    /// The column has an index already.
+    IndexExists = 112,
 
     /// Arithmetic left the range of its type.
     NumericOverflow = 200,

@@ -100,6 +100,10 @@ frame_kinds! {
     CloseStatement = 25,
     /// Nearest neighbours.
     VectorSearchRequest = 26,
+    /// Deletes rows.
+    DeleteRows = 27,
+    /// How many rows were deleted.
+    RowsDeleted = 28,
     /// Right to send more result frames.
     Credit = 30,
     /// Stops a request.
@@ -150,6 +154,14 @@ frame_kinds! {
     ListUsers = 74,
     /// All users.
     UserList = 75,
+    /// Has an index built.
+    CreateIndex = 80,
+    /// Drops an index.
+    DropIndex = 81,
+    /// Asks for indexes.
+    ListIndexes = 82,
+    /// Indexes.
+    IndexList = 83,
 }
 
 /// A header that passed its checks.

@@ -29,16 +29,39 @@ pub enum VectorElement {
     F16,
     /// Signed byte.
     I8,
+    /// One bit: packed eight a byte, least significant first; the spare bits of the last byte are zero.
+    Bit,
 }
 
 impl VectorElement {
-    /// Bytes per element.
-    pub fn byte_width(self) -> usize {
+    /// Bytes of a vector of so many elements.
+    pub fn row_bytes(self, dimension: u32) -> usize {
+        let dimension = dimension as usize;
         match self {
-            VectorElement::F32 => 4,
-            VectorElement::F16 => 2,
-            VectorElement::I8 => 1,
+            VectorElement::F32 => dimension * 4,
+            VectorElement::F16 => dimension * 2,
+            VectorElement::I8 => dimension,
+            VectorElement::Bit => dimension.div_ceil(8),
         }
+    }
+
+    /// Which bits of a vector's last byte belong to no element.
+    pub fn spare_bits(self, dimension: u32) -> u8 {
+        match (self, dimension % 8) {
+            (VectorElement::Bit, used @ 1..) => u8::MAX << used,
+            _ => 0,
+        }
+    }
+}
+
+impl fmt::Display for VectorElement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            VectorElement::F32 => "f32",
+            VectorElement::F16 => "f16",
+            VectorElement::I8 => "i8",
+            VectorElement::Bit => "bit",
+        })
     }
 }
 
@@ -98,7 +121,7 @@ pub enum Lane {
     /// `f64`: both float types. `Float32` results are rounded to `f32` after every operation, which
     /// gives the same bits as computing in `f32` (double rounding is innocuous for + - * /: Figueroa 1995).
     F64,
-    /// Bytes: text (UTF-8), bytea, vectors (little-endian elements).
+    /// Bytes: text (UTF-8), bytea, vectors (little-endian elements; packed bits).
     Bytes,
 }
 
@@ -155,8 +178,16 @@ impl DataType {
             DataType::Int32 | DataType::Float32 | DataType::Date => Some(4),
             DataType::Int64 | DataType::Float64 | DataType::Timestamp { .. } => Some(8),
             DataType::Decimal { .. } => Some(if self.lane() == Lane::I64 { 8 } else { 16 }),
-            DataType::Vector { dimension, element } => Some(*dimension as usize * element.byte_width()),
+            DataType::Vector { dimension, element } => Some(element.row_bytes(*dimension)),
         }
+    }
+
+    /// Whether these bytes are a value of this vector type: as long as it says, and no spare bit set. False for other
+    /// types.
+    pub fn is_vector_value(&self, bytes: &[u8]) -> bool {
+        let DataType::Vector { dimension, element } = self else { return false };
+        bytes.len() == element.row_bytes(*dimension)
+            && bytes.last().is_none_or(|last| last & element.spare_bits(*dimension) == 0)
     }
 
     /// The inclusive range of lane values a 64-bit-lane type can hold, or `None` for other lanes.
@@ -190,14 +221,7 @@ impl fmt::Display for DataType {
             DataType::Timestamp { utc: false } => f.write_str("timestamp"),
             DataType::Timestamp { utc: true } => f.write_str("timestamptz"),
             DataType::Date => f.write_str("date"),
-            DataType::Vector { dimension, element } => {
-                let element = match element {
-                    VectorElement::F32 => "f32",
-                    VectorElement::F16 => "f16",
-                    VectorElement::I8 => "i8",
-                };
-                write!(f, "vector({dimension},{element})")
-            }
+            DataType::Vector { dimension, element } => write!(f, "vector({dimension},{element})"),
         }
     }
 }
@@ -205,7 +229,7 @@ impl fmt::Display for DataType {
 /// A type name that [`DataType::from_str`] does not know.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "unknown type {0:?}: expected boolean, int16, int32, int64, float32, float64, decimal(p,s), varchar(n), text, bytea, timestamp, timestamptz, date or vector(d,f32|f16|i8)"
+    "unknown type {0:?}: expected boolean, int16, int32, int64, float32, float64, decimal(p,s), varchar(n), text, bytea, timestamp, timestamptz, date or vector(d,f32|f16|i8|bit)"
 )]
 pub struct UnknownType(pub String);
 
@@ -245,6 +269,7 @@ impl FromStr for DataType {
                     [] | ["f32"] => VectorElement::F32,
                     ["f16"] => VectorElement::F16,
                     ["i8"] => VectorElement::I8,
+                    ["bit"] => VectorElement::Bit,
                     _ => return Err(unknown()),
                 },
             },
@@ -344,6 +369,7 @@ mod tests {
             DataType::Timestamp { utc: false },
             DataType::Date,
             DataType::Vector { dimension: 384, element: VectorElement::F16 },
+            DataType::Vector { dimension: 65_535, element: VectorElement::Bit },
         ];
         for data_type in types {
             assert_eq!(data_type.to_string().parse(), Ok(data_type));
@@ -352,10 +378,31 @@ mod tests {
 
     #[test]
     fn type_parameters_out_of_range_are_refused() {
-        for text in ["decimal(39,2)", "decimal(5,6)", "decimal(0,0)", "vector(0)", "varchar(0)", "int128", "decimal(1"]
-        {
+        for text in [
+            "decimal(39,2)",
+            "decimal(5,6)",
+            "decimal(0,0)",
+            "vector(0)",
+            "vector(65536,bit)",
+            "vector(8,bits)",
+            "varchar(0)",
+            "int128",
+            "decimal(1",
+        ] {
             assert_eq!(text.parse::<DataType>(), Err(UnknownType(text.to_string())));
         }
+    }
+
+    #[test]
+    fn bits_take_whole_bytes_whose_spare_bits_are_zero() {
+        let bits = |dimension| DataType::Vector { dimension, element: VectorElement::Bit };
+        for (dimension, bytes) in [(1, 1), (8, 1), (9, 2), (384, 48), (65_535, 8192)] {
+            assert_eq!(bits(dimension).fixed_width(), Some(bytes));
+        }
+        assert!(bits(10).is_vector_value(&[0xff, 0b11]) && bits(16).is_vector_value(&[0xff, 0xff]));
+        assert!(!bits(10).is_vector_value(&[0xff, 0b111]) && !bits(10).is_vector_value(&[0xff]));
+        let bytes = DataType::Vector { dimension: 3, element: VectorElement::I8 };
+        assert!(bytes.is_vector_value(&[0xff; 3]) && !DataType::Bytea.is_vector_value(&[0; 3]));
     }
 
     #[test]

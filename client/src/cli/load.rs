@@ -9,31 +9,41 @@ use heliostat_client::{Client, LoadMode, LoadProgress, LoadWriter};
 use hidb::order::{OrderKind, TableOrder};
 use hidb::{Error, ErrorCode, Schema};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
+use super::interruption::Interruption;
 use super::{Failure, Global, quantity};
 
 const EXAMPLES: &str = "Examples:
   heliostat load lineitem lineitem.parquet
   heliostat load events day1.csv day2.csv --schema 'id int64 not null, at timestamp, note text'
   heliostat load events day3.arrow --append
+  heliostat load images embeddings.npy --column embedding
+  heliostat load texts texts.parquet --schema 'id int64, embedding vector(384)'
+  heliostat load hashes hashes.npy --schema 'hash vector(256,bit)'
   heliostat load lineitem --tpch lineitem --scale 1
   heliostat load events day1.csv --sort-by at
   heliostat load places places.parquet --cluster-by latitude,longitude,at
 
-What a file contains decides how it is read: Parquet, Arrow IPC (file or stream) or CSV with a header line.
+What a file contains decides how it is read: Parquet, Arrow IPC (file or stream), CSV with a header line, or an array of
+vectors (.npy of float32, float16, int8; .fvecs), which makes a table with one column. Fixed-size lists of such numbers
+are vectors; lists of any length are when --schema says so and all have that length. Unsigned bytes are packed bits where
+--schema says vector(n,bit), component 0 in the least significant bit (numpy.packbits(..., bitorder='little')).
+NaN and infinity in a vector are refused with the row.
 Nothing is visible before everything is loaded; Ctrl-C leaves the table as it was.
 
 An order (--sort-by, --cluster-by) belongs to the table: rows that are appended later are put in the same order without
-asking again, and so are the rows that replace it. Rows are ordered in runs of 192 MiB (the cell's setting sort_run).";
+asking again, and so are the rows that replace it. Rows are ordered in runs of up to 192 MiB (the cell's setting sort_run).";
+
+/// What becomes of a load that is interrupted.
+const UNDONE: &str = "the load was aborted and nothing has changed";
 
 #[derive(Args)]
 #[command(after_help = EXAMPLES, group = ArgGroup::new("source").required(true).args(["files", "tpch"]))]
 pub struct Arguments {
     /// The table.
     table: String,
-    /// Parquet, CSV or Arrow IPC files that have the same columns.
+    /// Parquet, CSV, Arrow IPC, .npy or .fvecs files that have the same columns.
     #[arg(value_name = "FILE")]
     files: Vec<PathBuf>,
     /// Add the rows to a table that exists.
@@ -45,6 +55,9 @@ pub struct Arguments {
     /// The columns: 'a int64, b text not null'. Found out from the first file when left out.
     #[arg(long, value_parser = parse_schema, value_name = "COLUMNS", conflicts_with = "tpch")]
     schema: Option<Schema>,
+    /// What the column of .npy and .fvecs files is called; vector when left out.
+    #[arg(long, value_name = "NAME", conflicts_with = "tpch")]
+    column: Option<String>,
     /// Keep the rows sorted by these columns: ascending, by the first, then the second and so on, NULL last. What a query
     /// asks for by the first column lies together then, and the rest is not read. Kept for later loads and merges.
     #[arg(long, value_name = "COLUMNS", value_delimiter = ',', conflicts_with = "cluster_by")]
@@ -92,6 +105,7 @@ pub async fn run(arguments: Arguments, global: &Global) -> Result<(), Failure> {
         schema,
         delimiter: arguments.delimiter,
         null: arguments.null.clone(),
+        column: arguments.column.clone(),
         ..InputOptions::default()
     };
     let (files, tpch, scale) = (arguments.files.clone(), arguments.tpch, arguments.scale);
@@ -101,7 +115,7 @@ pub async fn run(arguments: Arguments, global: &Global) -> Result<(), Failure> {
     });
     let opened = tokio::select! {
         opened = opening => opened,
-        error = interruption.happens() => return Err(error.into()),
+        error = interruption.happens(UNDONE) => return Err(error.into()),
     };
     let input = opened.map_err(|error| {
         Error::new(ErrorCode::MalformedInput, format!("the input can't be opened: its reader gave up: {error}"))
@@ -113,7 +127,7 @@ pub async fn run(arguments: Arguments, global: &Global) -> Result<(), Failure> {
     let mut writer = client.load_in_order(&arguments.table, &schema, mode, order.as_ref()).await?;
     let outcome = tokio::select! {
         outcome = transfer(&mut writer, input, &bar) => outcome,
-        error = interruption.happens() => Err(error),
+        error = interruption.happens(UNDONE) => Err(error),
     };
     bar.finish_and_clear();
     match outcome {
@@ -134,30 +148,6 @@ pub async fn run(arguments: Arguments, global: &Global) -> Result<(), Failure> {
             let _ = tokio::time::timeout(Duration::from_secs(5), writer.abort()).await;
             Err(error.into())
         }
-    }
-}
-
-/// Ctrl-C and SIGTERM.
-struct Interruption {
-    interrupts: Signal,
-    terminations: Signal,
-}
-
-impl Interruption {
-    fn watch() -> Result<Self, Error> {
-        let failed = |error| Error::new(ErrorCode::Internal, format!("signals can't be waited for: {error}"));
-        Ok(Interruption {
-            interrupts: signal(SignalKind::interrupt()).map_err(failed)?,
-            terminations: signal(SignalKind::terminate()).map_err(failed)?,
-        })
-    }
-
-    async fn happens(&mut self) -> Error {
-        tokio::select! {
-            _ = self.interrupts.recv() => {}
-            _ = self.terminations.recv() => {}
-        }
-        Error::new(ErrorCode::Cancelled, "interrupted: the load was aborted and nothing has changed")
     }
 }
 

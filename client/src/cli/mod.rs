@@ -4,11 +4,15 @@
 //! are written for people.
 
 mod cell;
+mod delete;
 mod dev;
+mod index;
+mod interruption;
 mod load;
 mod output;
 mod quantity;
 mod scan;
+mod search;
 mod table;
 mod text;
 mod user;
@@ -20,7 +24,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use heliostat_client::{Address, Checksum, Client, ConnectOptions, Credentials, Integrity, Transport};
 use hidb::{Error, ErrorCode};
 
-/// Loads tables into a Heliostat cell and asks it questions.
+/// Loads tables into a Heliostat cell, asks it questions and searches its vectors.
 #[derive(Parser)]
 #[command(
     name = "heliostat",
@@ -146,12 +150,13 @@ enum Command {
     /// List and show cells.
     #[command(subcommand)]
     Cell(cell::Command),
-    /// Nearest neighbours: not in this version.
-    #[command(hide = true, disable_help_flag = true)]
-    Search(Anything),
-    /// Vector indexes: not in this version.
-    #[command(hide = true, disable_help_flag = true)]
-    Index(Anything),
+    /// Find the nearest neighbours of vectors.
+    Search(search::Arguments),
+    /// Make, list and drop indexes over columns of vectors.
+    #[command(subcommand)]
+    Index(index::Command),
+    /// Delete rows of a table.
+    Delete(delete::Arguments),
     /// Background jobs: not in this version.
     #[command(hide = true, disable_help_flag = true)]
     Job(Anything),
@@ -218,8 +223,9 @@ pub async fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Explain(question) => scan::explain(question, &global).await,
         Command::Table(command) => table::run(command, &global).await,
         Command::Cell(command) => cell::run(command, &global).await,
-        Command::Search(_) => not_yet("search", "nearest neighbours come"),
-        Command::Index(_) => not_yet("index", "vector indexes come"),
+        Command::Search(arguments) => search::run(arguments, &global).await,
+        Command::Index(command) => index::run(command, &global).await,
+        Command::Delete(arguments) => delete::run(arguments, &global).await,
         Command::Job(_) => not_yet("job", "background jobs that can be listed come"),
         Command::User(command) => user::run(command, &global).await,
     }
@@ -273,8 +279,14 @@ mod tests {
 
     #[test]
     fn expressions_may_begin_with_a_minus() {
-        let line = "heliostat scan t --where -3<i --select -i --agg -sum(i) --group-by -i --order-by -i";
-        assert!(Arguments::try_parse_from(line.split(' ')).is_ok());
+        for line in [
+            "heliostat scan t --where -3<i --select -i --agg -sum(i) --group-by -i --order-by -i",
+            "heliostat search t --like-id -3 --where -3<i --distance-max -1",
+            "heliostat search t --vector -",
+            "heliostat delete t --where -3<i",
+        ] {
+            assert!(Arguments::try_parse_from(line.split(' ')).is_ok(), "{line}");
+        }
     }
 
     #[test]
@@ -295,7 +307,7 @@ mod tests {
 
     #[tokio::test]
     async fn commands_of_later_versions_are_refused_by_name() {
-        for line in ["search t --column c --k 10", "index create t c", "index --help", "job ls"] {
+        for line in ["job ls", "job --help"] {
             let arguments = Arguments::try_parse_from(["heliostat"].into_iter().chain(line.split(' '))).ok().unwrap();
             let failure = run(arguments).await.unwrap_err();
             assert_eq!(failure.exit_code(), 2, "{line}");
@@ -315,6 +327,18 @@ mod tests {
             "heliostat load t f --append --replace",
             "heliostat load t --tpch nothing",
             "heliostat load t f --tpch lineitem",
+            "heliostat search t",
+            "heliostat search t --like-id 1 --vector f",
+            "heliostat search t --like-id 1 --exact --recall 0.9",
+            "heliostat search t --like-id 1 --metric euclid",
+            "heliostat search t --like-id 1 --explain --output f.csv",
+            "heliostat index create t",
+            "heliostat index create t c --kind tree",
+            "heliostat index create t c --bits 9",
+            "heliostat index create t c --lists 0",
+            "heliostat index drop t",
+            "heliostat delete t",
+            "heliostat delete t --all --where a=1",
             "heliostat dev --size 10",
             "heliostat dev --cache 91%",
         ] {

@@ -16,7 +16,7 @@ use arrow_cast::display::{ArrayFormatter, FormatOptions};
 use arrow_json::writer::{LineDelimited, WriterBuilder as JsonBuilder};
 use arrow_schema::{ArrowError, DataType, Field, Schema, SchemaRef};
 use clap::ValueEnum;
-use hidb::{Error, ErrorCode};
+use hidb::{Error, ErrorCode, arrow_mapping};
 use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::WriterProperties;
@@ -100,7 +100,7 @@ enum Writer {
 pub struct Output {
     writer: Writer,
     schema: SchemaRef,
-    /// The schema of what is written, where it differs: vectors and bytes become text in CSV.
+    /// The schema of what is written, where it differs: vectors and bytes become text in CSV, bits in JSON, too.
     written_schema: SchemaRef,
     broken: Arc<AtomicBool>,
     pending: Option<PendingFile>,
@@ -148,7 +148,8 @@ impl Output {
         };
         let target = BufWriter::with_capacity(256 << 10, Target { inner, broken: broken.clone() });
         let written_schema = match format {
-            Format::Csv => textual_schema(&schema),
+            Format::Csv => textual_schema(&schema, |field| is_bytes(field) || is_vector(field)),
+            Format::Json => textual_schema(&schema, |field| bits_dimension(field).is_some()),
             _ => schema.clone(),
         };
         let writer = match format {
@@ -200,7 +201,7 @@ impl Output {
                 Ok(())
             }
             Writer::Csv(writer) => textual(batch, &self.written_schema).and_then(|batch| writer.write(&batch)),
-            Writer::Json(writer) => writer.write(batch),
+            Writer::Json(writer) => textual(batch, &self.written_schema).and_then(|batch| writer.write(&batch)),
             Writer::ArrowFile(writer) => writer.write(batch),
             Writer::ArrowStream(writer) => writer.write(batch),
             Writer::Parquet(writer) => writer.write(batch).map_err(ArrowError::from),
@@ -260,37 +261,64 @@ fn write_failed(error: &dyn std::fmt::Display) -> Failure {
     Failure::Request(Error::new(ErrorCode::Io, format!("the answer can't be written: {error}: check where it goes")))
 }
 
-fn is_vector(data_type: &DataType) -> bool {
-    matches!(data_type, DataType::FixedSizeList(..))
+fn is_bytes(field: &Field) -> bool {
+    matches!(field.data_type(), DataType::Binary)
 }
 
-/// What CSV can hold: vectors as `[1,2]`, bytes as `\x` and hexadecimal digits, which `load` reads back.
-fn textual_schema(schema: &Schema) -> SchemaRef {
-    let fields = schema.fields().iter().map(|field| match field.data_type() {
-        DataType::Binary | DataType::FixedSizeList(..) => {
-            Arc::new(Field::new(field.name(), DataType::Utf8, field.is_nullable()))
-        }
-        _ => field.clone(),
+fn is_vector(field: &Field) -> bool {
+    matches!(field.data_type(), DataType::FixedSizeList(..)) || bits_dimension(field).is_some()
+}
+
+/// The dimension of a column of vectors of bits.
+fn bits_dimension(field: &Field) -> Option<usize> {
+    match arrow_mapping::from_arrow_field(field).ok()? {
+        hidb::DataType::Vector { dimension, element: hidb::VectorElement::Bit } => Some(dimension as usize),
+        _ => None,
+    }
+}
+
+/// The schema with text in place of the columns that the format can't hold: vectors as `[1,2]`, of bits as `101`, bytes
+/// as `\x` and hexadecimal digits, all of which `load` reads back.
+fn textual_schema(schema: &Schema, is_text: impl Fn(&Field) -> bool) -> SchemaRef {
+    let fields = schema.fields().iter().map(|field| match is_text(field) {
+        true => Arc::new(Field::new(field.name(), DataType::Utf8, field.is_nullable())),
+        false => field.clone(),
     });
     Arc::new(Schema::new(fields.collect::<Vec<_>>()))
 }
 
+/// The batch with those columns as text that are text in `schema`.
 fn textual(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, ArrowError> {
     if batch.schema_ref() == schema {
         return Ok(batch.clone());
     }
-    let columns = batch.columns().iter().map(|column| match column.data_type() {
-        DataType::Binary => Ok(Arc::new(hexadecimal(column)) as ArrayRef),
-        data_type if is_vector(data_type) => {
-            let format = FormatOptions::default();
-            let formatter = ArrayFormatter::try_new(column, &format)?;
-            let texts = (0..column.len())
-                .map(|row| column.is_valid(row).then(|| formatter.value(row).to_string().replace(' ', "")));
-            Ok(Arc::new(texts.collect::<StringArray>()) as ArrayRef)
+    let incoming = batch.schema();
+    let columns = batch.columns().iter().enumerate().map(|(index, column)| {
+        let field = incoming.field(index);
+        if schema.field(index).data_type() == field.data_type() {
+            return Ok(column.clone());
         }
-        _ => Ok(column.clone()),
+        if is_bytes(field) {
+            return Ok(Arc::new(hexadecimal(column)) as ArrayRef);
+        }
+        if let Some(dimension) = bits_dimension(field) {
+            return Ok(Arc::new(binary_digits(column, dimension)) as ArrayRef);
+        }
+        let format = FormatOptions::default();
+        let formatter = ArrayFormatter::try_new(column, &format)?;
+        let texts = (0..column.len())
+            .map(|row| column.is_valid(row).then(|| formatter.value(row).to_string().replace(' ', "")));
+        Ok(Arc::new(texts.collect::<StringArray>()) as ArrayRef)
     });
     RecordBatch::try_new(schema.clone(), columns.collect::<Result<Vec<_>, ArrowError>>()?)
+}
+
+/// Vectors of bits as digits, component 0 first.
+fn binary_digits(column: &dyn Array, dimension: usize) -> StringArray {
+    let text = |bytes: &[u8]| -> String {
+        (0..dimension).map(|at| if bytes[at / 8] >> (at % 8) & 1 == 1 { '1' } else { '0' }).collect()
+    };
+    column.as_fixed_size_binary().iter().map(|value| value.map(text)).collect()
 }
 
 fn hexadecimal(column: &dyn Array) -> StringArray {
@@ -309,7 +337,7 @@ fn hexadecimal(column: &dyn Array) -> StringArray {
 fn text_table(schema: &Schema, batches: &[RecordBatch]) -> Result<TextTable, ArrowError> {
     let columns = schema.fields().iter().map(|field| (field.name().clone(), field.data_type().is_numeric()));
     let mut table = TextTable::new(columns);
-    let textual_schema = textual_schema(schema);
+    let textual_schema = textual_schema(schema, |field| is_bytes(field) || is_vector(field));
     let format = FormatOptions::default()
         .with_null("NULL")
         .with_timestamp_format(Some("%Y-%m-%d %H:%M:%S%.f"))
@@ -347,9 +375,13 @@ mod tests {
     }
 
     fn written(format: Format, batches: &[RecordBatch]) -> Vec<u8> {
+        written_as(format, batch().schema(), batches)
+    }
+
+    fn written_as(format: Format, schema: SchemaRef, batches: &[RecordBatch]) -> Vec<u8> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("answer");
-        let mut output = Output::open(format, Some(&path), batch().schema()).ok().unwrap();
+        let mut output = Output::open(format, Some(&path), schema).ok().unwrap();
         for batch in batches {
             assert!(output.write(batch).is_ok());
         }
@@ -379,6 +411,33 @@ mod tests {
             assert_eq!(serde_json::from_str::<serde_json::Value>(line).unwrap().as_object().unwrap().len(), 5);
         }
         assert!(written(Format::Json, &[]).is_empty());
+    }
+
+    #[test]
+    fn vectors_are_lists_and_those_of_bits_are_digits() {
+        let vectors = |text: &str, values: Vec<u8>| {
+            let data_type: hidb::DataType = text.parse().unwrap();
+            let nulls = arrow_buffer::NullBuffer::from(vec![true, false]);
+            arrow_mapping::vector_array(&data_type, 2, values.into(), Some(nulls)).unwrap()
+        };
+        let types = [("v", "vector(2,i8)"), ("b", "vector(10,bit)")];
+        let fields = types.map(|(name, text)| hidb::Field::new(name, text.parse().unwrap(), true)).to_vec();
+        let schema = arrow_mapping::to_arrow_schema(&hidb::Schema::new(fields).unwrap(), true);
+        let columns = vec![vectors(types[0].1, vec![1, 0xff, 0, 0]), vectors(types[1].1, vec![0b101, 0b10, 0, 0])];
+        let batch = RecordBatch::try_new(schema.clone(), columns).unwrap();
+        let text = |format| String::from_utf8(written_as(format, schema.clone(), &[batch.clone()])).unwrap();
+        assert_eq!(text(Format::Csv), "v,b\n\"[1,-1]\",1010000001\n,\n");
+        assert_eq!(text(Format::Json), "{\"v\":[1,-1],\"b\":\"1010000001\"}\n{\"v\":null,\"b\":null}\n");
+        assert!(text(Format::Table).contains("[1,-1]  1010000001"), "{}", text(Format::Table));
+        // What is written as Parquet is read as the same types.
+        let bytes = bytes::Bytes::from(written_as(Format::Parquet, schema.clone(), &[batch.clone()]));
+        let reader = ParquetRecordBatchReaderBuilder::try_new(bytes).unwrap();
+        let read = arrow_mapping::from_arrow_schema(reader.schema()).unwrap();
+        assert_eq!(read.fields().iter().map(|f| f.data_type.to_string()).collect::<Vec<_>>(), types.map(|(_, t)| t));
+        assert_eq!(
+            arrow_mapping::adapt_batch(&reader.build().unwrap().next().unwrap().unwrap(), &read).unwrap(),
+            batch
+        );
     }
 
     #[test]

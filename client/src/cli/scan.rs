@@ -83,8 +83,9 @@ pub struct ScanArguments {
     bypass_cache: bool,
 }
 
+/// How statistics are written.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum StatsFormat {
+pub enum StatsFormat {
     /// For people.
     Text,
     /// One JSON object.
@@ -114,7 +115,8 @@ pub async fn run(arguments: ScanArguments, global: &Global) -> Result<(), Failur
     }
 }
 
-fn chosen_format(format: Option<Format>, output: Option<&Path>) -> Result<Format, Failure> {
+/// The format that was asked for, else the one that the name of the file says.
+pub fn chosen_format(format: Option<Format>, output: Option<&Path>) -> Result<Format, Failure> {
     match (format, output) {
         (Some(format), _) => Ok(format),
         (None, None) => Ok(Format::Table),
@@ -168,7 +170,8 @@ fn print_statistics(stream: &ScanStream, format: StatsFormat) -> Result<(), Fail
     Ok(())
 }
 
-fn statistics_json(statistics: &ScanStatistics, elapsed_us: u64) -> serde_json::Value {
+/// The statistics of `--stats json`.
+pub fn statistics_json(statistics: &ScanStatistics, elapsed_us: u64) -> serde_json::Value {
     serde_json::json!({
         "rows": statistics.rows,
         "bytes_returned": statistics.bytes_returned,

@@ -38,26 +38,27 @@ impl ColumnChoice {
             let found = exact
                 .or_else(|| file.fields().iter().position(|column| column.name().eq_ignore_ascii_case(&field.name)))
                 .ok_or_else(|| mismatch(format!("there is no column {:?} ({})", field.name, field.data_type)))?;
+            // Says now, and not after gigabytes, that a type has no way into the wanted one.
+            arrow_mapping::check_column(file.field(found), field).map_err(name_file)?;
             order.push(found);
         }
         if let Some(extra) = (0..file.fields().len()).find(|index| !order.contains(index)) {
             return Err(mismatch(format!("the column {:?} is not among those wanted", file.field(extra).name())));
         }
-        // Says now, and not after gigabytes, that a type has no way into the wanted one.
-        arrow_mapping::from_arrow_schema(file).map_err(name_file)?;
         let straight = order.iter().copied().eq(0..file.fields().len());
         Ok(ColumnChoice { schema: wanted.clone(), order: (!straight).then_some(order) })
     }
 
-    /// The wanted columns of a batch of the file, in canonical arrays.
-    pub(super) fn adapt(&self, batch: &RecordBatch) -> Result<RecordBatch> {
+    /// The wanted columns of a batch of the file, in canonical arrays. `first_row` is the number of its first row where
+    /// errors name rows.
+    pub(super) fn adapt(&self, batch: &RecordBatch, first_row: u64) -> Result<RecordBatch> {
         match &self.order {
-            None => arrow_mapping::adapt_batch(batch, &self.schema),
+            None => arrow_mapping::adapt_rows(batch, &self.schema, first_row),
             Some(order) => {
                 let chosen = batch.project(order).map_err(|error| {
                     Error::new(ErrorCode::MalformedInput, format!("a batch lacks columns of its schema: {error}"))
                 })?;
-                arrow_mapping::adapt_batch(&chosen, &self.schema)
+                arrow_mapping::adapt_rows(&chosen, &self.schema, first_row)
             }
         }
     }

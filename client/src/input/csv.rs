@@ -410,6 +410,20 @@ mod tests {
     }
 
     #[test]
+    fn bits_are_digits_or_lists_of_them() {
+        let text = b"a\n1010000001\n\"[1,0,1,0,0,0,0,0,0,1]\"\n\n1 0 1 0 0 0 0 0 0 1\n";
+        let schema = Some(crate::input::parse_schema("a vector(10,bit)").unwrap());
+        let (_, batches) = read(text, InputOptions { schema, ..InputOptions::default() }).unwrap();
+        let bits = batches[0].column(0).as_fixed_size_binary();
+        let value = Some(&[0b101, 0b10][..]);
+        assert_eq!(bits.iter().collect::<Vec<_>>(), [value, value, None, value]);
+        for wrong in ["101", "10100000011", "1010000002", "[1010000001"] {
+            let error = error(format!("a\n{wrong}\n").as_bytes(), Some("a vector(10,bit)"));
+            assert!(error.message.contains("is not a valid vector(10,bit)"), "{error}");
+        }
+    }
+
+    #[test]
     fn a_text_that_is_too_long_is_told_by_its_length() {
         let text = format!("a\n{}\n", "x".repeat(hidb::VALUE_BYTES_MAX + 1));
         let error = error(text.as_bytes(), Some("a text"));

@@ -64,7 +64,7 @@ pub(super) fn open(path: &Path, wanted: Option<&Schema>, seekable: bool) -> Resu
                 PartError::Failed(Error::new(code, format!("{}, record batch {index}: {what}", path.display())))
             };
             let batch = batch.map_err(|error| failed(ErrorCode::MalformedInput, error.to_string()))?;
-            let rows = choice.adapt(&batch).map_err(|error| failed(error.code, error.message))?;
+            let rows = choice.adapt(&batch, 0).map_err(|error| failed(error.code, error.message))?;
             // About what the batch took in the file.
             let units = left.min(batch.get_array_memory_size() as u64);
             left -= units;

@@ -1,4 +1,4 @@
-//! Reads what is to be loaded: Parquet, CSV, Arrow IPC, and TPC-H tables made on the spot.
+//! Reads what is to be loaded: Parquet, CSV, Arrow IPC, arrays of vectors, and TPC-H tables made on the spot.
 //!
 //! Owns [`Input`]. Called by `heliostat load` and by benchmarks.
 //!
@@ -9,6 +9,7 @@
 //!
 //! Decoding runs on threads of its own, several parts at a time; see [`ordered`].
 
+pub mod arrays;
 mod columns;
 mod csv;
 mod infer;
@@ -17,6 +18,7 @@ mod ordered;
 mod parquet;
 mod tpch;
 mod values;
+mod vectors;
 
 use std::fs::File;
 use std::io::Read;
@@ -40,6 +42,8 @@ pub struct InputOptions {
     pub delimiter: Option<u8>,
     /// The CSV field that means NULL (an empty field always does, except in NOT NULL text columns).
     pub null: Option<String>,
+    /// What the column of an array of vectors is called; `None`: `vector`. Other files name their columns.
+    pub column: Option<String>,
     /// Decoding threads.
     pub threads: usize,
     /// Decoded bytes that may wait to be sent.
@@ -52,6 +56,7 @@ impl Default for InputOptions {
             schema: None,
             delimiter: None,
             null: None,
+            column: None,
             threads: std::thread::available_parallelism().map_or(2, |n| n.get()).min(8),
             waiting_bytes_max: 256 << 20,
         }
@@ -79,6 +84,7 @@ enum Format {
     Parquet,
     IpcFile,
     IpcStream,
+    Vectors,
     Csv,
 }
 
@@ -91,11 +97,16 @@ impl Input {
         let mut rows_total = Some(0);
         // Bytes and rows don't add up: progress is in rows only when every file knows its rows.
         let formats = paths.iter().map(|path| sniff(path)).collect::<Result<Vec<_>>>()?;
-        let in_rows = formats.iter().all(|format| *format == Format::Parquet);
+        let in_rows = formats.iter().all(|format| matches!(format, Format::Parquet | Format::Vectors));
         for (path, format) in paths.iter().zip(formats) {
+            if options.column.is_some() && format != Format::Vectors {
+                let text = "a file that names its columns: --column is for arrays (.npy, .fvecs)";
+                return Err(Error::new(ErrorCode::InvalidParameter, format!("{}: {text}", path.display())));
+            }
             let opened = match format {
                 Format::Parquet => parquet::open(path, schema.as_ref(), in_rows)?,
                 Format::IpcFile | Format::IpcStream => ipc::open(path, schema.as_ref(), format == Format::IpcFile)?,
+                Format::Vectors => vectors::open(path, schema.as_ref(), options.column.as_deref(), in_rows)?,
                 Format::Csv => csv::open(path, schema.as_ref(), &options)?,
             };
             total += opened.units;
@@ -225,12 +236,20 @@ fn sniff(path: &Path) -> Result<Format> {
         bytes if bytes.starts_with(&[0x1f, 0x8b]) || bytes.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) => {
             refuse("the file is compressed: decompress it first")
         }
-        bytes if bytes.contains(&0) => refuse("not Parquet or Arrow IPC, and not CSV: it is not text"),
+        bytes if is_array(bytes, path) => Ok(Format::Vectors),
+        bytes if bytes.contains(&0) => refuse("not Parquet, Arrow IPC, .npy or .fvecs, and not CSV: it is not text"),
         bytes if looks_like_json(bytes) => refuse(
             "not Parquet or Arrow IPC, and not CSV: it looks like JSON, which is not read: write it as one of these",
         ),
         _ => Ok(Format::Csv),
     }
+}
+
+/// Whether a file begins as an array of vectors does. JSON has no types to make a column of.
+fn is_array(start: &[u8], path: &Path) -> bool {
+    use arrays::ArrayFormat;
+    let format = ArrayFormat::of(&start[..start.len().min(8)], &path.to_string_lossy());
+    format.is_some_and(|format| format != ArrayFormat::Json)
 }
 
 /// Whether a file begins as only a JSON object or an array of objects, arrays or strings does.
@@ -279,6 +298,8 @@ mod tests {
         assert_eq!(sniff(&file("c", b"\xff\xff\xff\xff\x10\0\0\0")).unwrap(), Format::IpcStream);
         assert_eq!(sniff(&file("d", b"ARROW1\0\0")).unwrap(), Format::IpcFile);
         assert_eq!(sniff(&file("h.csv", b"[id],{name}\n1,2\n")).unwrap(), Format::Csv);
+        assert_eq!(sniff(&file("n.npy", b"\x93NUMPY\x01\x00")).unwrap(), Format::Vectors);
+        assert_eq!(sniff(&file("v.fvecs", b"\x02\0\0\0\0\0\0\0\0\0\0\0")).unwrap(), Format::Vectors);
         for (name, bytes) in [
             ("e", &b""[..]),
             ("f.gz", b"\x1f\x8b\x08"),

@@ -42,12 +42,14 @@ pub(super) fn open(path: &Path, wanted: Option<&Schema>, in_rows: bool) -> Resul
                 .with_batch_size(LOAD_BATCH_ROWS)
                 .build()
                 .map_err(|error| malformed(error.to_string()))?;
+            let mut first_row = 0;
             for batch in reader {
                 let batch = batch.map_err(|error| malformed(error.to_string()))?;
-                let rows = choice.adapt(&batch).map_err(|error| {
+                let rows = choice.adapt(&batch, first_row).map_err(|error| {
                     PartError::Failed(Error::new(error.code, format!("{part_name}: {}", error.message)))
                 })?;
                 let count = rows.num_rows() as u64;
+                first_row += count;
                 let units = if in_rows { count } else { group_bytes * count / group_rows };
                 emit(InputBatch { rows, units })?;
             }
@@ -112,6 +114,51 @@ mod tests {
         assert_eq!(texts(4), [Some("x"), None, Some("x")]);
         assert_eq!(texts(5), [Some("longer than twelve bytes"), None, Some("")]);
         assert!(rows.column(6).is_null(1) && rows.column(6).as_binary::<i32>().value(0) == b"ab");
+    }
+
+    fn read_as(bytes: &[u8], schema: &str) -> Result<Vec<RecordBatch>> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), bytes).unwrap();
+        let schema = Some(crate::input::parse_schema(schema).unwrap());
+        let input = Input::open(&[file.path().to_path_buf()], InputOptions { schema, ..InputOptions::default() })?;
+        input.batches()?.map(|batch| batch.map(|batch| batch.rows)).collect()
+    }
+
+    #[test]
+    fn lists_are_vectors_of_their_length_or_of_that_of_the_schema() {
+        use arrow_array::types::{Float16Type, Float32Type, Float64Type, Int8Type};
+        let fixed = |array: &dyn Array, length: i32| {
+            let item = arrow_schema::Field::new("element", array.as_list::<i32>().value_type(), true);
+            let fixed = arrow_schema::DataType::FixedSizeList(Arc::new(item), length);
+            arrow_cast::cast(array, &fixed).unwrap()
+        };
+        let f32s = ListArray::from_iter_primitive::<Float32Type, _, _>([Some([Some(1.5), Some(2.0)]), None]);
+        let f64s = ListArray::from_iter_primitive::<Float64Type, _, _>([Some([Some(1.5), Some(2.0)]), None]);
+        let i8s = ListArray::from_iter_primitive::<Int8Type, _, _>([Some([Some(1), Some(-2)]), None]);
+        let half = arrow_schema::Field::new("element", Float16Type::DATA_TYPE, true);
+        let half = arrow_schema::DataType::FixedSizeList(Arc::new(half), 2);
+        let f16s = arrow_cast::cast(&f32s, &half).unwrap();
+        let lists: Vec<(&str, ArrayRef)> = vec![("a", fixed(&f32s, 2)), ("b", fixed(&i8s, 2)), ("c", f16s)];
+        let (schema, batches) = read(&encoded(lists)).unwrap();
+        let types: Vec<String> = schema.fields().iter().map(|field| field.data_type.to_string()).collect();
+        assert_eq!(types, ["vector(2,f32)", "vector(2,i8)", "vector(2,f16)"]);
+        assert!(batches[0].columns().iter().all(|column| column.null_count() == 1));
+        let vectors = batches[0].column(0).as_fixed_size_list().value(0);
+        assert_eq!(vectors.as_primitive::<Float32Type>().values(), &[1.5, 2.0]);
+        for lists in [f32s, f64s] {
+            let bytes = encoded(vec![("a", Arc::new(lists))]);
+            assert_eq!(read(&bytes).unwrap_err().code, ErrorCode::UnsupportedType);
+            let batches = read_as(&bytes, "a vector(2)").unwrap();
+            assert_eq!(batches[0].column(0).as_fixed_size_list().value(0).as_ref(), vectors.as_ref());
+            let error = read_as(&bytes, "a vector(2,f16)").unwrap_err();
+            assert_eq!(error.code, ErrorCode::TypeMismatch, "{error}");
+        }
+        // Rows are counted over the batches that a row group is read in.
+        let rows = (0..40_000).map(|row| Some(vec![Some(1.0f32); if row == 39_000 { 3 } else { 2 }]));
+        let odd = ListArray::from_iter_primitive::<Float32Type, _, _>(rows);
+        let error = read_as(&encoded(vec![("a", Arc::new(odd))]), "a vector(2)").unwrap_err();
+        let words = "row group 0: column \"a\" (vector(2,f32)): row 39000: a list of 3 elements";
+        assert!(error.code == ErrorCode::InvalidValue && error.message.contains(words), "{error}");
     }
 
     #[test]

@@ -139,7 +139,7 @@ pub(super) fn open(table: TpchTable, scale: f64, wanted: Option<&Schema>) -> Res
             let choice = choice.clone();
             let decode = move |emit: &mut super::ordered::Emit<'_>| {
                 for batch in table.generate(scale, part, count) {
-                    let rows = choice.adapt(&batch).map_err(PartError::Failed)?;
+                    let rows = choice.adapt(&batch, 0).map_err(PartError::Failed)?;
                     let units = rows.num_rows() as u64;
                     emit(InputBatch { rows, units })?;
                 }

@@ -185,6 +185,7 @@ pub(super) fn parse_column(
             VectorElement::F32 => source.vectors::<Float32Type>(dimension, |text| text.parse().ok()),
             VectorElement::F16 => source.vectors::<Float16Type>(dimension, |text| Float32Type::parse(text).map(to_f16)),
             VectorElement::I8 => source.vectors::<Int8Type>(dimension, |text| text.parse().ok()),
+            VectorElement::Bit => source.bits(dimension),
         },
     }
 }
@@ -234,6 +235,37 @@ impl Source<'_> {
             Some(())
         })?;
         Ok(Arc::new(builder.finish()))
+    }
+
+    /// `1011`, or `[1, 0, 1, 1]`: component 0 first.
+    fn bits(&self, dimension: u32) -> Result<ArrayRef, BadField> {
+        let width = VectorElement::Bit.row_bytes(dimension);
+        let mut bytes = Vec::with_capacity(self.chunk.rows() * width);
+        let mut present = arrow_buffer::NullBufferBuilder::new(self.chunk.rows());
+        self.each(|value| {
+            let from = bytes.len();
+            bytes.resize(from + width, 0);
+            let Some(field) = value else {
+                present.append_null();
+                return Some(());
+            };
+            let text = trimmed(field)?;
+            let inner = text.strip_prefix('[').map_or(Some(text), |rest| rest.strip_suffix(']'))?;
+            let mut count = 0;
+            for digit in inner.bytes().filter(|byte| !matches!(byte, b',' | b' ')) {
+                let bit = match digit {
+                    b'0' => 0,
+                    b'1' => 1,
+                    _ => return None,
+                };
+                *bytes.get_mut(from + count / 8)? |= bit << (count % 8);
+                count += 1;
+            }
+            present.append_non_null();
+            (count == dimension as usize).then_some(())
+        })?;
+        arrow_mapping::vector_array(&self.field.data_type, self.chunk.rows(), bytes.into(), present.finish())
+            .map_err(|_| BadField { row: 0, null: false })
     }
 
     /// `[1.5, 2, 3]`: brackets optional.

@@ -20,7 +20,7 @@ use arrow_schema::SchemaRef;
 use bytes::Bytes;
 use hidb::aligned::AlignedBytes;
 use hidb::frame::{Frame, FrameKind};
-use hidb::proto::ScanStatistics;
+use hidb::proto::{ScanStatistics, SearchStatistics};
 use hidb::{Error, ErrorCode, Result, image, proto};
 use tokio::time::Sleep;
 
@@ -102,6 +102,15 @@ pub(super) struct Terms {
     pub key: Option<Arc<AnswerKey>>,
 }
 
+/// What the cell says of an answer with its last part.
+#[derive(Default)]
+pub(super) struct Ending {
+    pub statistics: ScanStatistics,
+    /// Of a search.
+    pub search: Option<SearchStatistics>,
+    pub explain: String,
+}
+
 /// See the module.
 pub(super) struct Answering {
     request: Request,
@@ -120,8 +129,7 @@ pub(super) struct Answering {
     /// Whole, or failed.
     is_over: bool,
     keeper: Option<Keeper>,
-    statistics: Option<ScanStatistics>,
-    explain: String,
+    ending: Option<Ending>,
 }
 
 impl Answering {
@@ -156,8 +164,7 @@ impl Answering {
             deadline: patience.map(|patience| Box::pin(tokio::time::sleep_until(patience.into()))),
             is_over: false,
             keeper,
-            statistics: None,
-            explain: String::new(),
+            ending: None,
             terms,
         };
         while !answering.has_schema && !answering.is_over {
@@ -179,8 +186,8 @@ impl Answering {
     }
 
     /// What the cell said of its work, and what it explained; once the answer is whole.
-    pub(super) fn take_end(&mut self) -> (ScanStatistics, String) {
-        (self.statistics.take().unwrap_or_default(), std::mem::take(&mut self.explain))
+    pub(super) fn take_end(&mut self) -> Ending {
+        self.ending.take().unwrap_or_default()
     }
 
     /// What came by the link to another core.
@@ -247,13 +254,13 @@ impl Answering {
             for expected in &part.elsewhere {
                 self.from(expected.link).frames = Some(expected.frames);
             }
-            self.statistics = Some(part.statistics.unwrap_or_default());
-            self.explain = part.explain;
+            let statistics = part.statistics.unwrap_or_default();
+            self.ending = Some(Ending { statistics, search: part.search, explain: part.explain });
         } else {
             self.give_credit(elsewhere)?;
         }
         let is_complete = |from: &Elsewhere| from.frames == Some(from.taken.next_sequence);
-        if self.statistics.is_some() && self.early.is_empty() && self.elsewhere.iter().all(is_complete) {
+        if self.ending.is_some() && self.early.is_empty() && self.elsewhere.iter().all(is_complete) {
             if !self.home.partial.is_empty() || self.elsewhere.iter().any(|from| !from.taken.partial.is_empty()) {
                 return Err(Error::new(ErrorCode::Protocol, "the answer ended within a row that takes several frames"));
             }

@@ -1,7 +1,8 @@
 //! Questions and their answers: requests, prepared statements, streams of record batches.
 //!
 //! The rooms: [`request`] is what is asked, [`statement`] what the cell has planned already, [`answering`] one answer as
-//! it comes in, [`stream`] what the caller sees of it. Called by engines and by `heliostat scan`.
+//! it comes in, [`stream`] what the caller sees of it. Called by engines, by `heliostat scan`, and by [`crate::search`],
+//! whose requests are asked and answered the same way.
 
 mod answering;
 mod request;
@@ -15,10 +16,11 @@ use hidb::{Error, ErrorCode, Result, convert, plan};
 use crate::client::Client;
 use crate::connection::Connection;
 use statement::prepare_on;
-use stream::Asked;
 
 pub use request::ScanRequest;
+pub(crate) use request::milliseconds_until;
 pub use statement::Statement;
+pub(crate) use stream::Asked;
 pub use stream::ScanStream;
 
 impl Client {
@@ -52,7 +54,7 @@ impl Client {
         while let Some(batch) = stream.next().await {
             batch?;
         }
-        Ok(std::mem::take(&mut stream.explain))
+        Ok(stream.take_explain())
     }
 
     /// Has the cell plan a question once. Its parameters are those of the plan (`ExprKind::Parameter`,

@@ -156,6 +156,6 @@ impl ScanRequest {
 }
 
 /// What is left until a deadline, as requests carry it; 0: there is none.
-pub(super) fn milliseconds_until(deadline: Option<Instant>) -> u64 {
+pub(crate) fn milliseconds_until(deadline: Option<Instant>) -> u64 {
     deadline.map_or(0, |deadline| (deadline.saturating_duration_since(Instant::now()).as_millis() as u64).max(1))
 }

@@ -1,6 +1,7 @@
 //! Answers as callers see them, wherever they come from: the cell, the client's cache, or the cell asked once more.
 //!
-//! Owns [`ScanStream`] and [`Asked`], a question that can be put again. Called by engines and by `heliostat scan`.
+//! Owns [`ScanStream`] and [`Asked`], a question that can be put again. Called by engines, by [`crate::search`] and by
+//! `heliostat scan`.
 //!
 //! Invariants
 //! - An answer that is lost on its way, because the connection or a link went, is asked for again as long as the caller
@@ -19,16 +20,17 @@ use arrow_schema::SchemaRef;
 use futures::Stream;
 use futures::future::BoxFuture;
 use hidb::frame::FrameKind;
-use hidb::proto::ScanStatistics;
+use hidb::proto::{ScanStatistics, SearchStatistics};
 use hidb::{Error, ErrorCode, Result, Scalar, convert, proto};
 use prost::Message;
 
-use super::answering::{Answering, DEADLINE_GRACE, Terms};
+use super::answering::{Answering, DEADLINE_GRACE, Ending, Terms};
 use super::request::{ScanRequest, milliseconds_until};
 use super::statement::Statement;
 use crate::cache::{Answer, AnswerKey};
 use crate::client::{Client, within};
 use crate::connection::Connection;
+use crate::search::Asking;
 
 /// Where the batches of an answer come from.
 enum Source {
@@ -45,10 +47,21 @@ enum Source {
 enum How {
     Scan { request: ScanRequest, explain: bool },
     Statement { statement: Statement, parameters: Vec<Scalar> },
+    Search(Asking),
+}
+
+impl How {
+    fn table(&self) -> &str {
+        match self {
+            How::Scan { request, .. } => request.table_name(),
+            How::Statement { statement, .. } => statement.source().table_name(),
+            How::Search(asking) => asking.request.table_name(),
+        }
+    }
 }
 
 /// A question that can be put again: nothing changes by it.
-pub(super) struct Asked {
+pub(crate) struct Asked {
     client: Client,
     deadline: Option<Instant>,
     how: How,
@@ -65,6 +78,11 @@ impl Asked {
         let deadline = client.deadline(statement.source().timeout);
         let how = How::Statement { statement: statement.clone(), parameters: parameters.to_vec() };
         Asked { client, deadline, how }
+    }
+
+    /// Part of a search, to be answered by `deadline`.
+    pub(crate) fn search(client: &Client, asking: Asking, deadline: Option<Instant>) -> Self {
+        Asked { client: client.clone(), deadline, how: How::Search(asking) }
     }
 
     /// Puts the question, on a live connection; again when what the client knew of table or statement is out of date.
@@ -94,6 +112,14 @@ impl Asked {
                 }
                 How::Statement { statement, parameters } => {
                     let put = |connection| self.execute_on(connection, statement, parameters);
+                    self.client.retrying(patience, put).await
+                }
+                How::Search(asking) => {
+                    let body = &within(self.deadline, asking.message(&self.client, self.deadline)).await?;
+                    let put = |connection| async move {
+                        let terms = self.terms(&body.table, body.initial_credits, None);
+                        self.put_on(connection, FrameKind::VectorSearchRequest, body, terms).await
+                    };
                     self.client.retrying(patience, put).await
                 }
             };
@@ -156,12 +182,9 @@ impl Asked {
 
     /// Drops what the cell said is out of date.
     async fn forget(&self) {
-        match &self.how {
-            How::Scan { request, .. } => self.client.cache().forget_schema(request.table_name()),
-            How::Statement { statement, .. } => {
-                self.client.cache().forget_schema(statement.source().table_name());
-                statement.forget().await;
-            }
+        self.client.cache().forget_schema(self.how.table());
+        if let How::Statement { statement, .. } = &self.how {
+            statement.forget().await;
         }
     }
 }
@@ -179,8 +202,7 @@ pub struct ScanStream {
     may_ask_again: bool,
     started: Instant,
     ended: Option<Duration>,
-    statistics: Option<ScanStatistics>,
-    pub(super) explain: String,
+    ending: Option<Ending>,
     rows: u64,
 }
 
@@ -192,7 +214,7 @@ impl fmt::Debug for ScanStream {
 
 impl ScanStream {
     /// Asks, and waits for the schema.
-    pub(super) async fn open(asked: Asked) -> Result<ScanStream> {
+    pub(crate) async fn open(asked: Asked) -> Result<ScanStream> {
         let started = Instant::now();
         let source = asked.put().await?;
         let may_ask_again = !asked.client.options().retry_for.is_zero();
@@ -204,8 +226,7 @@ impl ScanStream {
             may_ask_again,
             started,
             ended: None,
-            statistics: None,
-            explain: String::new(),
+            ending: None,
             rows: 0,
         })
     }
@@ -218,7 +239,17 @@ impl ScanStream {
     /// The cell's statistics, once the stream has ended. For an answer from the cache only `rows` is not 0: the cell did
     /// nothing for it.
     pub fn statistics(&self) -> Option<&ScanStatistics> {
-        self.statistics.as_ref()
+        self.ending.as_ref().map(|ending| &ending.statistics)
+    }
+
+    /// What a search did, once the stream has ended.
+    pub(crate) fn search_statistics(&self) -> Option<&SearchStatistics> {
+        self.ending.as_ref().and_then(|ending| ending.search.as_ref())
+    }
+
+    /// What the cell explained, once the stream has ended.
+    pub(super) fn take_explain(&mut self) -> String {
+        self.ending.as_mut().map(|ending| std::mem::take(&mut ending.explain)).unwrap_or_default()
     }
 
     /// From request sent to last batch in client memory, once the stream has ended.
@@ -236,10 +267,15 @@ impl ScanStream {
         self.is_kept
     }
 
-    fn end(&mut self, at: Instant, statistics: Option<ScanStatistics>) {
+    /// When the last batch was in memory; now, when it is not yet.
+    pub(crate) fn ended_at(&self) -> Instant {
+        self.ended.map_or_else(Instant::now, |after| self.started + after)
+    }
+
+    fn end(&mut self, at: Instant, ending: Option<Ending>) {
         self.source = Source::Over;
         self.ended = Some(at.saturating_duration_since(self.started));
-        self.statistics = statistics;
+        self.ending = ending;
     }
 
     /// The answer was lost on its way: has it asked for again if that may be.
@@ -258,10 +294,7 @@ impl ScanStream {
     /// The question was put again.
     fn came_again(&mut self, source: Source) -> Result<()> {
         if source.schema() != self.schema {
-            let table = match &self.asked.how {
-                How::Scan { request, .. } => request.table_name(),
-                How::Statement { statement, .. } => statement.source().table_name(),
-            };
+            let table = self.asked.how.table();
             let text = format!(
                 "the columns of the answer changed while it was asked for again, because those of table {table:?} did: ask anew"
             );
@@ -294,7 +327,7 @@ impl Stream for ScanStream {
                 Source::Kept(answer, given) => {
                     let Some(batch) = answer.batches.get(*given).cloned() else {
                         let statistics = ScanStatistics { rows: this.rows, ..Default::default() };
-                        this.end(Instant::now(), Some(statistics));
+                        this.end(Instant::now(), Some(Ending { statistics, ..Default::default() }));
                         return Poll::Ready(None);
                     };
                     *given += 1;
@@ -308,10 +341,8 @@ impl Stream for ScanStream {
                     }
                     Some(Err(error)) => error,
                     None => {
-                        let (statistics, explain) = answering.take_end();
-                        let at = answering.arrived();
-                        this.explain = explain;
-                        this.end(at, Some(statistics));
+                        let (ending, at) = (answering.take_end(), answering.arrived());
+                        this.end(at, Some(ending));
                         return Poll::Ready(None);
                     }
                 },

@@ -117,7 +117,7 @@ fn run(compiled: &Arc<CompiledScan>, segments: &[Segment]) -> Result<Run> {
         if !compiled.row_group_may_match(&footer.row_groups[0]) {
             continue;
         }
-        scan.start_row_group(ordinal as u64, footer.clone(), 0)?;
+        scan.start_row_group(ordinal as u64, footer.clone(), 0, None)?;
         loop {
             let is_filtering = scan.is_filtering();
             let start = Instant::now();

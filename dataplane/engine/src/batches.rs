@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use arrow_array::builder::{BinaryBuilder, BooleanBuilder, FixedSizeBinaryBuilder, StringBuilder};
+use arrow_array::builder::{BinaryBuilder, BooleanBuilder, StringBuilder};
 use arrow_array::cast::AsArray;
 use arrow_array::types::{
     Date32Type, Decimal64Type, Decimal128Type, Float32Type, Float64Type, Int16Type, Int32Type, Int64Type,
@@ -12,6 +12,7 @@ use arrow_array::types::{
 };
 use arrow_array::{Array, ArrayRef, ArrowPrimitiveType, PrimitiveArray};
 use arrow_schema::DataType as ArrowType;
+use hidb::arrow_mapping::{vector_array, vector_bytes};
 use hidb::{BLOCK_ROWS, DataType, Error, ErrorCode, Lane, Result};
 
 use crate::vector::{NO_BITS, Vector, bit, set_bit};
@@ -68,6 +69,12 @@ pub(crate) fn vector_of_array(array: &dyn Array, data_type: &DataType, out: &mut
         }),
         (DataType::Bytea, _) => array.as_binary_opt::<i32>().map(|values| {
             (0..rows).for_each(|row| out.bytes.push(if values.is_null(row) { b"" } else { values.value(row) }));
+        }),
+        (DataType::Vector { .. }, _) => vector_bytes(array, data_type).map(|values| {
+            let width = data_type.fixed_width().unwrap_or(0).max(1);
+            for (row, value) in values.chunks_exact(width).enumerate().take(rows) {
+                out.bytes.push(if array.is_null(row) { b"" } else { value });
+            }
         }),
         _ => None,
     };
@@ -141,15 +148,15 @@ pub(crate) fn array_of_vectors(vectors: &[Vector], rows: usize, data_type: &Data
             Arc::new(builder.finish())
         }
         DataType::Vector { .. } => {
-            let width = data_type.fixed_width().unwrap_or(0) as i32;
-            let mut builder = FixedSizeBinaryBuilder::with_capacity(rows, width);
-            for value in values() {
-                match value {
-                    Some((vector, row)) => builder.append_value(vector.bytes.get(row)).map_err(decimal_error)?,
-                    None => builder.append_null(),
+            let width = data_type.fixed_width().unwrap_or(0);
+            let mut bytes = vec![0; rows * width];
+            for (out, value) in bytes.chunks_exact_mut(width.max(1)).zip(values()) {
+                if let Some((vector, row)) = value {
+                    out.copy_from_slice(vector.bytes.get(row));
                 }
             }
-            Arc::new(builder.finish())
+            let nulls = values().any(|value| value.is_none()).then(|| values().map(|value| value.is_some()).collect());
+            vector_array(data_type, rows, bytes.into(), nulls)?
         }
     })
 }

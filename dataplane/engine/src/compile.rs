@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use heliostat_segment::{RowGroupMeta, ZoneMap};
 use hidb::image::{ImageLayout, schema_message};
-use hidb::plan::{Output, Phase, ScanPlan};
+use hidb::plan::{Expr, Output, Phase, ScanPlan};
 use hidb::{DataType, Error, ErrorCode, Result, Schema};
 
 use crate::aggregate::AggregatePlan;
@@ -37,7 +37,7 @@ pub(crate) struct OutputPlan {
 }
 
 impl OutputPlan {
-    fn compile(outputs: &[Output], having: Option<&hidb::plan::Expr>, visible: usize) -> Result<Self> {
+    fn compile(outputs: &[Output], having: Option<&Expr>, visible: usize) -> Result<Self> {
         let mut program = Program::default();
         let having_node = having.map(|expr| program.add(expr)).transpose()?;
         let roots = outputs.iter().map(|output| program.add(&output.expr)).collect::<Result<Vec<_>>>()?;
@@ -62,6 +62,8 @@ pub struct CompiledScan {
     pub(crate) sort: Option<SortPlan>,
     pub(crate) offset: u64,
     pub(crate) limit: Option<u64>,
+    /// Whether rows leave as positions, not as values.
+    pub(crate) yields_positions: bool,
     columns: Vec<usize>,
     result_schema: Schema,
     schema_message: Bytes,
@@ -71,6 +73,27 @@ pub struct CompiledScan {
 impl CompiledScan {
     /// Compiles a plan over a table of this schema.
     pub fn compile(plan: &ScanPlan, schema: &Schema, options: EngineOptions) -> Result<Arc<CompiledScan>> {
+        Self::build(plan, schema, options).map(Arc::new)
+    }
+
+    /// A scan which finds out where the rows are for which `filter` is true (all, without one) and reads nothing else:
+    /// it answers with [`Step::Rows`](crate::Step::Rows), and its images have no columns and are not made.
+    pub fn positions(filter: Option<&Expr>, schema: &Schema, options: EngineOptions) -> Result<Arc<CompiledScan>> {
+        let plan = ScanPlan {
+            table: String::new(),
+            filter: filter.cloned(),
+            aggregation: None,
+            having: None,
+            outputs: Vec::new(),
+            visible: 0,
+            sort: Vec::new(),
+            offset: 0,
+            limit: None,
+        };
+        Ok(Arc::new(CompiledScan { yields_positions: true, ..Self::build(&plan, schema, options)? }))
+    }
+
+    fn build(plan: &ScanPlan, schema: &Schema, options: EngineOptions) -> Result<CompiledScan> {
         let aggregate = match &plan.aggregation {
             Some(aggregation) => Some(Arc::new(AggregatePlan::compile(aggregation)?)),
             None => None,
@@ -104,7 +127,7 @@ impl CompiledScan {
         let result_schema = plan.result_schema();
         let layout = ImageLayout::new(&result_schema, options.decimal64, options.image_bytes_max)?;
         let filter = FilterPlan::compile(plan.filter.as_ref(), schema)?;
-        Ok(Arc::new(CompiledScan {
+        Ok(CompiledScan {
             schema_message: schema_message(&result_schema, options.decimal64).into(),
             layout,
             schema: schema.clone(),
@@ -116,9 +139,10 @@ impl CompiledScan {
             sort: SortPlan::of(plan),
             offset: plan.offset,
             limit: plan.limit,
+            yields_positions: false,
             columns,
             result_schema,
-        }))
+        })
     }
 
     /// What the cores of one execution share. Make one per execution.

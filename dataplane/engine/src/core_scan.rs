@@ -5,9 +5,12 @@
 //!
 //! A row group goes through: zone maps (may end here), membership filters (asked for with [`Step::Need`]; may end here),
 //! the filter's columns, the filter over all blocks into selections (may end here), the other columns, and the
-//! surviving blocks.
+//! surviving blocks. A scan for positions ([`CompiledScan::positions`]) gives out the selections instead of going on.
 //!
 //! Invariants
+//! - Rows that are not among those given with a row group (deleted ones) are as if they weren't there: no expression sees
+//!   them, they raise no errors, count for nothing, and a block of nothing else is neither filtered nor decoded. What zone
+//!   maps say is wider than the rows that are left, never narrower.
 //! - A column is asked for only when it is needed, and once per row group.
 //! - A step filters at most [`crate::STEP_BLOCKS_MAX`] blocks (fewer when predicates are dear) or works on the
 //!   survivors of at most [`BODY_BLOCKS`], about [`BODY_ROWS`].
@@ -16,7 +19,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use heliostat_segment::{Chunk, SegmentFooter, ZoneMap, membership_number};
+use heliostat_segment::{Chunk, SegmentFooter, Selection, ZoneMap, membership_number};
 use hidb::aligned::ImageMemory;
 use hidb::image::ResultImage;
 use hidb::plan::Phase;
@@ -47,6 +50,10 @@ pub enum Step {
     Need(Vec<usize>),
     /// An image to send.
     Image(ResultImage),
+    /// The rows of the row group that pass, as a bitmap: row `r` is bit `r % 64` of word `r / 64`. At most once per row
+    /// group, not at all when none passes, and only of scans made by [`CompiledScan::positions`]. Counts against the
+    /// request's memory until the scan ends.
+    Rows(Box<[u64]>),
     /// Some work was done; there is more.
     Progress,
     /// The row group is done (or none was started): start another, or finish.
@@ -73,6 +80,8 @@ struct RowGroup {
     footer: Arc<SegmentFooter>,
     index: usize,
     rows: usize,
+    /// The rows to look at; `None`: all.
+    among: Option<Arc<[u64]>>,
     chunks: Vec<Option<Chunk>>,
     stage: Stage,
     /// The membership filters that are there, by column.
@@ -89,10 +98,54 @@ impl RowGroup {
         (self.rows - block * BLOCK_ROWS).min(BLOCK_ROWS)
     }
 
+    /// The rows of a block to look at.
+    fn live(&self, block: usize) -> Survivors {
+        let rows = self.block_rows(block);
+        match &self.among {
+            None => Survivors::all(block, rows),
+            Some(among) => Survivors::new(block, rows, selection_of(among, block, rows)),
+        }
+    }
+
+    /// The rows that the filter left, as a bitmap over the row group.
+    fn positions(&self) -> Box<[u64]> {
+        let mut words = vec![0; self.rows.div_ceil(64)];
+        for part in &self.selected {
+            let start = part.block * BLOCK_WORDS;
+            words[start..].iter_mut().zip(part.selection.words()).for_each(|(word, selected)| *word = *selected);
+        }
+        words.into()
+    }
+
+    /// An error that names the part it is about.
+    fn in_part(&self, part: &str, mut error: Error) -> Error {
+        let (segment, row_group) = (self.footer.segment_id, self.index);
+        error.message = format!("segment {segment}, row group {row_group}, {part}: {}", error.message);
+        error
+    }
+
     fn missing(&self, columns: &[usize]) -> Vec<usize> {
         let missing = |column: &usize| self.chunks.get(*column).is_none_or(Option::is_none);
         columns.iter().copied().filter(missing).collect()
     }
+}
+
+/// Words of a bitmap over a block.
+const BLOCK_WORDS: usize = BLOCK_ROWS / 64;
+
+/// The part of a row group's bitmap that is about a block of so many rows.
+fn selection_of(among: &[u64], block: usize, block_rows: usize) -> Selection {
+    let mut selection = Selection::all(block_rows);
+    let of_block = among.iter().skip(block * BLOCK_WORDS).copied().chain(std::iter::repeat(0));
+    selection.words_mut().iter_mut().zip(of_block).for_each(|(word, live)| *word &= live);
+    selection
+}
+
+/// Whether one of the first `rows` bits is set.
+fn has_bit(words: &[u64], rows: usize) -> bool {
+    let (whole, rest) = (rows / 64, rows % 64);
+    let last = words.get(whole).is_some_and(|word| word & ((1 << rest) - 1) != 0);
+    last || words.iter().take(whole).any(|word| *word != 0)
 }
 
 #[derive(Debug)]
@@ -123,6 +176,8 @@ pub struct CoreScan {
     group: Option<RowGroup>,
     stats: ScanStats,
     budget: Budget,
+    /// Bytes of bitmaps given out.
+    positions_bytes: usize,
 }
 
 impl CoreScan {
@@ -151,13 +206,23 @@ impl CoreScan {
             group: None,
             stats: ScanStats::default(),
             budget: Budget::new(Arc::clone(&shared)),
+            positions_bytes: 0,
             compiled,
             shared,
         }
     }
 
     /// Starts a row group. `ordinal` numbers the row groups of the request, the same whatever core scans it.
-    pub fn start_row_group(&mut self, ordinal: u64, footer: Arc<SegmentFooter>, row_group_index: usize) -> Result<()> {
+    ///
+    /// `among`, if given, is a bitmap over the row group's rows (row `r` is bit `r % 64` of word `r / 64`; missing words
+    /// are zero): rows whose bit is not set are as if they weren't there.
+    pub fn start_row_group(
+        &mut self,
+        ordinal: u64,
+        footer: Arc<SegmentFooter>,
+        row_group_index: usize,
+        among: Option<Arc<[u64]>>,
+    ) -> Result<()> {
         if self.group.is_some() {
             return Err(Error::new(ErrorCode::Internal, "a row group was started before the last one was done"));
         }
@@ -174,7 +239,11 @@ impl CoreScan {
         let bound = sort_bound(&self.body, compiled);
         let is_excluded = |zone: &ZoneMap| bound.as_ref().is_some_and(|bound| bound.excludes(zone));
         let key_zone = bound.as_ref().and_then(|bound| Some(&meta.columns.get(bound.column?)?.zone));
-        if rows == 0 || key_zone.is_some_and(is_excluded) {
+        let is_empty = match &among {
+            Some(among) => !has_bit(among, rows),
+            None => rows == 0,
+        };
+        if is_empty || key_zone.is_some_and(is_excluded) {
             self.stats.count_pruned(meta);
             return Ok(());
         }
@@ -189,6 +258,7 @@ impl CoreScan {
             ordinal,
             index: row_group_index,
             rows,
+            among,
             chunks: (0..=compiled.schema.len()).map(|_| None).collect(),
             stage: if asks_members { Stage::Membership } else { Stage::FilterColumns },
             memberships: Vec::new(),
@@ -208,24 +278,17 @@ impl CoreScan {
         };
         self.stats.bytes_decoded += bytes.len() as u64;
         if let Some(of) = column.checked_sub(membership_number(self.compiled.schema.len(), 0)) {
-            let meta = &group.footer.row_groups[group.index];
-            if group.stage != Stage::Membership || meta.part(column).is_none() {
+            if group.footer.row_groups[group.index].part(column).is_none() {
                 return Err(Error::new(ErrorCode::Internal, format!("part {column} was not asked for")));
             }
-            group.memberships.push((of, bytes));
+            // Read-ahead learns from other row groups, and may bring a filter that does not pay in this one.
+            if group.stage == Stage::Membership {
+                group.memberships.push((of, bytes));
+            }
             return Ok(());
         }
-        let chunk = Chunk::open(bytes, &data_type, group.rows as u32).map_err(|error| {
-            let mut error = Error::from(error);
-            error.message = format!(
-                "segment {}, row group {}, column {}: {}",
-                group.footer.segment_id,
-                group.index,
-                self.compiled.column_name(column),
-                error.message
-            );
-            error
-        })?;
+        let chunk = Chunk::open(bytes, &data_type, group.rows as u32)
+            .map_err(|error| group.in_part(&format!("column {}", self.compiled.column_name(column)), error.into()))?;
         match group.chunks.get_mut(column) {
             Some(slot) => *slot = Some(chunk),
             None => return Err(Error::new(ErrorCode::Internal, format!("column {column} was not asked for"))),
@@ -258,7 +321,12 @@ impl CoreScan {
                 let mut may_match = true;
                 for (lookup, _) in self.compiled.lookups.in_row_group(meta) {
                     match found(lookup.column) {
-                        Some((_, filter)) => may_match &= lookup.may_match(filter.clone())?,
+                        Some((_, filter)) => {
+                            may_match &= lookup.may_match(filter.clone()).map_err(|error| {
+                                let name = self.compiled.column_name(lookup.column);
+                                group.in_part(&format!("membership filter of column {name:?}"), error)
+                            })?;
+                        }
                         None => missing.push(membership_number(columns, lookup.column)),
                     }
                 }
@@ -290,12 +358,16 @@ impl CoreScan {
                 let blocks = group.rows.div_ceil(BLOCK_ROWS);
                 let end = (group.next + self.filter.step_blocks(&self.compiled.filter)).min(blocks);
                 for block in group.next..end {
-                    let rows = group.block_rows(block);
+                    let live = group.live(block);
+                    if live.rows == 0 {
+                        self.stats.blocks_pruned += 1;
+                        continue;
+                    }
                     let (selection, pruned) =
-                        self.filter.select(&self.compiled.filter, &group.chunks, block, rows, &mut self.scratch)?;
+                        self.filter.select(&self.compiled.filter, &group.chunks, &live, &mut self.scratch)?;
                     self.stats.blocks_pruned += u64::from(pruned);
                     if !selection.is_empty() {
-                        group.selected.push(Survivors::new(block, rows, selection));
+                        group.selected.push(Survivors::new(block, live.block_rows, selection));
                     }
                 }
                 group.next = end;
@@ -305,6 +377,14 @@ impl CoreScan {
                     if group.selected.is_empty() {
                         self.group = None;
                         return Ok(Step::RowGroupDone);
+                    }
+                    if self.compiled.yields_positions {
+                        self.stats.rows_selected += group.selected.iter().map(|part| part.rows as u64).sum::<u64>();
+                        let positions = group.positions();
+                        self.group = None;
+                        self.positions_bytes += size_of_val(&*positions);
+                        self.budget.set("finding positions", self.positions_bytes)?;
+                        return Ok(Step::Rows(positions));
                     }
                 }
                 Ok(Step::Progress)

@@ -254,15 +254,15 @@ impl FilterRun {
         Ok(())
     }
 
-    /// The rows of a block that qualify, and whether zone maps alone ruled them all out.
+    /// The rows of a block that qualify of those that are `live`, and whether zone maps alone ruled them all out.
     pub fn select(
         &mut self,
         plan: &FilterPlan,
         chunks: &[Option<Chunk>],
-        block: usize,
-        block_rows: usize,
+        live: &Survivors,
         scratch: &mut Scratch,
     ) -> Result<(Selection, bool)> {
+        let (block, block_rows) = (live.block, live.block_rows);
         self.pruned.clear();
         for index in &self.order {
             let pruned = match &self.methods[*index] {
@@ -276,8 +276,8 @@ impl FilterRun {
             }
             self.pruned.push(pruned);
         }
-        let mut selection = Selection::all(block_rows);
-        let mut after = block_rows;
+        let mut selection = live.selection;
+        let mut after = live.rows;
         // Whether the machine holds values of all rows of this block.
         let mut whole_block = false;
         for position in 0..self.order.len() {

@@ -10,7 +10,7 @@
 //!   costs to read.
 
 use bytes::Bytes;
-use heliostat_segment::{MembershipFilter, MembershipMeta, RowGroupMeta};
+use heliostat_segment::{MembershipFilter, MembershipMeta, RowGroupMeta, SegmentError};
 use hidb::{Result, Schema};
 
 use crate::filter::FilterPlan;
@@ -49,12 +49,16 @@ impl Lookups {
 }
 
 impl Lookup {
-    /// Whether the row group of this filter can hold one of the values.
+    /// Whether the row group of this filter can hold one of the values; a filter of a version that this build does not
+    /// know rules out nothing.
     ///
     /// # Errors
     /// [`hidb::ErrorCode::Corruption`] when this is no filter.
     pub fn may_match(&self, filter: Bytes) -> Result<bool> {
-        Ok(MembershipFilter::open(filter)?.may_hold_any(&self.hashes))
+        match MembershipFilter::open(filter) {
+            Err(SegmentError::UnsupportedVersion(_)) => Ok(true),
+            opened => Ok(opened?.may_hold_any(&self.hashes)),
+        }
     }
 
     /// The share of row groups without any of the values that this filter leaves in.

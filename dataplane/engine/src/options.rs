@@ -31,11 +31,13 @@ impl Default for EngineOptions {
 pub struct ScanStats {
     /// Row groups started.
     pub row_groups_total: u64,
-    /// Of these, skipped by their zone maps without reading a byte, or by a membership filter without reading a chunk.
+    /// Of these, skipped by their zone maps or for want of rows without reading a byte, or by a membership filter without
+    /// reading a chunk.
     pub row_groups_pruned: u64,
     /// Blocks of the row groups that were started.
     pub blocks_total: u64,
-    /// Of these, skipped by zone maps and membership filters (those of pruned row groups included).
+    /// Of these, skipped by zone maps, by membership filters and because no row of theirs is left (those of pruned row
+    /// groups included).
     pub blocks_pruned: u64,
     /// Encoded bytes of the chunks and membership filters that were supplied.
     pub bytes_decoded: u64,

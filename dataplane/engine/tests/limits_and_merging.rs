@@ -182,7 +182,7 @@ fn a_cancelled_scan_stops_at_its_next_step() {
         CompiledScan::compile(&plan(&table, "f > 1", "n", ""), &table.schema, EngineOptions::default()).unwrap();
     let shared = compiled.shared();
     let mut scan = CoreScan::new(compiled, shared.clone());
-    scan.start_row_group(0, table.segments[0].0.clone(), 0).unwrap();
+    scan.start_row_group(0, table.segments[0].0.clone(), 0, None).unwrap();
     assert!(matches!(scan.step(), Ok(Step::Need(columns)) if columns == [2]));
     shared.cancel();
     assert_eq!(scan.step().unwrap_err().code, ErrorCode::Cancelled);
@@ -228,7 +228,7 @@ fn only_columns_of_surviving_rows_are_asked_for() {
         CompiledScan::compile(&plan(&table, "f = 0.05", "n, t", ""), &table.schema, EngineOptions::default()).unwrap();
     let mut scan = CoreScan::new(compiled.clone(), compiled.shared());
     let (footer, chunks) = &table.segments[0];
-    scan.start_row_group(0, footer.clone(), 0).unwrap();
+    scan.start_row_group(0, footer.clone(), 0, None).unwrap();
     let Step::Need(columns) = scan.step().unwrap() else { panic!("the filter's column was not asked for") };
     assert_eq!(columns, [2]);
     scan.supply(2, chunks[2].clone()).unwrap();
@@ -239,6 +239,62 @@ fn only_columns_of_surviving_rows_are_asked_for() {
             other => panic!("no row has f = 0.05, but {other:?}"),
         }
     }
+}
+
+/// A bitmap of so many rows in which those are set that `is_live` says.
+fn bitmap(rows: usize, is_live: impl Fn(usize) -> bool) -> Option<Arc<[u64]>> {
+    let word = |word: usize| (0..64).filter(|bit| is_live(word * 64 + bit)).fold(0u64, |word, bit| word | 1 << bit);
+    Some((0..rows.div_ceil(64)).map(word).collect())
+}
+
+#[test]
+fn rows_that_are_not_there_are_not_counted_and_cost_nothing() {
+    let mut table = table(3, 3000);
+    // None left, none left behind the first block, and every second row.
+    table.among = vec![bitmap(3000, |_| false), bitmap(3000, |row| row < 10), bitmap(3000, |row| row % 2 == 0)];
+    let options = EngineOptions::default();
+    let (batches, stats) = table.run(&plan(&table, "", "count(*), min(n), max(n)", ""), 1, &options).unwrap();
+    assert_eq!(rows_of(&batches), vec![vec![Scalar::I64(1510), Scalar::I64(3000), Scalar::I64(8998)]]);
+    assert_eq!((stats.row_groups_total, stats.row_groups_pruned), (3, 1));
+    assert_eq!((stats.blocks_total, stats.blocks_pruned), (9, 5));
+    // A filter that zone maps prove still counts only what is there; nothing is read.
+    let (batches, stats) = table.run(&plan(&table, "n >= 0", "count(*)", ""), 1, &options).unwrap();
+    assert_eq!((rows_of(&batches), stats.bytes_decoded), (vec![vec![Scalar::I64(1510)]], 0));
+    // LIMIT and OFFSET count what is there, too.
+    let mut limited = plan(&table, "", "n", "");
+    (limited.limit, limited.offset) = (Some(4), 8);
+    let (batches, _) = table.run(&limited, 1, &options).unwrap();
+    let expected: Vec<Row> = [3008, 3009, 6000, 6002].map(|n| vec![Scalar::I64(n)]).to_vec();
+    assert_eq!(rows_of(&batches), expected);
+}
+
+#[test]
+fn rows_that_are_not_there_raise_no_errors() {
+    let mut table = table(1, 3000);
+    let without = plan(&table, "100 / (n - 2000) >= 0", "count(*)", "");
+    assert!(table.run(&without, 1, &EngineOptions::default()).is_err());
+    table.among = vec![bitmap(3000, |row| row != 2000)];
+    let (batches, _) = table.run(&without, 1, &EngineOptions::default()).unwrap();
+    assert_eq!(rows_of(&batches), reference(&without, &table).unwrap());
+    assert!(table.positions(without.filter.as_ref()).is_ok());
+}
+
+#[test]
+fn a_scan_for_positions_reads_the_filter_only_and_only_where_rows_are_left() {
+    let mut table = table(4, 3000);
+    let question = plan(&table, "n between 3500 and 7000 and f = 0.5", "n", "");
+    let (found, stats) = table.positions(question.filter.as_ref()).unwrap();
+    let expected: Vec<bool> = (0..12_000).map(|n| (3500..=7000).contains(&n) && n % 1000 == 5).collect();
+    assert_eq!(found, expected);
+    assert_eq!((stats.row_groups_total, stats.row_groups_pruned), (4, 2));
+    table.among = vec![None, bitmap(3000, |_| false), None, None];
+    let (found, stats) = table.positions(question.filter.as_ref()).unwrap();
+    assert_eq!(found.iter().filter(|found| **found).count(), 1);
+    assert_eq!((stats.row_groups_pruned, stats.rows_selected), (3, 1));
+    // Without a filter: what is there, without reading a byte.
+    let (found, stats) = table.positions(None).unwrap();
+    assert_eq!(found, table.live());
+    assert_eq!(stats.bytes_decoded, 0);
 }
 
 #[test]
@@ -266,7 +322,7 @@ fn corrupt_chunks_are_errors_that_name_segment_and_column() {
     let question = plan(&table, "f > 1", "n", "");
     let compiled = CompiledScan::compile(&question, &table.schema, EngineOptions::default()).unwrap();
     let mut scan = CoreScan::new(compiled.clone(), compiled.shared());
-    scan.start_row_group(0, table.segments[0].0.clone(), 0).unwrap();
+    scan.start_row_group(0, table.segments[0].0.clone(), 0, None).unwrap();
     let error = scan.supply(2, bytes::Bytes::from_static(b"nonsense")).unwrap_err();
     assert_eq!(error.code, ErrorCode::Corruption);
     assert!(error.message.contains("segment 0") && error.message.contains("column f"), "{}", error.message);
@@ -327,4 +383,136 @@ fn vectors_are_returned_as_they_were_stored() {
         }
     }
     assert_eq!(expected.next(), None);
+}
+
+/// Row `n` has the vector with the number `n % 5`, or NULL; `w` is `v` of the row after it.
+fn table_of_vectors(vector: DataType) -> Table {
+    use arrow_array::{Int64Array, RecordBatch};
+    let width = vector.fixed_width().unwrap();
+    let schema = Schema::new(vec![field("n", DataType::Int64), field("v", vector), field("w", vector)]).unwrap();
+    let column = |first: i64| {
+        let numbers = (0..2000).map(|row| first + row);
+        let bytes: Vec<u8> =
+            numbers.clone().flat_map(|n| [&vec![0; width - 1][..], &[(n % 5) as u8]].concat()).collect();
+        let nulls = numbers.map(|n| n % 7 != 0).collect();
+        hidb::arrow_mapping::vector_array(&vector, 2000, bytes.into(), Some(nulls)).unwrap()
+    };
+    let columns = vec![Arc::new(Int64Array::from_iter_values(0..2000)) as _, column(0), column(1)];
+    let arrow = hidb::arrow_mapping::to_arrow_schema(&schema, true);
+    Table::of_batches(schema, vec![RecordBatch::try_new(arrow, columns).unwrap()])
+}
+
+#[test]
+fn vectors_of_every_element_compare_for_equality_and_group() {
+    use hidb::plan::{CompareOp, Expr, build};
+    for text in ["vector(3,f32)", "vector(3,f16)", "vector(3,i8)", "vector(19,bit)"] {
+        let vector: DataType = text.parse().unwrap();
+        let table = table_of_vectors(vector);
+        let width = vector.fixed_width().unwrap();
+        let three = Scalar::Bytes([&vec![0; width - 1][..], &[3]].concat());
+        let [v, w] = [1, 2].map(|index| Expr::column(index, vector, true));
+        for (op, right, expected) in [
+            (
+                CompareOp::Equal,
+                Expr::literal(three.clone(), vector),
+                Box::new(|n: i64| n % 5 == 3) as Box<dyn Fn(i64) -> bool>,
+            ),
+            (CompareOp::NotEqual, Expr::literal(three, vector), Box::new(|n| n % 5 != 3)),
+            (CompareOp::Equal, w.clone(), Box::new(|_| false)),
+            (CompareOp::NotEqual, w, Box::new(|n| (n + 1) % 7 != 0)),
+        ] {
+            let mut question = plan(&table, "", "n", "");
+            question.filter = Some(build::compare(op, v.clone(), right).unwrap());
+            let (batches, _) = table.run(&question, 2, &EngineOptions::default()).unwrap();
+            let mut got: Vec<i64> = rows_of(&batches).iter().map(|row| row[0].as_i128().unwrap() as i64).collect();
+            got.sort_unstable();
+            let expected: Vec<i64> = (0..2000).filter(|n| n % 7 != 0 && expected(*n)).collect();
+            assert_eq!(got, expected, "{text} {op:?}");
+        }
+        assert_eq!(build::compare(CompareOp::Less, v.clone(), v).unwrap_err().code, ErrorCode::TypeMismatch);
+        // Five vectors and NULL, also through what nodes hand on.
+        let single = plan(&table, "", "v, count(*)", "v");
+        assert_eq!(
+            table.run(&single, 2, &EngineOptions::default()).unwrap().0.iter().map(|b| b.num_rows()).sum::<usize>(),
+            6
+        );
+        let (batches, _) = table.run(&intermediate(single.clone()), 2, &EngineOptions::default()).unwrap();
+        let merged = merge_intermediate(single.aggregation.as_ref().unwrap(), &batches).unwrap();
+        assert_eq!(merged.num_rows(), 6, "{text}");
+        assert_eq!(merged.column(0).data_type(), &hidb::arrow_mapping::to_arrow_type(&vector, true));
+    }
+}
+
+/// One row group of random ids, whose filter has some seven bits a value: enough for one id, too few for fifty.
+fn table_of_random_ids() -> (Table, Vec<i64>) {
+    let mut state = 1u64;
+    let mut random = || {
+        // SplitMix64 (Steele, Lea, Flood, 2014).
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (state ^ state >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb) as i64
+    };
+    let schema = Schema::new(vec![field("id", DataType::Int64), field("wide", DataType::Text)]).unwrap();
+    let ids: Vec<i64> = (0..40_000).map(|_| random()).collect();
+    let mut wide =
+        |_: &i64| Scalar::Bytes((0..6).map(|_| format!("{:016x} ", random())).collect::<String>().into_bytes());
+    let rows = ids.iter().map(|id| (Scalar::I64(*id), wide(id))).map(|(id, wide)| vec![id, wide]).collect();
+    (Table::new(schema, vec![rows]), ids)
+}
+
+#[test]
+fn a_membership_filter_that_comes_without_being_asked_for_is_passed_over() {
+    let (table, ids) = table_of_random_ids();
+    let (footer, chunks) = &table.segments[0];
+    let number = heliostat_segment::membership_number(table.schema.len(), 0);
+    assert!(footer.row_groups[0].part(number).is_some(), "no filter was made");
+    let asked: Vec<String> = ids.iter().take(50).map(i64::to_string).collect();
+    let plan = plan(&table, &format!("id in ({})", asked.join(", ")), "id", "");
+    let compiled = CompiledScan::compile(&plan, &table.schema, EngineOptions::default()).unwrap();
+    let mut scan = CoreScan::new(compiled.clone(), compiled.shared());
+    scan.start_row_group(0, footer.clone(), 0, None).unwrap();
+    let Step::Need(columns) = scan.step().unwrap() else { panic!("nothing is needed") };
+    assert_eq!(columns, [0], "fifty values are not worth looking up");
+    // Read-ahead brings what other row groups needed, in one fetch.
+    for column in [number, 0] {
+        scan.supply(column, chunks[column].clone()).unwrap();
+    }
+    while !matches!(scan.step().unwrap(), Step::RowGroupDone) {}
+    assert_eq!(scan.stats().rows_selected, 50);
+    let mut other = CoreScan::new(compiled.clone(), compiled.shared());
+    other.start_row_group(0, footer.clone(), 0, None).unwrap();
+    let error = other.supply(number + 1, chunks[0].clone()).unwrap_err();
+    assert!(error.message.contains("was not asked for"), "a filter that is not there: {error}");
+}
+
+#[test]
+fn a_membership_filter_of_a_later_version_rules_out_nothing_and_a_damaged_one_is_named() {
+    let (table, ids) = table_of_random_ids();
+    let (footer, chunks) = &table.segments[0];
+    let number = heliostat_segment::membership_number(table.schema.len(), 0);
+    let run = |filter: Vec<u8>, id: i64| -> hidb::Result<u64> {
+        let plan = plan(&table, &format!("id = {id}"), "id", "");
+        let compiled = CompiledScan::compile(&plan, &table.schema, EngineOptions::default()).unwrap();
+        let mut scan = CoreScan::new(compiled.clone(), compiled.shared());
+        scan.start_row_group(0, footer.clone(), 0, None).unwrap();
+        assert!(matches!(scan.step().unwrap(), Step::Need(columns) if columns == [number]));
+        scan.supply(number, filter.into())?;
+        loop {
+            match scan.step()? {
+                Step::Need(columns) => columns.iter().try_for_each(|at| scan.supply(*at, chunks[*at].clone()))?,
+                Step::RowGroupDone => return Ok(scan.stats().rows_selected),
+                _ => {}
+            }
+        }
+    };
+    let mut later = chunks[number].to_vec();
+    later[4] = 2;
+    // A later version may do anything with the rest.
+    later[64..].fill(0);
+    assert_eq!(run(later, ids[77]), Ok(1));
+    let error = run(vec![7; 4096], ids[77]).unwrap_err();
+    assert_eq!(error.code, ErrorCode::Corruption);
+    for part in ["segment 0", "row group 0", "membership filter of column \"id\""] {
+        assert!(error.message.contains(part), "{error}");
+    }
 }

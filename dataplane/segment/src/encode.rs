@@ -14,6 +14,7 @@ use arrow_array::cast::AsArray;
 use arrow_array::types::*;
 use arrow_array::{Array, ArrayRef, RecordBatch};
 use hidb::ROWID_COLUMN;
+use hidb::arrow_mapping::vector_bytes;
 use hidb::schema::Schema;
 use hidb::types::{DataType, Lane, Scalar};
 
@@ -351,16 +352,8 @@ impl Column<'_> {
         let width = self.data_type.fixed_width().unwrap_or(0);
         let mut payload = Vec::with_capacity(self.rows * width);
         for array in arrays {
-            let list = array.as_fixed_size_list_opt().ok_or_else(|| self.wrong_array(array))?;
-            let data = list.values().to_data();
-            let element = data.data_type().primitive_width().unwrap_or(0);
-            let row_bytes = list.value_length() as usize * element;
-            if row_bytes != width {
-                return Err(self.wrong_array(array));
-            }
-            let from = (data.offset() + list.value_offset(0) as usize) * element;
-            let bytes = data.buffers()[0].as_slice().get(from..from + list.len() * width);
-            payload.extend_from_slice(bytes.ok_or_else(|| self.wrong_array(array))?);
+            let values = vector_bytes(array, &self.data_type).ok_or_else(|| self.wrong_array(array))?;
+            payload.extend_from_slice(&values);
         }
         let mut parts = Parts::new(Encoding::Plain, Layout::Plain);
         parts.value_width = width;

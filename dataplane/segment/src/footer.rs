@@ -4,9 +4,8 @@
 //! by [`crate::SegmentBuilder`]; read by the store at open and by `rebuild`.
 //!
 //! Invariants
-//! - A footer that [`read_footer`] returns is consistent: chunk ranges lie between the header page and
-//!   the footer, are page-aligned, and there is one chunk per column and row group plus `_rowid`. So do those of
-//!   membership filters.
+//! - A footer that [`read_footer`] returns is consistent: the ranges of chunks and of membership filters lie between
+//!   the header page and the footer and are page-aligned; there is one chunk per column and row group plus `_rowid`.
 //! - The trailer is the last [`TRAILER_BYTES`] bytes of the segment's last page.
 
 use hidb::schema::{Field, Schema};

@@ -4,10 +4,13 @@ use std::cmp::Ordering;
 use std::sync::Arc;
 
 use arrow_array::cast::AsArray;
-use arrow_array::types::Int64Type;
+use arrow_array::types::{Float32Type, Int64Type};
 use arrow_array::{
-    ArrayRef, BooleanArray, Date32Array, Decimal128Array, Float64Array, Int64Array, RecordBatch, StringArray,
+    ArrayRef, BooleanArray, Date32Array, Decimal128Array, FixedSizeListArray, Float32Array, Float64Array, Int64Array,
+    RecordBatch, StringArray,
 };
+use arrow_schema::DataType as ArrowType;
+use hidb::arrow_mapping::to_arrow_type;
 use hidb::schema::{Field, Schema};
 use hidb::types::Scalar;
 use proptest::prelude::*;
@@ -16,7 +19,7 @@ use rand_chacha::ChaCha8Rng;
 
 use heliostat_segment::*;
 use hidb::order::OrderKind;
-use hidb::types::DataType;
+use hidb::types::{DataType, VectorElement};
 
 /// Columns of every kind of key, with few and with many values, and a number per row to know it by.
 fn run(seed: u64, rows: usize, parts: usize) -> (Schema, Vec<RecordBatch>, Vec<Vec<Scalar>>) {
@@ -193,7 +196,39 @@ fn long_values_make_short_row_groups() {
 #[test]
 fn vectors_and_wrong_arrays_have_no_order() {
     let (schema, batches, _) = run(1, 10, 1);
-    let order = RowOrder { kind: OrderKind::Sorted, columns: vec![9] };
-    assert!(OrderedRun::new(&schema, &order, &batches).is_err());
-    assert!(OrderedRun::new(&schema, &order, &[]).is_err());
+    let refused = |schema: &Schema, columns: Vec<usize>, batches: &[RecordBatch]| {
+        for kind in [OrderKind::Sorted, OrderKind::Clustered] {
+            let outcome = OrderedRun::new(schema, &RowOrder { kind, columns: columns.clone() }, batches);
+            assert!(matches!(outcome, Err(SegmentError::InvalidInput { .. })), "{columns:?}: {outcome:?}");
+        }
+    };
+    refused(&schema, vec![9], &batches);
+    refused(&schema, vec![0], &[]);
+    // Fewer columns than the schema has, and one of another type.
+    refused(&schema, vec![0], &[batches[0].project(&[0, 1, 2]).unwrap()]);
+    let mut columns = batches[0].columns().to_vec();
+    columns.swap(0, 2);
+    let names = ["i", "f", "t", "d", "w", "b", "row"];
+    let swapped = RecordBatch::try_from_iter(names.into_iter().zip(columns)).unwrap();
+    for column in [0, 2] {
+        refused(&schema, vec![column], std::slice::from_ref(&swapped));
+    }
+    // Two batches that don't go together.
+    refused(&schema, vec![0], &[batches[0].clone(), swapped]);
+    // Vectors.
+    let vector = DataType::Vector { dimension: 2, element: VectorElement::F32 };
+    let fields = vec![Field::new("v", vector, false), Field::new("k", DataType::Int64, false)];
+    let schema = Schema::new(fields).unwrap();
+    let ArrowType::FixedSizeList(element, 2) = to_arrow_type(&vector, true) else { panic!("vectors are lists") };
+    let values: ArrayRef = Arc::new(Float32Array::from_iter_values((0..6).map(|n| n as f32)));
+    let vectors: ArrayRef = Arc::new(FixedSizeListArray::new(element, 2, values, None));
+    let keys: ArrayRef = Arc::new(Int64Array::from(vec![3, 1, 2]));
+    let batch = RecordBatch::try_from_iter([("v", vectors), ("k", keys)]).unwrap();
+    refused(&schema, vec![0], std::slice::from_ref(&batch));
+    // They go along with the order of another column.
+    let order = RowOrder { kind: OrderKind::Sorted, columns: vec![1] };
+    let ordered = OrderedRun::new(&schema, &order, &[batch]).unwrap().rows(0).unwrap();
+    assert_eq!(ordered.column(1).as_primitive::<Int64Type>().values(), &[1, 2, 3]);
+    let first = ordered.column(0).as_fixed_size_list().value(0);
+    assert_eq!(first.as_primitive::<Float32Type>().values(), &[2.0, 3.0]);
 }

@@ -1,6 +1,6 @@
 //! Read-ahead of one scan on one core: keeps the device busy while the engine computes.
 //!
-//! Owns the fetches of the row groups that come next. Called by [`super::scan`].
+//! Owns the fetches of the row groups that come next. Called by [`super::scan`] and by exact vector search.
 //!
 //! Columns are numbers of parts here: membership filters are fetched as chunks are, where a row group has them.
 //!
@@ -34,7 +34,11 @@ thread_local! {
 }
 
 impl GroupWork {
-    fn addresses(&self, columns: &[usize]) -> Result<Vec<ChunkAddress>> {
+    /// Where these parts are, for the cache.
+    ///
+    /// # Errors
+    /// Those of a part that is not there.
+    pub fn addresses(&self, columns: &[usize]) -> Result<Vec<ChunkAddress>> {
         let address = |column: &usize| {
             let part = self.part(*column)?;
             Ok(ChunkAddress {
@@ -78,7 +82,7 @@ struct Habit {
 }
 
 /// The read-ahead of one scan on one core.
-pub(super) struct ReadAhead<D> {
+pub(crate) struct ReadAhead<D> {
     cache: BlockCache<D>,
     bypass_cache: bool,
     arena_bytes: u64,

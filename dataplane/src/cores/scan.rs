@@ -25,6 +25,7 @@ use hidb::{Error, ErrorCode, Result, image::ResultImage};
 
 use super::{
     Core, Cores, Turn,
+    positions::FoundRows,
     read_ahead::ReadAhead,
     work::{self, GroupWork, Work},
 };
@@ -100,6 +101,7 @@ pub struct ScanStatistics {
 /// What one core hands to the home core at the end.
 struct CoreOutcome {
     partial: CorePartial,
+    found: Vec<FoundRows>,
     bytes_read_device: u64,
     sent: Option<Sent>,
 }
@@ -126,10 +128,75 @@ const STALL: Duration = Duration::from_secs(1);
 pub async fn scan_table(
     cores: &Cores,
     request: ScanRequest,
-    mut work: Work,
+    work: Work,
     mut sink: impl AsyncFnMut(ResultImage) -> Result<()>,
 ) -> Result<ScanStatistics> {
     let mut guard = CancelUnlessFinished(Some(request.shared.clone()));
+    let (outcomes, pruned, mut statistics) = run(cores, &request, work, &mut sink).await?;
+    let mut turn = Turn::default();
+    let mut merge = Merge::new(request.compiled.clone(), request.shared.clone());
+    if let (true, Some(core)) = (request.home_lends, Core::current()) {
+        merge.lend(Rc::new(core.arena.clone()));
+    }
+    for outcome in outcomes {
+        statistics.bytes_read_device += outcome.bytes_read_device;
+        statistics.sent.extend(outcome.sent);
+        merge.push(outcome.partial)?;
+        turn.yield_if_due().await;
+    }
+    loop {
+        check(&request)?;
+        match merge.step()? {
+            MergeStep::Image(image) => {
+                hand_over(image, &mut statistics, &mut sink).await?;
+                turn.restart();
+            }
+            MergeStep::Progress => {}
+            MergeStep::Finished => break,
+        }
+        turn.yield_if_due().await;
+    }
+    statistics.engine = merge.stats();
+    statistics.engine.add(&pruned);
+    guard.0 = None;
+    Ok(statistics)
+}
+
+/// Finds the rows of a scan made by [`CompiledScan::positions`], by row group, in the order of the snapshot; row groups of
+/// which no row passes are left out. Runs as [`scan_table`] does.
+///
+/// # Errors
+/// As [`scan_table`]; `MemoryExceeded` when the bitmaps outgrow the request's memory.
+pub(super) async fn scan_positions(
+    cores: &Cores,
+    request: ScanRequest,
+    work: Work,
+) -> Result<(Vec<FoundRows>, ScanStatistics)> {
+    let mut guard = CancelUnlessFinished(Some(request.shared.clone()));
+    let no_images = async |_| Err(Error::new(ErrorCode::Internal, "a scan for positions gave out an image"));
+    let (outcomes, pruned, mut statistics) = run(cores, &request, work, no_images).await?;
+    let mut found = Vec::new();
+    let mut merge = Merge::new(request.compiled.clone(), request.shared.clone());
+    for outcome in outcomes {
+        statistics.bytes_read_device += outcome.bytes_read_device;
+        found.extend(outcome.found);
+        merge.push(outcome.partial)?;
+    }
+    found.sort_unstable_by_key(|rows: &FoundRows| rows.ordinal);
+    statistics.engine = merge.stats();
+    statistics.engine.add(&pruned);
+    guard.0 = None;
+    Ok((found, statistics))
+}
+
+/// Runs every core's part, and hands on the images that cores send to the home core. Gives what they computed, and what
+/// was pruned before they began.
+async fn run(
+    cores: &Cores,
+    request: &ScanRequest,
+    mut work: Work,
+    mut sink: impl AsyncFnMut(ResultImage) -> Result<()>,
+) -> Result<(Vec<CoreOutcome>, ScanStats, ScanStatistics)> {
     if let (false, Some(home)) = (request.bypass_cache, Core::current()) {
         work.keep_if_hot(&home, &request.compiled)?;
     }
@@ -158,34 +225,7 @@ pub async fn scan_table(
         Ok(())
     };
     let (outcomes, ()) = try_join(gather, deliver).await?;
-
-    let mut turn = Turn::default();
-    let mut merge = Merge::new(request.compiled.clone(), request.shared.clone());
-    if let (true, Some(core)) = (request.home_lends, Core::current()) {
-        merge.lend(Rc::new(core.arena.clone()));
-    }
-    for outcome in outcomes {
-        statistics.bytes_read_device += outcome.bytes_read_device;
-        statistics.sent.extend(outcome.sent);
-        merge.push(outcome.partial)?;
-        turn.yield_if_due().await;
-    }
-    loop {
-        check(&request)?;
-        match merge.step()? {
-            MergeStep::Image(image) => {
-                hand_over(image, &mut statistics, &mut sink).await?;
-                turn.restart();
-            }
-            MergeStep::Progress => {}
-            MergeStep::Finished => break,
-        }
-        turn.yield_if_due().await;
-    }
-    statistics.engine = merge.stats();
-    statistics.engine.add(&pruned);
-    guard.0 = None;
-    Ok(statistics)
+    Ok((outcomes, pruned, statistics))
 }
 
 async fn hand_over(
@@ -234,12 +274,13 @@ async fn scan_core(
     if direct.is_some() || (request.home_lends && request.home == core.id) {
         scan.lend(Rc::new(core.arena.clone()));
     }
+    let mut found = Vec::new();
     for (index, group) in work.iter().enumerate() {
         if request.shared.is_satisfied() {
             break;
         }
         read_ahead.begin(index);
-        scan.start_row_group(group.ordinal, group.segment.footer.clone(), group.row_group)?;
+        scan.start_row_group(group.ordinal, group.segment.footer.clone(), group.row_group, group.among.clone())?;
         loop {
             check(&request)?;
             match scan.step()? {
@@ -258,6 +299,7 @@ async fn scan_core(
                     }
                     turn.restart();
                 }
+                Step::Rows(rows) => found.push(group.found(rows)),
                 Step::Progress => {}
                 Step::RowGroupDone | Step::Finished => break,
             }
@@ -266,7 +308,7 @@ async fn scan_core(
         turn.yield_if_due().await;
     }
     let sent = direct.map(|sink| sink.sent());
-    Ok(CoreOutcome { partial: scan.finish()?, bytes_read_device: read_ahead.bytes_read_device, sent })
+    Ok(CoreOutcome { partial: scan.finish()?, found, bytes_read_device: read_ahead.bytes_read_device, sent })
 }
 
 /// Waits until an image is taken. When that takes long, `release` is called first: memory that a stalled request holds

@@ -7,6 +7,7 @@
 //! - A core works on the shards `s` with `s % cores == core`, except that a short question about row groups that are
 //!   hot on its home core ([`super::hot_groups`]) stays there; the ordinals of row groups do not depend on that.
 //! - Every row group of the snapshot is in one share, or counted as pruned.
+//! - What is deleted of the snapshot goes with each row group: no scan sees those rows.
 //!
 //! Cost: the home core looks at the zone maps of up to [`PRUNED_AT_HOME_MAX`] row groups, 0.1 to 0.2 us each for a
 //! comparison (more for long IN lists), so that a point read asks only the core that has its row group: asking another one
@@ -18,7 +19,7 @@ use heliostat_engine::{CompiledScan, ScanStats};
 use heliostat_segment::PartMeta;
 use hidb::Result;
 
-use super::{Core, Turn};
+use super::{Core, Turn, positions::FoundRows};
 use crate::store::{SegmentHandle, TableSnapshot};
 
 /// The most row groups whose zone maps the home core looks at for all.
@@ -29,16 +30,31 @@ const SHORT_BYTES_MAX: u64 = 8 << 20;
 
 /// A row group that a core works on.
 #[derive(Clone)]
-pub(super) struct GroupWork {
+pub struct GroupWork {
     /// Its place in the order of all row groups of the snapshot.
     pub ordinal: u64,
+    /// Its segment.
     pub segment: Arc<SegmentHandle>,
+    /// Its place there.
     pub row_group: usize,
-    /// False when zone maps say that no row can match: nothing of it is read.
+    /// The rows that are not deleted, as a bitmap; `None`: all.
+    pub among: Option<Arc<[u64]>>,
+    /// False when zone maps say that no row can match, or all are deleted: nothing of it is read.
     pub may_match: bool,
 }
 
 impl GroupWork {
+    /// A row group that is read for its own sake, not as part of a scan.
+    pub fn of(segment: &Arc<SegmentHandle>, row_group: usize) -> GroupWork {
+        GroupWork { ordinal: 0, segment: segment.clone(), row_group, among: None, may_match: true }
+    }
+
+    /// Rows of it that a scan found.
+    pub fn found(&self, rows: Box<[u64]>) -> FoundRows {
+        let GroupWork { ordinal, ref segment, row_group, .. } = *self;
+        FoundRows { ordinal, segment: segment.clone(), row_group, rows }
+    }
+
     /// Where a chunk or membership filter is, by its number ([`heliostat_segment::RowGroupMeta::part`]).
     pub fn part(&self, number: usize) -> Result<PartMeta> {
         Ok(self.segment.part(self.row_group, number)?)
@@ -170,15 +186,17 @@ async fn walk(
     mut visit: impl FnMut(usize, GroupWork),
 ) {
     let mut ordinal = 0;
-    for segment in &table.segments {
+    for (segment, deleted) in table.segments.iter().zip(&table.deleted) {
         let groups = &segment.footer.row_groups;
         let shard = segment.shard as usize;
         if is_wanted(shard) {
             let segment_may_match = compiled.may_match(&segment.footer.zones);
             for (row_group, meta) in groups.iter().enumerate() {
-                let may_match = segment_may_match && compiled.row_group_may_match(meta);
+                let is_deleted = deleted.as_ref().is_some_and(|deleted| deleted.is_all_of(row_group));
+                let may_match = segment_may_match && !is_deleted && compiled.row_group_may_match(meta);
+                let among = deleted.as_ref().and_then(|deleted| deleted.among(row_group));
                 let ordinal = ordinal + row_group as u64;
-                visit(shard, GroupWork { ordinal, segment: segment.clone(), row_group, may_match });
+                visit(shard, GroupWork { ordinal, segment: segment.clone(), row_group, among, may_match });
                 turn.yield_if_due().await;
             }
         }

@@ -17,6 +17,7 @@ pub mod users;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use crate::volume::deletion::DeletionRecord;
 pub use records::{Batch, LoadRecord, LoadState, ManifestState, ObjectRecord, ObjectState, TableRecord};
 pub use users::UserRecord;
 

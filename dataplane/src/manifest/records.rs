@@ -10,11 +10,13 @@ use prost::Message;
 
 use super::users::UserRecord;
 use crate::store::error::{Result, StoreError};
+use crate::volume::deletion::DeletionRecord;
 use crate::volume::{EXTENT_UNIT_BYTES, Extent, ObjectKind};
 
 /// The version of the records this build writes, and the newest it reads. Version 2 brought users: a build that does
-/// not know them must not open the manifest, for it would let everybody in.
-pub const MANIFEST_VERSION: u32 = 2;
+/// not know them must not open the manifest, for it would let everybody in. Version 3 brought deleted rows, which older
+/// builds would show. A manifest becomes of this version with its first change that needs it.
+pub const MANIFEST_VERSION: u32 = 3;
 /// The oldest version this build reads.
 const MANIFEST_VERSION_MIN: u32 = 1;
 
@@ -24,6 +26,7 @@ const KEY_TABLE: u8 = b't';
 const KEY_COUNTER: u8 = b'c';
 const KEY_OBJECT: u8 = b'o';
 const KEY_LOAD: u8 = b'l';
+const KEY_DELETION: u8 = b'd';
 const KEY_USER: u8 = b'u';
 const KEY_USERS_SECRET: u8 = b's';
 
@@ -59,6 +62,9 @@ pub struct TableRecord {
     /// The commit object that made it: kept for as long as the table lives.
     #[prost(uint64, tag = "6")]
     pub definition_object: u64,
+    /// The indexes that it is to have.
+    #[prost(message, repeated, tag = "30")]
+    pub indexes: Vec<hidb::proto::IndexDefinition>,
 }
 
 /// What a table hands out; beside the table, because a load that makes a table has it before the table exists.
@@ -70,6 +76,35 @@ pub struct CounterRecord {
     /// Segments made so far, for spreading them over shards.
     #[prost(uint64, tag = "2")]
     pub next_ordinal: u64,
+}
+
+/// What an index object is.
+#[derive(Clone, PartialEq, Message)]
+pub struct IndexRecord {
+    /// The column that it is over.
+    #[prost(string, tag = "1")]
+    pub column: String,
+    /// [`hidb::proto::IndexKind`] of what was built.
+    #[prost(enumeration = "hidb::proto::IndexKind", tag = "2")]
+    pub kind: i32,
+    /// Bytes behind the header block.
+    #[prost(uint64, tag = "3")]
+    pub payload_bytes: u64,
+    /// Vectors in it.
+    #[prost(uint64, tag = "4")]
+    pub vectors: u64,
+    /// Rows of the segments that it covers, when it was built: NULL vectors and rows that were deleted later included.
+    #[prost(uint64, tag = "5")]
+    pub rows: u64,
+    /// The most memory that building it took, in bytes.
+    #[prost(uint64, tag = "6")]
+    pub build_memory_bytes: u64,
+    /// How long building it took, in ms.
+    #[prost(uint64, tag = "7")]
+    pub build_ms: u64,
+    /// The definition that it was built for.
+    #[prost(message, optional, tag = "8")]
+    pub definition: Option<hidb::proto::IndexDefinition>,
 }
 
 /// Whether an object counts.
@@ -109,7 +144,7 @@ pub struct ObjectRecord {
     /// The load a segment waits in until that commits; empty otherwise.
     #[prost(bytes = "vec", tag = "8")]
     pub load_id: Vec<u8>,
-    /// Segments a commit object names.
+    /// Segments a commit object names, or an index covers.
     #[prost(uint64, repeated, tag = "9")]
     pub segments: Vec<u64>,
     /// Segments a commit object replaces.
@@ -118,6 +153,15 @@ pub struct ObjectRecord {
     /// Tables a commit object or tombstone ends.
     #[prost(uint64, repeated, tag = "11")]
     pub drops_tables: Vec<u64>,
+    /// Segments whose deleted rows a commit object holds.
+    #[prost(uint64, repeated, tag = "20")]
+    pub deletes_from: Vec<u64>,
+    /// All commit objects of a change that needs several.
+    #[prost(uint64, repeated, tag = "21")]
+    pub parts: Vec<u64>,
+    /// What an index object is.
+    #[prost(message, optional, tag = "30")]
+    pub index: Option<IndexRecord>,
 }
 
 impl ObjectRecord {
@@ -129,6 +173,11 @@ impl ObjectRecord {
     /// Whether it is of this kind.
     pub fn is(&self, kind: ObjectKind) -> bool {
         self.kind == kind as u32
+    }
+
+    /// Whether it is data, of which readers hold a handle, and nothing that makes the manifest again.
+    pub fn is_data(&self) -> bool {
+        self.is(ObjectKind::Segment) || self.is(ObjectKind::Index)
     }
 
     /// Whether it counts.
@@ -295,6 +344,16 @@ impl Batch {
         self.delete(KEY_LOAD, id)
     }
 
+    /// Writes the deleted rows of a segment.
+    pub fn put_deletion(&mut self, record: &DeletionRecord) -> &mut Self {
+        self.put(KEY_DELETION, &record.segment.to_be_bytes(), record.encode_to_vec())
+    }
+
+    /// Forgets the deleted rows of a segment, which ends.
+    pub fn delete_deletion(&mut self, segment: u64) -> &mut Self {
+        self.delete(KEY_DELETION, &segment.to_be_bytes())
+    }
+
     /// Writes a user.
     pub fn put_user(&mut self, record: &UserRecord) -> &mut Self {
         self.put(KEY_USER, record.name.as_bytes(), record.encode_to_vec())
@@ -326,6 +385,8 @@ pub struct ManifestState {
     pub objects: BTreeMap<u64, ObjectRecord>,
     /// Loads by id.
     pub loads: BTreeMap<[u8; 16], LoadRecord>,
+    /// Deleted rows by segment.
+    pub deletions: BTreeMap<u64, DeletionRecord>,
     /// Users by name.
     pub users: BTreeMap<String, UserRecord>,
     /// See [`Batch::put_users_secret`].
@@ -371,6 +432,7 @@ impl ManifestState {
             KEY_COUNTER => drop(self.counters.remove(&number)),
             KEY_OBJECT => drop(self.objects.remove(&number)),
             KEY_LOAD => drop(<[u8; 16]>::try_from(id).ok().and_then(|id| self.loads.remove(&id))),
+            KEY_DELETION => drop(self.deletions.remove(&number)),
             KEY_USER => drop(std::str::from_utf8(id).ok().and_then(|name| self.users.remove(name))),
             _ => {}
         }
@@ -409,6 +471,13 @@ impl ManifestState {
             KEY_LOAD => {
                 let id = id.try_into().map_err(|_| Unread::Malformed)?;
                 self.loads.insert(id, LoadRecord::decode(value)?);
+            }
+            KEY_DELETION => {
+                let record = DeletionRecord::decode(value)?;
+                if number()? != record.segment || record.positions().is_none() {
+                    return Err(Unread::Malformed);
+                }
+                self.deletions.insert(record.segment, record);
             }
             KEY_USER => {
                 let record = UserRecord::decode(value)?;

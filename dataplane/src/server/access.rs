@@ -108,6 +108,12 @@ pub fn check(session: &Session, frame: &Frame) -> Result<Access> {
         | FrameKind::CloseStatement
         | FrameKind::OpenLink
         | FrameKind::CloseLink => {}
+        FrameKind::ListIndexes => {
+            let table = frame.message::<proto::ListIndexes>()?.table;
+            if !table.is_empty() {
+                access.require(Permission::Read, &table)?;
+            }
+        }
         FrameKind::DescribeTable => {
             access.require(Permission::Read, &frame.message::<proto::DescribeTable>()?.name)?;
         }
@@ -126,6 +132,15 @@ pub fn check(session: &Session, frame: &Frame) -> Result<Access> {
         }
         FrameKind::VectorSearchRequest => {
             access.require(Permission::Read, &frame.message::<proto::VectorSearchRequest>()?.table)?;
+        }
+        FrameKind::DeleteRows => {
+            access.require(Permission::Write, &frame.message::<proto::DeleteRows>()?.table)?;
+        }
+        FrameKind::CreateIndex => {
+            access.require(Permission::Write, &frame.message::<proto::CreateIndex>()?.table)?;
+        }
+        FrameKind::DropIndex => {
+            access.require(Permission::Write, &frame.message::<proto::DropIndex>()?.table)?;
         }
         FrameKind::CreateTable => {
             access.require(Permission::Write, &frame.message::<proto::CreateTable>()?.name)?;
@@ -177,7 +192,9 @@ pub fn check(session: &Session, frame: &Frame) -> Result<Access> {
         | FrameKind::LoadBatch
         | FrameKind::LoadState
         | FrameKind::KeyValueResponse
-        | FrameKind::UserList => {}
+        | FrameKind::UserList
+        | FrameKind::RowsDeleted
+        | FrameKind::IndexList => {}
     }
     Ok(access)
 }

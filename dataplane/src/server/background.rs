@@ -1,4 +1,4 @@
-//! What the cell does on its own: merging small segments, returning space, sweeping forgotten loads.
+//! What the cell does on its own: building indexes, merging small segments, returning space, sweeping forgotten loads.
 //!
 //! Runs as tasks of the control thread that send the work to a core, where the device is. Called by `server::serve`.
 //!
@@ -17,12 +17,14 @@ use crate::cores::{Core, run_in_background};
 
 /// How often dropped segments are looked at: their last reader may have ended.
 const RECLAIM_INTERVAL: Duration = Duration::from_secs(5);
+/// How often it is looked whether an index is to be built, unless somebody makes one.
+const INDEX_INTERVAL: Duration = Duration::from_secs(2);
 /// How often loads are swept.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Runs until it is dropped.
 pub async fn run(cell: Arc<Cell>) {
-    tokio::join!(merge_forever(&cell), reclaim_forever(&cell), sweep_forever(&cell));
+    tokio::join!(merge_forever(&cell), reclaim_forever(&cell), sweep_forever(&cell), index_forever(&cell));
 }
 
 async fn merge_forever(cell: &Arc<Cell>) {
@@ -47,18 +49,31 @@ async fn merge_forever(cell: &Arc<Cell>) {
     }
 }
 
-/// Merges what is most worth it; false when nothing is.
+/// Merges what is most worth it; false when nothing is, or the merge was taken back.
 async fn merge_once(cell: &Arc<Cell>, core: usize) -> Result<bool> {
     let Some(job) = cell.store.pick_merge() else { return Ok(false) };
     let store = cell.store.clone();
     let work = move || async move {
         run_in_background(async move { Ok::<_, Error>(store.merge(&Core::device()?, job).await?) }).await?
     };
-    let Some(merged) = cell.cores.run_on(core, work).await?? else { return Ok(true) };
+    // Taken back: whatever changed its inputs may do so again, and deserves a pause.
+    let Some(merged) = cell.cores.run_on(core, work).await?? else { return Ok(false) };
     cell.metrics.segments_merged.fetch_add(merged.inputs as u64, Relaxed);
     tracing::debug!(inputs = merged.inputs, rows = merged.rows, bytes = merged.bytes_written, "segments merged");
     reclaim(cell).await?;
     Ok(true)
+}
+
+async fn index_forever(cell: &Arc<Cell>) {
+    loop {
+        match cell.indexes.step(&cell.store, &cell.cores).await {
+            Ok(true) => {}
+            Ok(false) => {
+                let _ = tokio::time::timeout(INDEX_INTERVAL, cell.indexes.woken()).await;
+            }
+            Err(error) => tracing::warn!(%error, "an index could not be built or read"),
+        }
+    }
 }
 
 async fn reclaim_forever(cell: &Arc<Cell>) {

@@ -97,6 +97,7 @@ pub fn describe(cell: &Cell, access: &Access, request: &proto::DescribeTable) ->
         row_groups: groups().count() as u64,
         columns,
         raw_bytes,
+        deleted_rows: table.deleted_rows,
     })
 }
 
@@ -200,6 +201,13 @@ pub async fn announce_changes(cell: &Arc<Cell>, before: &Catalog) {
         })
         .await;
     }
+}
+
+/// The same, in a task of its own. Not part of the request that made the change: its client may be gone, or count on its
+/// slot as soon as it has the answer.
+pub fn announce_changes_soon(cell: &Arc<Cell>, before: Arc<Catalog>) {
+    let cell = cell.clone();
+    glommio::spawn_local(async move { announce_changes(&cell, &before).await }).detach();
 }
 
 /// How the cell is.

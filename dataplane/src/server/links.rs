@@ -233,8 +233,8 @@ async fn take_frames(session: Rc<Session>, number: u32) {
     while let Ok(frame) = link.next_frame().await {
         let Some(session) = session.upgrade() else { return };
         session.heard();
-        use FrameKind::{Cancel, Credit, Execute, PredicatePushdownRequest};
-        if !matches!(frame.kind, PredicatePushdownRequest | Execute | Credit | Cancel) {
+        use FrameKind::{Cancel, Credit, Execute, PredicatePushdownRequest, VectorSearchRequest};
+        if !matches!(frame.kind, PredicatePushdownRequest | Execute | VectorSearchRequest | Credit | Cancel) {
             let text = format!("{} does not travel on links: send it over TCP", frame.kind.name());
             return session.fail(Error::new(ErrorCode::Protocol, text));
         }

@@ -4,8 +4,11 @@
 //! and `requests` (begin, commit, abort, query).
 //!
 //! Invariants
-//! - At most `load_window` payload bytes of one load wait here; past that the connection is not read, so that a
-//!   client which ignores its window is slowed by TCP and not by our memory.
+//! - At most `load_window` payload bytes of one load wait here, where a batch counts as [`BATCH_BYTES_MIN`] at least;
+//!   past that the connection is not read, so that a client which ignores its window is slowed by TCP and not by our
+//!   memory. Nothing else bounds what waits: a client that keeps to its window is read however long a push takes.
+//! - Bytes count as received once they leave the window, so that a client which is told so finds room for as many more.
+//! - While the store is busy with a load (ordering a run takes seconds) the client hears of it every [`NEWS`].
 //! - A feed runs in a task of its own that is never dropped in the middle of a change of the store; it ends when its
 //!   connection has.
 //! - Answers to batches (`LoadState`, or one `Error`, after which batches are dropped unread) carry the request id of
@@ -13,9 +16,11 @@
 
 use std::cell::{Cell as StdCell, RefCell};
 use std::collections::HashMap;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 use arrow_schema::SchemaRef;
 use bytes::Bytes;
@@ -34,12 +39,15 @@ use super::{Cell, Failure, catalog, to_the_end};
 use crate::cores::{self, Core};
 use crate::store::{Catalog, LoadMode, LoadRequest, LoadState, LoadStatus, LoadWriter, StoreError};
 
-/// Batches of one load that may wait for their turn.
-const BATCHES_QUEUED_MAX: usize = 64;
+/// Bytes of the window that the shortest batch takes: what it costs here beside its payload.
+const BATCH_BYTES_MIN: u64 = 1 << 10;
+/// How often a client is told that its load goes on; shorter than any timeout of one that waits for it.
+const NEWS: Duration = Duration::from_millis(250);
 /// The longest batch in bytes: a row group of the largest size and one value more.
 const BATCH_BYTES_MAX: usize = hidb::ROW_GROUP_RAW_BYTES_MAX + 2 * hidb::VALUE_BYTES_MAX;
 
-/// Loads that one session feeds at a time: each may hold its window, a row group and those in encoding.
+/// Loads that one session feeds at a time: each may hold its window, and a row group and those in encoding or its part
+/// of `sort_memory`.
 const LOADS_MAX: usize = 16;
 
 /// Memory that a column of a buffered batch takes beside its values, estimated.
@@ -61,7 +69,16 @@ struct Feed {
     window_bytes: u64,
     /// Frames of a batch whose last frame has not come.
     parts: RefCell<Vec<Bytes>>,
+    /// Payload bytes that have left the window.
     received_bytes: StdCell<u64>,
+}
+
+impl Feed {
+    /// Makes room in the window for what a batch held of it.
+    fn release(&self, length: u64, held_bytes: u64) {
+        self.received_bytes.set(self.received_bytes.get() + length);
+        self.window.signal(held_bytes);
+    }
 }
 
 /// The loads that one connection feeds.
@@ -105,37 +122,34 @@ impl Loads {
             session.outbox.send(FrameKind::Error, frame.request_id, &convert::error_to_proto(&error)).await?;
             return Ok(());
         };
-        let length = frame.payload.len() as u64;
-        let held_bytes = length.min(feed.window_bytes);
+        let length = feed.parts.borrow().iter().map(Bytes::len).sum::<usize>() + frame.payload.len();
+        if length > BATCH_BYTES_MAX {
+            let text = format!("batch {} has {length} bytes and more: at most {BATCH_BYTES_MAX}", message.batch);
+            return Err(Error::new(ErrorCode::LimitExceeded, text));
+        }
+        // Only whole batches hold a part of the window, which must not wait for the rest of one that is longer; what is
+        // there of that stays bounded by BATCH_BYTES_MAX.
+        let waiting = if message.more { frame.payload.len() } else { length };
+        let held_bytes = (waiting as u64).max(BATCH_BYTES_MIN).min(feed.window_bytes);
         feed.window
             .acquire(held_bytes)
             .await
             .map_err(|_| Error::new(ErrorCode::Unavailable, "the load's window was closed"))?;
-        feed.received_bytes.set(feed.received_bytes.get() + length);
-        let payload = {
-            let mut parts = feed.parts.borrow_mut();
-            let total = parts.iter().map(Bytes::len).sum::<usize>() + frame.payload.len();
-            if total > BATCH_BYTES_MAX {
-                let text = format!("batch {} has {total} bytes and more: at most {BATCH_BYTES_MAX}", message.batch);
-                return Err(Error::new(ErrorCode::LimitExceeded, text));
-            }
-            if message.more {
-                // The bytes stay bounded by BATCH_BYTES_MAX; the window must not wait for the rest of a batch
-                // that is longer than the window.
-                parts.push(frame.payload);
-                feed.window.signal(held_bytes);
-                return Ok(());
-            }
-            if parts.is_empty() {
-                frame.payload
-            } else {
-                parts.push(frame.payload);
-                concatenate(&std::mem::take(&mut *parts))
-            }
+        if message.more {
+            feed.parts.borrow_mut().push(frame.payload);
+            feed.window.signal(held_bytes);
+            return Ok(());
+        }
+        let mut parts = feed.parts.take();
+        let payload = if parts.is_empty() {
+            frame.payload
+        } else {
+            parts.push(frame.payload);
+            concatenate(&parts)
         };
         let command = Command::Batch { request_id: frame.request_id, number: message.batch, payload, held_bytes };
         // A feed that ended has said why.
-        let _ = feed.commands.send(command).await;
+        let _ = feed.commands.try_send(command);
         Ok(())
     }
 
@@ -213,7 +227,7 @@ fn start_feed(session: &Rc<Session>, id: LoadId, writer: LoadWriter, arrow_schem
     if session.loads.connection_has_ended.get() {
         return;
     }
-    let (commands, receiver) = local_channel::new_bounded(BATCHES_QUEUED_MAX);
+    let (commands, receiver) = local_channel::new_unbounded();
     let window_bytes = session.core.cell.config.load_window.bytes().max(1);
     let feed = Rc::new(Feed {
         commands,
@@ -232,8 +246,7 @@ fn start_feed(session: &Rc<Session>, id: LoadId, writer: LoadWriter, arrow_schem
         if let Err(error) = cores::catch_panics(task.run(writer, &receiver)).await {
             tracing::error!(%error, "a load's feed failed");
         }
-        // Nobody may go on waiting for this feed: not at its window, not at its queue (a dropped receiver leaves
-        // senders at a full queue asleep).
+        // Nobody may go on waiting for this feed: not at its window, not for an answer to a command.
         if let Some(feed) = task.held.upgrade() {
             session.loads.feeds.borrow_mut().retain(|_, other| !Rc::ptr_eq(other, &feed));
             feed.window.close();
@@ -267,7 +280,7 @@ impl FeedTask {
                 match or(async { Some(commands.recv().await) }, quiet).await {
                     Some(command) => command,
                     None => {
-                        let flushed = writer.flush_idle(&device).await;
+                        let flushed = self.with_news(request_id, writer.flush_idle(&device)).await;
                         failed |= self.tell(flushed, request_id, &mut told_batches, &mut told_bytes, true).await;
                         continue;
                     }
@@ -279,30 +292,35 @@ impl FeedTask {
                 None => return,
                 Some(Command::Batch { request_id: id, number, payload, held_bytes }) => {
                     request_id = id;
+                    let length = payload.len() as u64;
+                    let mut outcome = None;
                     if !failed {
-                        let length = payload.len() as u64;
                         let pushed = match self.read(&writer, payload) {
                             Ok(batch) => {
                                 let (rows, columns) = (batch.num_rows() as u64, batch.num_columns());
                                 let retained = length as usize + columns * COLUMN_BYTES_RETAINED;
-                                let pushed = writer.push_retaining(&device, number, batch, retained).await;
+                                let push = writer.push_retaining(&device, number, batch, retained);
+                                let pushed = self.with_news(request_id, push).await;
                                 let counters = &self.session.core.recorder.counters;
                                 counters.rows_loaded_total.fetch_add(rows, Relaxed);
                                 counters.loaded_bytes_total.fetch_add(length, Relaxed);
                                 pushed
                             }
-                            Err(error) => Err(in_batch(number, error).into()),
+                            Err(error) => Err(writer.in_batch(number, error).into()),
                         };
-                        failed = self.tell(pushed, request_id, &mut told_batches, &mut told_bytes, false).await;
+                        outcome = Some(pushed);
                     }
                     if let Some(feed) = self.held.upgrade() {
-                        feed.window.signal(held_bytes);
+                        feed.release(length, held_bytes);
+                    }
+                    if let Some(pushed) = outcome {
+                        failed = self.tell(pushed, request_id, &mut told_batches, &mut told_bytes, false).await;
                     }
                 }
                 Some(Command::Commit { batches, answer }) => {
                     let cell = self.session.core.cell.clone();
                     let before = cell.store.catalog();
-                    let result = writer.commit(&device, batches).await;
+                    let result = self.with_news(request_id, writer.commit(&device, batches)).await;
                     announce_if_done(&cell, before, &result);
                     let _ = answer.send(result.map_err(Error::from));
                 }
@@ -314,9 +332,32 @@ impl FeedTask {
         }
     }
 
+    /// Waits for the store; tells the client meanwhile where the load stands, on the request id of its batches.
+    async fn with_news<T>(&self, request_id: u64, work: impl Future<Output = T>) -> T {
+        let mut work = pin!(work);
+        loop {
+            let pause = async {
+                glommio::timer::sleep(NEWS).await;
+                None
+            };
+            if let Some(done) = or(async { Some(work.as_mut().await) }, pause).await {
+                return done;
+            }
+            let (Some(feed), Ok(status)) = (self.held.upgrade(), self.session.core.cell.store.load_status(&self.id))
+            else {
+                continue;
+            };
+            // Before the first batch there is no request to tell it to; nor is there any need once the load has ended.
+            if request_id > 0 && status.state == LoadState::Open {
+                let state = state_message(&self.id, &status, feed.received_bytes.get());
+                self.session.outbox.try_send(FrameKind::LoadState, request_id, &state);
+            }
+        }
+    }
+
     fn read(&self, writer: &LoadWriter, payload: Bytes) -> Result<arrow_array::RecordBatch> {
         let batch = image::read_image(payload, &self.arrow_schema)?;
-        arrow_mapping::adapt_batch(&batch, writer.schema())
+        arrow_mapping::adapt_rows(&batch, writer.schema(), writer.next_row())
     }
 
     /// Tells the client how far the load is, when that is news. True when the load has failed.
@@ -354,10 +395,6 @@ impl FeedTask {
     }
 }
 
-fn in_batch(number: u64, error: Error) -> Error {
-    Error::new(error.code, format!("batch {number}: {}", error.message))
-}
-
 /// Commits a load, fed here or not.
 pub async fn commit(session: &Rc<Session>, request: &Rc<Request>, message: proto::LoadCommit) -> Result<(), Failure> {
     let id = load_id(&message.load_id)?;
@@ -385,12 +422,10 @@ pub async fn commit(session: &Rc<Session>, request: &Rc<Request>, message: proto
     finish(session, request, &id, &status).await
 }
 
-/// Tells the sessions what a commit changed. Not part of the request: its client may be gone, or count on its slot as
-/// soon as it has the answer.
+/// Tells the sessions what a commit changed.
 fn announce_if_done(cell: &Arc<Cell>, before: Arc<Catalog>, result: &crate::store::Result<LoadStatus>) {
     if result.is_ok() {
-        let cell = cell.clone();
-        glommio::spawn_local(async move { catalog::announce_changes(&cell, &before).await }).detach();
+        catalog::announce_changes_soon(cell, before);
     }
 }
 

@@ -3,7 +3,7 @@
 //! Owns [`Cell`] (what all threads of a running cell share) and [`serve`] (the control thread). Called by `main`.
 //!
 //! A connection is accepted, greeted and asked who it is on the control thread (`accept`, `authenticate`), then moves to a
-//! core (`session`), where its requests run (`requests`, `catalog`, `questions`, `loads`, `administration`), each after
+//! core (`session`), where its requests run (`requests`, `catalog`, `questions`, `deletes`, `loads`, `administration`), each after
 //! `access` has seen whether its user may make it. A session may open RDMA links (`links`). Answers leave through
 //! one bounded queue per session (`outbox`), or by its links.
 //!
@@ -20,12 +20,15 @@ pub mod catalog;
 pub mod channel;
 pub mod control;
 pub mod core;
+pub mod deletes;
+pub mod indexes;
 pub mod links;
 pub mod loads;
 pub mod metrics_http;
 pub mod outbox;
 pub mod questions;
 pub mod requests;
+pub mod searches;
 pub mod security;
 pub mod session;
 pub mod setup_channel;
@@ -48,6 +51,7 @@ use crate::config::Config;
 use crate::cores::{self, Cores};
 use crate::fabric::Devices;
 use crate::metrics::Metrics;
+use crate::search::index::keeper::Keeper;
 use crate::store::Store;
 
 /// What all threads of a running cell share.
@@ -64,6 +68,8 @@ pub struct Cell {
     pub devices: Devices,
     /// Its executors.
     pub cores: Cores,
+    /// What keeps its vector indexes.
+    pub indexes: Keeper,
     /// What it counts.
     pub metrics: Metrics,
     /// When it started.
@@ -86,6 +92,7 @@ impl Cell {
         Arc::new(Cell {
             name: config.cell_name(),
             metrics: Metrics::new(cores.count()),
+            indexes: Keeper::new(config.graph_memory.bytes()),
             config,
             tls,
             store,

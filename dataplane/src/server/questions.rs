@@ -8,6 +8,8 @@
 //! - A result frame leaves only against a credit; without credits the scan comes to rest (its images are bounded).
 //! - A schema hash that is not the table's is answered with the current schema, never with other columns.
 
+use std::fmt::Write as _;
+use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,6 +23,7 @@ use hidb::plan::{ScanPlan, substrait};
 use hidb::{Error, ErrorCode, Result, convert, proto};
 
 use super::access::Access;
+use super::core::CoreServer;
 use super::links::{Cut, DirectLinks, ResultLink};
 use super::session::{Request, Session};
 use super::statements::Statement;
@@ -38,7 +41,16 @@ struct Wishes {
     explain: bool,
 }
 
-fn snapshot(session: &Session, access: &Access, name: &str, schema_hash: u64) -> Result<Arc<TableSnapshot>, Failure> {
+/// The table that a request is about, as it is now.
+///
+/// # Errors
+/// `UnknownTable`; `StaleSchema` when the request was made for another schema (a hash of 0 is not checked).
+pub(super) fn snapshot(
+    session: &Session,
+    access: &Access,
+    name: &str,
+    schema_hash: u64,
+) -> Result<Arc<TableSnapshot>, Failure> {
     let table = catalog::table(&session.core.cell, access, name)?;
     if schema_hash != 0 && schema_hash != table.schema_hash {
         return Err(Failure::stale(name, &table.schema, schema_hash));
@@ -150,34 +162,54 @@ async fn answer(
     wishes: Wishes,
     started: Instant,
 ) -> Result<(), Failure> {
-    let config = &session.core.cell.config;
-    let memory_limit = config.request_memory.bytes();
-    let memory_bytes_max = match wishes.memory_bytes_max {
-        0 => memory_limit,
-        wanted => wanted.min(memory_limit),
-    };
     let way = ResultLink::of(session);
-    let options = EngineOptions {
-        memory_bytes_max: memory_bytes_max as usize,
-        image_bytes_max: session.agreed.image_bytes_max.min(way.payload_bytes_max()),
-        decimal64: session.agreed.decimal64,
-    };
-    let compiled = compile(options)?;
-    let credits = match wishes.initial_credits {
-        0 => config.initial_credits,
-        wanted => wanted,
-    };
-    request.grant(credits);
-    let timeout = match wishes.timeout_ms {
-        0 => config.request_timeout.0,
-        milliseconds => Duration::from_millis(milliseconds),
-    };
+    let compiled = compile(engine_options(session, &way, wishes.memory_bytes_max))?;
+    let credits = grant(session, request, wishes.initial_credits);
     let work = async {
         if wishes.explain {
             return explain(Results::new(session, request, way), table, &compiled, started).await;
         }
         let results = Results::new(session, request, way);
         run(results, table, compiled, wishes.bypass_cache, credits, started).await
+    };
+    Ok(in_time(session, request, wishes.timeout_ms, started, work).await?)
+}
+
+/// What the engine may use for a request that wishes so much memory (0: the cell's limit) and answers this way.
+pub(super) fn engine_options(session: &Session, way: &ResultLink, memory_bytes_max: u64) -> EngineOptions {
+    let limit = session.core.cell.config.request_memory.bytes();
+    let memory_bytes_max = match memory_bytes_max {
+        0 => limit,
+        wanted => wanted.min(limit),
+    };
+    EngineOptions {
+        memory_bytes_max: memory_bytes_max as usize,
+        image_bytes_max: session.agreed.image_bytes_max.min(way.payload_bytes_max()),
+        decimal64: session.agreed.decimal64,
+    }
+}
+
+/// Gives a request the credits that it begins with (0: the cell's default); returns how many.
+pub(super) fn grant(session: &Session, request: &Request, wished: u32) -> u32 {
+    let credits = match wished {
+        0 => session.core.cell.config.initial_credits,
+        wished => wished,
+    };
+    request.grant(credits);
+    credits
+}
+
+/// Runs `work` until it is done, its deadline (0: the cell's default) passes, or the request is asked to stop.
+pub(super) async fn in_time<T>(
+    session: &Session,
+    request: &Request,
+    timeout_ms: u64,
+    started: Instant,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    let timeout = match timeout_ms {
+        0 => session.core.cell.config.request_timeout.0,
+        milliseconds => Duration::from_millis(milliseconds),
     };
     let deadline = async {
         if timeout.is_zero() {
@@ -187,27 +219,32 @@ async fn answer(
         let text = format!("the request's deadline of {} ms passed", timeout.as_millis());
         Err(Error::new(ErrorCode::DeadlineExceeded, text))
     };
-    Ok(session.until_stopped(request, or(work, deadline)).await?)
+    session.until_stopped(request, or(work, deadline)).await
 }
 
 /// Result frames of one request, from the home core.
-struct Results<'a> {
+pub(super) struct Results<'a> {
     session: &'a Session,
     request: &'a Request,
     way: ResultLink,
     /// The first frame, which brings the schema, as long as it has not been sent.
-    first: Option<(proto::FilteredResultSet, Bytes)>,
+    pub(super) first: Option<(proto::FilteredResultSet, Bytes)>,
     sequence: u64,
-    rows: u64,
-    bytes: u64,
+    pub(super) rows: u64,
+    pub(super) bytes: u64,
 }
 
 impl<'a> Results<'a> {
-    fn new(session: &'a Session, request: &'a Request, way: ResultLink) -> Self {
+    pub(super) fn new(session: &'a Session, request: &'a Request, way: ResultLink) -> Self {
         Results { session, request, way, first: None, sequence: 0, rows: 0, bytes: 0 }
     }
 
-    async fn send(&mut self, mut message: proto::FilteredResultSet, payload: Bytes) -> Result<()> {
+    /// The core that answers.
+    pub(super) fn core(&self) -> Rc<CoreServer> {
+        self.session.core.clone()
+    }
+
+    pub(super) async fn send(&mut self, mut message: proto::FilteredResultSet, payload: Bytes) -> Result<()> {
         if !payload.is_empty() {
             let closed = |_| Error::new(ErrorCode::Cancelled, "the request's credits were closed");
             self.request.credits.acquire(1).await.map_err(closed)?;
@@ -220,14 +257,14 @@ impl<'a> Results<'a> {
         self.way.send(self.session, FrameKind::FilteredResultSet, self.request.id, &message, payload).await
     }
 
-    async fn send_schema(&mut self) -> Result<()> {
+    pub(super) async fn send_schema(&mut self) -> Result<()> {
         match self.first.take() {
             Some((first, schema)) => self.send(first, schema).await,
             None => Ok(()),
         }
     }
 
-    async fn send_image(&mut self, image: ResultImage) -> Result<()> {
+    pub(super) async fn send_image(&mut self, image: ResultImage) -> Result<()> {
         self.send_schema().await?;
         for (message, payload) in Cut::new(image, self.way.payload_bytes_max()) {
             self.send(message, payload).await?;
@@ -301,7 +338,10 @@ async fn explain(
     started: Instant,
 ) -> Result<()> {
     let footers = table.segments.iter().map(|segment| segment.footer.as_ref());
-    let (text, would) = compiled.explain(footers);
+    let (mut text, would) = compiled.explain(footers);
+    if table.deleted_rows > 0 {
+        let _ = writeln!(text, "deleted rows, left out: {}", table.deleted_rows);
+    }
     let last = proto::FilteredResultSet {
         last: true,
         explain: text,

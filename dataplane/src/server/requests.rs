@@ -1,6 +1,6 @@
 //! From a frame to its answer: which kind of request is answered where.
 //!
-//! Called by `session` in a task of its own per request; calls `access`, then `catalog`, `questions`, `links`,
+//! Called by `session` in a task of its own per request; calls `access`, then `catalog`, `questions`, `deletes`, `links`,
 //! `loads` and `administration`.
 
 use std::rc::Rc;
@@ -9,7 +9,7 @@ use hidb::frame::{Frame, FrameKind};
 use hidb::{Error, ErrorCode, proto};
 
 use super::session::{Request, Session};
-use super::{Failure, access, administration, catalog, links, loads, questions};
+use super::{Failure, access, administration, catalog, deletes, indexes, links, loads, questions, searches};
 
 /// Answers a request. An error becomes the `Error` frame that ends it.
 pub async fn answer(session: &Rc<Session>, request: &Rc<Request>, frame: Frame) -> Result<(), Failure> {
@@ -40,6 +40,7 @@ pub async fn answer(session: &Rc<Session>, request: &Rc<Request>, frame: Frame) 
         FrameKind::PredicatePushdownRequest => questions::pushdown(session, request, &access, frame.message()?).await?,
         FrameKind::Prepare => questions::prepare(session, request, &access, &frame.message()?).await?,
         FrameKind::Execute => questions::execute(session, request, &access, &frame.message()?).await?,
+        FrameKind::DeleteRows => deletes::answer(session, request, &access, &frame.message()?).await?,
         FrameKind::CloseStatement => {
             let close: proto::CloseStatement = frame.message()?;
             session.statements.borrow_mut().remove(close.statement_id);
@@ -51,18 +52,26 @@ pub async fn answer(session: &Rc<Session>, request: &Rc<Request>, frame: Frame) 
         FrameKind::LoadCommit => loads::commit(session, request, frame.message()?).await?,
         FrameKind::LoadAbort => loads::abort(session, request, frame.message()?).await?,
         FrameKind::LoadQuery => loads::query(session, request, &frame.message()?).await?,
+        FrameKind::CreateIndex => {
+            let create = frame.message()?;
+            session.until_stopped(request, indexes::create(cell, &access, create)).await?;
+            outbox.send(FrameKind::Done, id, &proto::Done {}).await?;
+        }
+        FrameKind::DropIndex => {
+            let drop = frame.message()?;
+            session.until_stopped(request, indexes::drop(cell, drop)).await?;
+            outbox.send(FrameKind::Done, id, &proto::Done {}).await?;
+        }
+        FrameKind::ListIndexes => {
+            let indexes = indexes::list(cell, &access, &frame.message()?)?;
+            outbox.send(FrameKind::IndexList, id, &indexes).await?;
+        }
         FrameKind::AddUser
         | FrameKind::AlterUser
         | FrameKind::RemoveUser
         | FrameKind::GrantTable
         | FrameKind::ListUsers => administration::answer(session, request, &frame).await?,
-        FrameKind::VectorSearchRequest => {
-            return Err(Error::new(
-                ErrorCode::UnsupportedPlan,
-                "VectorSearchRequest: this version of the cell does not search vectors; it answers PredicatePushdownRequest, Prepare and Execute",
-            )
-            .into());
-        }
+        FrameKind::VectorSearchRequest => searches::answer(session, request, &access, frame.message()?).await?,
         FrameKind::KeyValueRequest => {
             return Err(Error::new(
                 ErrorCode::UnsupportedPlan,

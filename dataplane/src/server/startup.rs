@@ -78,6 +78,7 @@ pub fn run(config: Config) -> Result<()> {
         load_idle_s_max: config.load_expiry.0.as_secs().max(1),
         row_groups_in_flight_max: 2 * count,
         sort_run_bytes_max: config.sort_run.bytes() as usize,
+        sort_memory_bytes_max: config.sort_memory.bytes() as usize,
         workers: Arc::new(WorkerThreads::start(count)?),
         ..StoreOptions::new(config.metadata_folder())
     };

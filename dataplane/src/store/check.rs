@@ -18,7 +18,7 @@ use super::rebuild::scan_objects;
 use super::{LoadState, METADATA_RESERVE_UNITS, SegmentHandle, Store};
 use crate::device::Device;
 use crate::manifest::records::load_text;
-use crate::manifest::{Manifest, ManifestState, ObjectRecord};
+use crate::manifest::{DeletionRecord, Manifest, ManifestState, ObjectRecord};
 use crate::volume::object::CommitRecord;
 use crate::volume::{
     EXTENT_UNIT_BYTES, ExtentAllocator, FolderLock, ObjectHeader, ObjectKind, Superblock, VolumeLock, superblock,
@@ -132,6 +132,7 @@ async fn check_state<D: Device>(
     }
     check_space(superblock, state, &mut report);
     check_owners(state, &mut report);
+    check_deletions(state, &mut report);
     check_commits(device, superblock, state, &mut report).await;
     let segments = state.objects.iter().filter(|(_, object)| object.is(ObjectKind::Segment) && object.is_live());
     let checks = segments.map(|(id, object)| check_segment(device, superblock, state, *id, object, deep));
@@ -198,6 +199,21 @@ fn check_owners(state: &ManifestState, report: &mut CheckReport) {
             } else {
                 None
             }
+        } else if object.is(ObjectKind::Index) {
+            let table = state.tables.get(&object.table_id);
+            let column = object.index.as_ref().map(|index| index.column.as_str());
+            let owned = table.is_some_and(|t| t.indexes.iter().any(|index| Some(index.column.as_str()) == column));
+            let is_there = |id: &u64| {
+                let segment = state.objects.get(id);
+                segment.is_some_and(|s| s.is(ObjectKind::Segment) && s.is_live() && s.table_id == object.table_id)
+            };
+            if !owned {
+                Some(format!("index {id} is leaked: table {} has none on column {column:?}", object.table_id))
+            } else if !object.segments.iter().all(is_there) {
+                Some(format!("index {id} covers segments that table {} does not have", object.table_id))
+            } else {
+                None
+            }
         } else if object.is(ObjectKind::Commit) {
             let owned = state.tables.contains_key(&object.table_id);
             (!owned).then(|| format!("commit object {id} is leaked: there is no table {}", object.table_id))
@@ -222,13 +238,36 @@ fn check_owners(state: &ManifestState, report: &mut CheckReport) {
     }
 }
 
+/// Deleted rows are rows of a segment that counts, and their commit object is there.
+fn check_deletions(state: &ManifestState, report: &mut CheckReport) {
+    for (id, deletion) in &state.deletions {
+        let segment = state.objects.get(id).filter(|object| object.is(ObjectKind::Segment) && object.is_live());
+        let Some(segment) = segment.filter(|object| object.load_id.is_empty()) else {
+            report.problems.push(format!("rows are deleted of segment {id}, which is part of no table"));
+            continue;
+        };
+        let last = deletion.positions().and_then(|positions| positions.max());
+        if last.is_none_or(|last| u64::from(last) >= segment.rows) || deletion.rows >= segment.rows {
+            let (deleted, rows) = (deletion.rows, segment.rows);
+            report.problems.push(format!("the {deleted} deleted rows of segment {id} are not rows of its {rows}"));
+        }
+        let commit = state.objects.get(&deletion.commit).filter(|object| object.is_live());
+        if !commit.is_some_and(|commit| commit.deletes_from.contains(id)) {
+            let commit = deletion.commit;
+            report
+                .problems
+                .push(format!("commit object {commit}, which holds the deleted rows of segment {id}, is not there"));
+        }
+    }
+}
+
 async fn check_commits<D: Device>(
     device: &D,
     superblock: &Superblock,
     state: &ManifestState,
     report: &mut CheckReport,
 ) {
-    for (id, object) in state.objects.iter().filter(|(_, o)| o.is_live() && !o.is(ObjectKind::Segment)) {
+    for (id, object) in state.objects.iter().filter(|(_, o)| o.is_live() && !o.is_data()) {
         report.commits += 1;
         let bytes = match device.read(object.offset, object.length as usize).await {
             Ok(bytes) => bytes,
@@ -244,12 +283,21 @@ async fn check_commits<D: Device>(
             record.segments == object.segments
                 && record.replaces == object.replaces
                 && record.drops_tables == object.drops_tables
+                && record.parts == object.parts
                 && record.table_id == object.table_id
+                && record.deletions.iter().map(|deletion| deletion.segment).eq(object.deletes_from.iter().copied())
+                && record.deletions.into_iter().all(|deletion| is_newest_or_older(state, *id, deletion))
         });
         if !same {
             report.problems.push(format!("commit object {id} at offset {} is damaged", object.offset));
         }
     }
+}
+
+/// Whether the manifest says the same of a segment's deleted rows, unless a later commit object says more.
+fn is_newest_or_older(state: &ManifestState, commit: u64, deletion: DeletionRecord) -> bool {
+    let known = state.deletions.get(&deletion.segment).filter(|known| known.commit == commit);
+    known.is_none_or(|known| *known == DeletionRecord { commit, ..deletion })
 }
 
 async fn check_segment<D: Device>(
@@ -281,6 +329,7 @@ async fn check_segment<D: Device>(
         length: object.length,
         footer: footer.into(),
         volume: superblock.uuid_text().into(),
+        rowid_runs: Default::default(),
     };
     let mut verified = 0;
     if deep {

@@ -4,7 +4,7 @@ use super::error::{Result, StoreError};
 use super::load::{LoadStatus, conflict};
 use super::{LoadMode, LoadState, Store, unix_seconds};
 use crate::device::Device;
-use crate::manifest::{Batch, LoadRecord, ObjectRecord, ObjectState, TableRecord};
+use crate::manifest::{Batch, LoadRecord, ObjectRecord, TableRecord};
 use crate::volume::ObjectKind;
 use crate::volume::object::CommitRecord;
 
@@ -31,6 +31,7 @@ impl Store {
             return Err(conflict(load_id, reason));
         }
         let (generation, replaced) = self.commit_target(&load)?;
+        let indexes = self.state().kept_indexes(&load);
         let counter = *self.state().counter(load.table_id);
         let record = CommitRecord {
             table_id: load.table_id,
@@ -45,6 +46,8 @@ impl Store {
             load_batches: load.durable_batches,
             load_mode: load.mode,
             load_rows: load.durable_rows,
+            indexes: indexes.clone(),
+            ..Default::default()
         };
         let commit = self.write_commit(device, &changes, ObjectKind::Commit, &record, &[]).await?;
 
@@ -69,6 +72,7 @@ impl Store {
             shards: load.shards,
             generation,
             definition_object: commit.id,
+            indexes,
         });
         batch.put_counter(load.table_id, &counter);
         let committed = LoadRecord {
@@ -119,14 +123,7 @@ impl Store {
             self.erase_pending(device, &changes).await?;
         }
         let mut batch = Batch::new();
-        {
-            let state = self.state();
-            for id in &load.segments {
-                if let Some(object) = state.manifest.objects.get(id) {
-                    batch.put_object(*id, &ObjectRecord { state: ObjectState::Pending as i32, ..object.clone() });
-                }
-            }
-        }
+        self.state().end_objects(&mut batch, &load.segments);
         if load.mode() != LoadMode::Append {
             batch.delete_counter(load.table_id);
         }

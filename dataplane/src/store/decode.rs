@@ -3,19 +3,16 @@
 use std::sync::Arc;
 
 use arrow_array::types::{
-    ArrowPrimitiveType, Date32Type, Decimal64Type, Decimal128Type, Float16Type, Float32Type, Float64Type, Int8Type,
-    Int16Type, Int32Type, Int64Type, TimestampMicrosecondType,
+    ArrowPrimitiveType, Date32Type, Decimal64Type, Decimal128Type, Float32Type, Float64Type, Int16Type, Int32Type,
+    Int64Type, TimestampMicrosecondType,
 };
-use arrow_array::{
-    ArrayRef, BinaryArray, BooleanArray, FixedSizeListArray, PrimitiveArray, RecordBatch, RecordBatchOptions,
-    StringArray,
-};
+use arrow_array::{ArrayRef, BinaryArray, BooleanArray, PrimitiveArray, RecordBatch, RecordBatchOptions, StringArray};
 use arrow_buffer::{BooleanBuffer, Buffer, NullBuffer, OffsetBuffer, ScalarBuffer};
 use arrow_schema::DataType as ArrowType;
 use bytes::Bytes;
 use heliostat_segment::{BLOCK_ROWS, Chunk, Rows};
-use hidb::arrow_mapping::{to_arrow_schema, to_arrow_type};
-use hidb::{DataType, VectorElement};
+use hidb::DataType;
+use hidb::arrow_mapping::{to_arrow_schema, to_arrow_type, vector_array};
 
 use super::error::Result;
 use super::table::SegmentHandle;
@@ -29,6 +26,26 @@ pub struct DecodedRowGroup {
     pub rows: RecordBatch,
     /// One row id per row.
     pub rowids: Vec<i64>,
+}
+
+impl DecodedRowGroup {
+    /// Only the rows whose bit is set in a bitmap over the row group; without one, all.
+    ///
+    /// # Errors
+    /// [`StoreError::Internal`](super::StoreError::Internal) when the bitmap is shorter than the row group.
+    pub fn among(self, bitmap: Option<&[u64]>) -> Result<Self> {
+        let Some(words) = bitmap else { return Ok(self) };
+        let short = |error: String| super::StoreError::Internal(format!("the bitmap of a row group's rows: {error}"));
+        let rows = self.rowids.len();
+        if words.len() * 64 < rows {
+            return Err(short(format!("{} words for {rows} rows", words.len())));
+        }
+        let bits = BooleanBuffer::new(Buffer::from_vec(words.to_vec()), 0, rows);
+        let rowids = bits.set_indices().map(|row| self.rowids[row]).collect();
+        let keep = BooleanArray::new(bits, None);
+        let rows = arrow_select::filter::filter_record_batch(&self.rows, &keep);
+        Ok(DecodedRowGroup { rows: rows.map_err(|error| short(error.to_string()))?, rowids })
+    }
 }
 
 /// Reads, checks and decodes one row group, all of it here: for tools and tests.
@@ -144,18 +161,7 @@ pub fn decode_chunk(chunk: &Chunk) -> Result<ArrayRef, hidb::Error> {
             let (offsets, data) = variable(chunk)?;
             Arc::new(BinaryArray::try_new(offsets, data, nulls).map_err(malformed)?)
         }
-        DataType::Vector { dimension, element } => {
-            let elements = rows * dimension as usize;
-            let values = match element {
-                VectorElement::F32 => primitive::<Float32Type>(fixed()?, elements, None),
-                VectorElement::F16 => primitive::<Float16Type>(fixed()?, elements, None),
-                VectorElement::I8 => primitive::<Int8Type>(fixed()?, elements, None),
-            };
-            let ArrowType::FixedSizeList(field, length) = to_arrow_type(&data_type, true) else {
-                return Err(malformed("vectors are fixed-size lists"));
-            };
-            Arc::new(FixedSizeListArray::try_new(field, length, values, nulls).map_err(malformed)?)
-        }
+        DataType::Vector { .. } => vector_array(&data_type, rows, fixed()?, nulls).map_err(malformed)?,
     })
 }
 

@@ -6,6 +6,7 @@
 //! Invariants
 //! - A batch counts as durable only after the segment with its last row is flushed and in the manifest, and then all
 //!   batches before it are durable too.
+//! - No batch is taken whose vectors hold NaN or infinity.
 //! - A row group holds whole batches, and so does a run of row groups in a table that has an order. They enter segments
 //!   in the order of their batches, whatever the order in which their encoding ends; all segments of a run become
 //!   durable together.
@@ -16,7 +17,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use arrow_array::{Array, RecordBatch};
+use arrow_array::RecordBatch;
 use futures::StreamExt;
 use futures::stream::FuturesOrdered;
 use heliostat_segment::{EncodedRowGroup, RowIds, RowOrder, SegmentIdentity, encode_row_group};
@@ -25,8 +26,8 @@ use hidb::{ErrorCode, ROW_GROUP_RAW_BYTES_MAX, ROW_GROUP_ROWS, Schema};
 
 use super::error::{Result, StoreError};
 use super::objects::WrittenSegment;
-use super::ordering::{RUN_ROWS_MAX, RunRowIds, encode_run, row_order};
-use super::{LoadMode, LoadState, SEGMENT_ROW_GROUPS_MAX, Store, unix_seconds};
+use super::ordering::{RunRowIds, RunShare, bytes_of, encode_run, row_order};
+use super::{LoadMode, LoadState, SEGMENT_ROW_GROUPS_MAX, Store, finite, unix_seconds};
 use crate::device::Device;
 use crate::manifest::records::load_text;
 use crate::manifest::{Batch, LoadRecord, ObjectState};
@@ -100,11 +101,13 @@ pub struct LoadWriter {
     load_id: [u8; 16],
     epoch: u64,
     schema: Arc<Schema>,
-    order: Option<RowOrder>,
+    order: Option<(RowOrder, RunShare)>,
     table_id: u64,
     shards: u32,
     /// The number the next batch must have.
     next_batch: u64,
+    /// The number of its first row, counted from the load's first.
+    next_row: u64,
     buffered: Vec<RecordBatch>,
     buffered_rows: usize,
     buffered_bytes: usize,
@@ -178,11 +181,12 @@ impl Store {
             store: Arc::clone(self),
             load_id: request.load_id,
             epoch,
-            order: order.map(|order| row_order(&order, &request.schema)),
+            order: order.map(|order| (row_order(&order, &request.schema), self.runs.share())),
             schema: Arc::new(request.schema),
             table_id: record.table_id,
             shards: record.shards,
             next_batch: record.durable_batches,
+            next_row: record.durable_rows,
             buffered: Vec::new(),
             buffered_rows: 0,
             buffered_bytes: 0,
@@ -252,6 +256,21 @@ impl LoadWriter {
         self.next_batch
     }
 
+    /// The number of the next batch's first row, counted from the load's first, 0.
+    pub fn next_row(&self) -> u64 {
+        self.next_row
+    }
+
+    /// An error in a batch that was about to be taken, with where the batch is.
+    pub fn in_batch(&self, number: u64, error: hidb::Error) -> hidb::Error {
+        let rows = if number == self.next_batch {
+            format!(", rows from {} of the load", self.next_row)
+        } else {
+            String::new()
+        };
+        hidb::Error::new(error.code, format!("batch {number}{rows}: {}", error.message))
+    }
+
     /// Whether batches were taken that are not durable yet.
     pub fn has_unflushed(&self) -> bool {
         self.store.load_status(&self.load_id).is_ok_and(|status| status.durable_batches < self.next_batch)
@@ -274,8 +293,9 @@ impl LoadWriter {
     /// and ignored. Returns when there is room for the next: batches become durable later.
     ///
     /// # Errors
-    /// [`StoreError::LoadConflict`] for a gap or after a take-over, [`StoreError::VolumeFull`] (the load is then
-    /// aborted), encoding errors, the device's or the manifest's. After an error the writer takes no more.
+    /// [`StoreError::LoadConflict`] for a gap or after a take-over, [`StoreError::Data`] for vectors that are not finite,
+    /// [`StoreError::VolumeFull`] (the load is then aborted), encoding errors, the device's or the manifest's. After an
+    /// error the writer takes no more.
     pub async fn push<D: Device>(&mut self, device: &D, number: u64, batch: RecordBatch) -> Result<LoadStatus> {
         self.push_retaining(device, number, batch, 0).await
     }
@@ -310,7 +330,8 @@ impl LoadWriter {
             let reason = format!("batch {number} has {rows} rows: at most {ROW_GROUP_ROWS}");
             return Err(StoreError::Data(hidb::Error::new(ErrorCode::LimitExceeded, reason)));
         }
-        let bytes: usize = batch.columns().iter().map(|a| a.to_data().get_slice_memory_size().unwrap_or(0)).sum();
+        finite::check(&batch, &self.schema, self.next_row).map_err(|error| self.in_batch(number, error))?;
+        let bytes = bytes_of(&batch);
         let limits = self.limits();
         let overflows =
             self.buffered_rows + rows > limits.rows || self.buffered_bytes.saturating_add(bytes) > limits.bytes;
@@ -318,13 +339,14 @@ impl LoadWriter {
             self.cut();
         }
         self.next_batch += 1;
+        self.next_row += rows as u64;
         if rows > 0 {
             self.buffered.push(batch);
             self.buffered_rows += rows;
             self.buffered_bytes += bytes;
             self.retained_bytes += retained;
         }
-        let is_full = self.buffered_rows == limits.rows
+        let is_full = self.buffered_rows >= limits.rows
             || self.buffered_bytes >= limits.bytes
             || self.retained_bytes >= limits.retained_bytes;
         if is_full {
@@ -337,19 +359,17 @@ impl LoadWriter {
 
     fn limits(&self) -> Limits {
         let options = &self.store.options;
-        match self.order {
+        match &self.order {
             None => Limits {
                 rows: ROW_GROUP_ROWS,
                 bytes: ROW_GROUP_RAW_BYTES_MAX,
                 retained_bytes: RETAINED_BYTES_MAX,
                 in_flight: options.row_groups_in_flight_max.max(1),
             },
-            Some(_) => Limits {
-                rows: RUN_ROWS_MAX,
-                bytes: options.sort_run_bytes_max,
-                retained_bytes: options.sort_run_bytes_max.saturating_mul(2),
-                in_flight: 1,
-            },
+            Some((_, share)) => {
+                let (rows, bytes) = share.limits(options);
+                Limits { rows, bytes, retained_bytes: bytes.saturating_mul(2), in_flight: 1 }
+            }
         }
     }
 
@@ -445,14 +465,14 @@ impl LoadWriter {
         let batches = std::mem::take(&mut self.buffered);
         (self.buffered_rows, self.buffered_bytes, self.retained_bytes) = (0, 0, 0);
         let (schema, workers) = (Arc::clone(&self.schema), &self.store.options.workers);
-        self.encoding.push_back(match self.order.clone() {
+        self.encoding.push_back(match &self.order {
             None => {
                 let encode = move || encode_row_group(&schema, &batches, RowIds::From(first_rowid));
                 let encoding = offload(&**workers, encode);
                 Box::pin(async move { Ok(Piece { row_groups: vec![encoding.await??], batches_end }) })
             }
-            Some(order) => {
-                let encoding = encode_run(workers, schema, order, batches, RunRowIds::From(first_rowid));
+            Some((order, _)) => {
+                let encoding = encode_run(workers, schema, order.clone(), batches, RunRowIds::From(first_rowid));
                 Box::pin(async move { Ok(Piece { row_groups: encoding.await?, batches_end }) })
             }
         });
@@ -468,10 +488,15 @@ impl LoadWriter {
                 self.ready.push_back(piece?);
             }
         }
-        while self.ready.iter().map(|piece| piece.row_groups.len()).sum::<usize>() >= SEGMENT_ROW_GROUPS_MAX {
+        // A run has made its rows wait long enough, however few segments it fills.
+        while !self.ready.is_empty() && (self.order.is_some() || self.row_groups_ready() >= SEGMENT_ROW_GROUPS_MAX) {
             self.write_ready(device).await?;
         }
         Ok(())
+    }
+
+    fn row_groups_ready(&self) -> usize {
+        self.ready.iter().map(|piece| piece.row_groups.len()).sum()
     }
 
     async fn flush_all<D: Device>(&mut self, device: &D) -> Result<()> {

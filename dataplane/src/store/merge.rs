@@ -3,7 +3,9 @@
 //! Invariants
 //! - Readers of the old segments are not disturbed: those live until the last of them ends.
 //! - The merged segments count from the manifest batch on that ends the old ones, never both, never neither.
-//! - A table that was dropped or replaced meanwhile wins: the merge is taken back.
+//! - A table that was dropped or replaced meanwhile wins: the merge is taken back. So does a deletion from one of its
+//!   inputs, of which the merge knows nothing.
+//! - Deleted rows are left out; a segment with many of them is merged for that alone.
 //! - In a table that has an order, the rows of all inputs (of as many as a run may hold) are put in order together.
 //!
 //! Cost: a merge takes the smallest segments first and makes at least [`MERGE_INPUTS_MIN`] into one, so that a row is
@@ -17,8 +19,8 @@ use heliostat_segment::{EncodedRowGroup, RowIds, RowOrder, SegmentIdentity, enco
 use hidb::{ROW_GROUP_RAW_BYTES_MAX, ROW_GROUP_ROWS, Schema};
 
 use super::error::{Result, StoreError};
-use super::ordering::{RUN_ROWS_MAX, RunRowIds, encode_run, row_order};
-use super::{SEGMENT_ROW_GROUPS_MAX, SegmentHandle, Store};
+use super::ordering::{RunRowIds, bytes_of, encode_run, row_order};
+use super::{Deleted, SEGMENT_ROW_GROUPS_MAX, SegmentHandle, Store};
 use crate::device::Device;
 use crate::manifest::{Batch, ObjectRecord, ObjectState, TableRecord};
 use crate::store::decode::{DecodedRowGroup, decode_row_group, read_chunks};
@@ -39,6 +41,39 @@ const MERGE_INPUTS_MAX: usize = 64;
 /// Bytes on the volume read by one merge at most.
 const MERGE_BYTES_MAX: u64 = 256 << 20;
 
+/// A segment of which more than one row in this many is deleted is worth rewriting.
+const WORN_DIVISOR: u64 = 3;
+
+/// A segment that is merged, and what is deleted of it.
+#[derive(Clone, Debug)]
+pub struct MergeInput {
+    /// The segment.
+    pub segment: Arc<SegmentHandle>,
+    /// Its rows that are left out.
+    pub deleted: Option<Arc<Deleted>>,
+}
+
+impl MergeInput {
+    fn live_rows(&self) -> u64 {
+        self.segment.footer.rows() - self.deleted.as_ref().map_or(0, |deleted| deleted.rows)
+    }
+
+    /// Whether so much of it is deleted that it is rewritten for that alone.
+    fn is_worn(&self) -> bool {
+        self.deleted.as_ref().is_some_and(|deleted| deleted.rows * WORN_DIVISOR > self.segment.footer.rows())
+    }
+
+    /// Whether it can become part of something larger. A segment with as many row groups as there may be does not get
+    /// longer, however few its rows are.
+    fn is_small(&self) -> bool {
+        self.live_rows() <= SMALL_ROWS_MAX && self.segment.footer.row_groups.len() < SEGMENT_ROW_GROUPS_MAX
+    }
+}
+
+fn any_worn(inputs: &[MergeInput]) -> bool {
+    inputs.iter().any(MergeInput::is_worn)
+}
+
 /// Segments that are worth merging.
 #[derive(Clone, Debug)]
 pub struct MergeJob {
@@ -47,7 +82,7 @@ pub struct MergeJob {
     /// The shard of the merged segment.
     pub shard: u32,
     /// The segments, by id.
-    pub inputs: Vec<Arc<SegmentHandle>>,
+    pub inputs: Vec<MergeInput>,
     schema: Arc<Schema>,
     order: Option<RowOrder>,
 }
@@ -57,7 +92,7 @@ pub struct MergeJob {
 pub struct Merged {
     /// Segments that it replaced.
     pub inputs: usize,
-    /// Rows in them.
+    /// Rows of the segments that it made.
     pub rows: u64,
     /// Bytes written.
     pub bytes_written: u64,
@@ -69,61 +104,80 @@ impl Store {
         let catalog = self.catalog();
         let mut best: Option<MergeJob> = None;
         for table in catalog.tables.values() {
-            // A segment with as many row groups as there may be does not get longer, however few its rows are.
-            let is_small = |segment: &&Arc<SegmentHandle>| {
-                segment.footer.rows() <= SMALL_ROWS_MAX && segment.footer.row_groups.len() < SEGMENT_ROW_GROUPS_MAX
+            // What an index has and what it has not is not merged: the result would be neither.
+            let coverage = |segment: u64| -> Vec<bool> {
+                let built = table.indexes.iter().filter_map(|index| index.built.as_ref());
+                built.map(|built| built.covers(segment)).collect()
             };
-            let small: Vec<_> = table.segments.iter().filter(is_small).cloned().collect();
-            let mut by_shard: BTreeMap<u32, Vec<Arc<SegmentHandle>>> = BTreeMap::new();
-            for segment in &small {
-                by_shard.entry(segment.shard).or_default().push(Arc::clone(segment));
+            let mut by_shard: BTreeMap<(u32, Vec<bool>), Vec<MergeInput>> = BTreeMap::new();
+            let mut small: BTreeMap<Vec<bool>, Vec<MergeInput>> = BTreeMap::new();
+            for (segment, deleted) in table.segments.iter().zip(&table.deleted) {
+                let input = MergeInput { segment: Arc::clone(segment), deleted: deleted.clone() };
+                if input.is_small() {
+                    small.entry(coverage(segment.id)).or_default().push(input.clone());
+                }
+                if input.is_small() || input.is_worn() {
+                    by_shard.entry((segment.shard, coverage(segment.id))).or_default().push(input);
+                }
             }
-            let mut candidates: Vec<(u32, Vec<Arc<SegmentHandle>>)> =
-                by_shard.into_iter().filter(|(_, segments)| segments.len() >= MERGE_INPUTS_MIN).collect();
-            if candidates.is_empty() && small.len() >= MERGE_ACROSS_SHARDS_MIN {
+            let is_candidate = |inputs: &[MergeInput]| inputs.len() >= MERGE_INPUTS_MIN || any_worn(inputs);
+            let enough = by_shard.into_iter().filter(|(_, inputs)| is_candidate(inputs));
+            let mut candidates: Vec<(u32, Vec<MergeInput>)> =
+                enough.map(|((shard, _), inputs)| (shard, inputs)).collect();
+            let small = small.into_values().filter(|inputs| inputs.len() >= MERGE_ACROSS_SHARDS_MIN);
+            if let (true, Some(small)) = (candidates.is_empty(), small.max_by_key(Vec::len)) {
                 let rows_of = |shard: u32| -> u64 {
                     table.segments.iter().filter(|s| s.shard == shard).map(|s| s.footer.rows()).sum()
                 };
                 let emptiest = (0..table.shards).min_by_key(|shard| rows_of(*shard)).unwrap_or(0);
                 candidates.push((emptiest, small));
             }
-            for (shard, mut segments) in candidates {
-                segments.sort_by_key(|segment| segment.footer.rows());
+            for (shard, mut inputs) in candidates {
+                // Worn segments first: they alone are reason enough.
+                inputs.sort_by_key(|input| (!input.is_worn(), input.live_rows()));
                 let (mut rows, mut bytes) = (0, 0);
-                segments.truncate(MERGE_INPUTS_MAX);
-                segments.retain(|segment| {
-                    rows += segment.footer.rows();
-                    bytes += segment.length;
-                    rows <= MERGED_ROWS_MAX && bytes <= MERGE_BYTES_MAX
+                inputs.truncate(MERGE_INPUTS_MAX);
+                inputs.retain(|input| {
+                    let is_first = bytes == 0;
+                    rows += input.live_rows();
+                    bytes += input.segment.length;
+                    is_first || rows <= MERGED_ROWS_MAX && bytes <= MERGE_BYTES_MAX
                 });
-                let more = best.as_ref().is_none_or(|job| job.inputs.len() < segments.len());
-                if segments.len() >= MERGE_INPUTS_MIN && more {
-                    segments.sort_by_key(|segment| segment.id);
+                let more = best.as_ref().is_none_or(|job| job.inputs.len() < inputs.len());
+                if is_candidate(&inputs) && more {
+                    inputs.sort_by_key(|input| input.segment.id);
                     let schema = Arc::clone(&table.schema);
                     let order = table.order.as_ref().map(|order| row_order(order, &schema));
-                    best = Some(MergeJob { table_id: table.id, shard, inputs: segments, schema, order });
+                    best = Some(MergeJob { table_id: table.id, shard, inputs, schema, order });
                 }
             }
         }
         best
     }
 
-    /// Merges; the store's workers decode and encode. `None` when an input stopped being part of its table meanwhile.
+    /// Merges; the store's workers decode and encode. `None` when an input stopped being part of its table meanwhile, or
+    /// rows of it were deleted.
     ///
     /// # Errors
     /// [`StoreError::Corruption`] of an input, [`StoreError::VolumeFull`], the device's or the manifest's.
     pub async fn merge<D: Device>(&self, device: &D, job: MergeJob) -> Result<Option<Merged>> {
         let workers = &self.options.workers;
         let mut row_groups = Vec::new();
-        let mut gathered = Gathered::new(match job.order {
+        let share = job.order.as_ref().map(|_| self.runs.share());
+        let mut gathered = Gathered::new(match &share {
             None => (ROW_GROUP_ROWS, ROW_GROUP_RAW_BYTES_MAX),
-            Some(_) => (RUN_ROWS_MAX, self.options.sort_run_bytes_max),
+            Some(share) => share.limits(&self.options),
         });
-        for segment in &job.inputs {
+        for MergeInput { segment, deleted } in &job.inputs {
             for row_group in 0..segment.footer.row_groups.len() {
+                if deleted.as_ref().is_some_and(|deleted| deleted.is_all_of(row_group)) {
+                    continue;
+                }
                 let chunks = read_chunks(device, segment, row_group).await?;
                 let owner = Arc::clone(segment);
-                let group = offload(&**workers, move || decode_row_group(&owner, row_group, &chunks)).await??;
+                let among = deleted.as_ref().and_then(|deleted| deleted.among(row_group));
+                let decode = move || decode_row_group(&owner, row_group, &chunks)?.among(among.as_deref());
+                let group = offload(&**workers, decode).await??;
                 for part in gathered.push(group) {
                     row_groups.extend(part.encode(workers, &job).await?);
                 }
@@ -159,10 +213,13 @@ impl Store {
         let changes = self.change().await?;
         let (table, next_rowid) = {
             let mut state = self.state();
-            let replaces: Vec<u64> = job.inputs.iter().map(|segment| segment.id).collect();
             let table = state.manifest.tables.get(&job.table_id).cloned();
-            let all_live = replaces.iter().all(|id| state.segments_of(job.table_id).any(|(live, _)| live == *id));
-            (table.filter(|_| all_live), state.counter(job.table_id).next_rowid)
+            let is_unchanged = |MergeInput { segment, deleted }: &MergeInput| {
+                let is_live = state.segments_of(job.table_id).any(|(live, _)| live == segment.id);
+                is_live && state.has_deleted(segment.id, deleted.as_ref())
+            };
+            let are_unchanged = job.inputs.iter().all(is_unchanged);
+            (table.filter(|_| are_unchanged), state.counter(job.table_id).next_rowid)
         };
         let Some(table) = table else {
             self.give_back(&written)?;
@@ -174,8 +231,9 @@ impl Store {
             schema: table.schema.clone(),
             shards: table.shards,
             segments: written.iter().map(|segment| segment.id).collect(),
-            replaces: job.inputs.iter().map(|segment| segment.id).collect(),
+            replaces: job.inputs.iter().map(|input| input.segment.id).collect(),
             next_rowid,
+            indexes: table.indexes.clone(),
             ..Default::default()
         };
         let pending: Vec<(u64, ObjectRecord)> =
@@ -187,14 +245,8 @@ impl Store {
         for segment in &written {
             batch.put_object(segment.id, &segment.record(ObjectState::Live, &[]));
         }
-        {
-            let state = self.state();
-            for id in &record.replaces {
-                if let Some(object) = state.manifest.objects.get(id) {
-                    batch.put_object(*id, &ObjectRecord { state: ObjectState::Pending as i32, ..object.clone() });
-                }
-            }
-        }
+        self.state().end_objects(&mut batch, &record.replaces);
+        self.state().merge_in_indexes(&mut batch, table.id, &record.replaces, &record.segments);
         batch.put_table(&TableRecord { generation: table.generation + 1, definition_object: commit.id, ..table });
         changes.write(batch).await?;
         let merged = Merged {
@@ -204,6 +256,8 @@ impl Store {
         };
         {
             let mut state = self.state();
+            let from = state.merged_from(&record.replaces);
+            state.merged.extend(record.segments.iter().map(|output| (*output, from.clone())));
             state.retire(&record.replaces);
             for segment in written {
                 state.handles.insert(segment.id, segment.handle);
@@ -239,22 +293,20 @@ impl Gathered {
     /// Takes a row group; gives back what is full.
     fn push(&mut self, group: DecodedRowGroup) -> Vec<Gathered> {
         let mut full = Vec::new();
-        let bytes = group.rows.get_array_memory_size();
-        if self.bytes + bytes > self.bytes_max {
+        if self.bytes + bytes_of(&group.rows) > self.bytes_max {
             full.extend(self.cut());
         }
         let mut from = 0;
         while from < group.rows.num_rows() {
             let rows = (self.rows_max - self.rowids.len()).min(group.rows.num_rows() - from);
-            self.batches.push(group.rows.slice(from, rows));
+            let part = group.rows.slice(from, rows);
+            self.bytes += bytes_of(&part);
+            self.batches.push(part);
             self.rowids.extend_from_slice(&group.rowids[from..from + rows]);
             from += rows;
             if self.rowids.len() == self.rows_max {
                 full.extend(self.cut());
             }
-        }
-        if !self.batches.is_empty() {
-            self.bytes += bytes;
         }
         full
     }

@@ -1,6 +1,6 @@
 //! The store: tables on a volume, and every change of them.
 //!
-//! Owns the [`Store`]: catalog, space, loads, drops, merges, reclaiming, `check` and `rebuild`. It is `Send + Sync`
+//! Owns the [`Store`]: catalog, space, loads, deletions, drops, merges, reclaiming, `check` and `rebuild`. It is `Send + Sync`
 //! and shared by all cores; methods that touch the volume take the caller's own [`Device`].
 //!
 //! Invariants
@@ -17,7 +17,10 @@
 pub mod check;
 mod commit;
 pub mod decode;
+mod deletions;
 pub mod error;
+mod finite;
+pub mod index;
 mod load;
 mod merge;
 mod objects;
@@ -28,6 +31,7 @@ mod reclaim;
 mod table;
 pub mod users;
 
+use std::any::Any;
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
@@ -38,7 +42,9 @@ use hidb::order::TableOrder;
 pub use crate::manifest::records::LoadMode;
 pub use crate::manifest::{LoadState, Observer};
 pub use check::{CheckReport, check};
+pub use deletions::{Deleted, Deletion, RowsToDelete};
 pub use error::{Result, StoreError};
+pub use index::{BuiltIndex, IndexHandle, IndexWriter, TableIndex};
 pub use load::{LoadRequest, LoadStatus, LoadWriter};
 pub use merge::{MergeJob, Merged};
 pub use open::format;
@@ -48,7 +54,7 @@ pub use table::{Catalog, SegmentHandle, TableSnapshot};
 use self::users::Users;
 use crate::device::Device;
 use crate::manifest::records::CounterRecord;
-use crate::manifest::{Batch, Manifest, ManifestState, ObjectRecord, ObjectState, TableRecord};
+use crate::manifest::{Batch, Manifest, ManifestState, ObjectRecord, TableRecord};
 use crate::volume::object::CommitRecord;
 use crate::volume::{Extent, ExtentAllocator, FolderLock, ObjectKind, Superblock, VolumeLock};
 use crate::workers::{Inline, Workers};
@@ -75,6 +81,10 @@ pub struct StoreOptions {
     pub row_groups_in_flight_max: usize,
     /// Raw bytes of the rows that are ordered together, in tables that have an order.
     pub sort_run_bytes_max: usize,
+    /// Bytes of deleted rows' bitmaps that one commit object holds; a deletion of more takes several.
+    pub commit_bytes_max: usize,
+    /// Memory that the runs of all loads and merges may take together, but for 16 MiB each.
+    pub sort_memory_bytes_max: usize,
     /// A load without traffic for this long is aborted by the sweep, and a finished one forgotten, in seconds.
     pub load_idle_s_max: u64,
     /// Who encodes row groups.
@@ -91,6 +101,8 @@ impl StoreOptions {
             shards_default: 16,
             row_groups_in_flight_max: 4,
             sort_run_bytes_max: 192 << 20,
+            commit_bytes_max: 16 << 20,
+            sort_memory_bytes_max: 1 << 30,
             load_idle_s_max: 24 * 3600,
             workers: Arc::new(Inline),
             observer: None,
@@ -119,6 +131,7 @@ pub struct Store {
     catalog: Mutex<Arc<Catalog>>,
     users: Mutex<Arc<Users>>,
     changes: futures::lock::Mutex<()>,
+    runs: ordering::Runs,
     _folder_lock: FolderLock,
     _volume_lock: Option<VolumeLock>,
 }
@@ -133,8 +146,14 @@ struct State {
     counters: BTreeMap<u64, CounterRecord>,
     /// Segments that count, those of open loads included.
     handles: BTreeMap<u64, Arc<SegmentHandle>>,
-    /// Segments that no longer count but may still be read.
-    retired: HashMap<u64, Weak<SegmentHandle>>,
+    /// What is deleted of those that count.
+    deleted: BTreeMap<u64, Arc<Deleted>>,
+    /// For each segment that a merge made since the store was opened: the segments whose rows it may have.
+    merged: BTreeMap<u64, Vec<u64>>,
+    /// Indexes that count.
+    indexes: BTreeMap<u64, Arc<IndexHandle>>,
+    /// Segments and indexes that no longer count but may still be read.
+    retired: HashMap<u64, Weak<dyn Any + Send + Sync>>,
     /// Which connection writes a load: the last to begin it.
     load_epochs: HashMap<[u8; 16], u64>,
     /// Commit objects may have become erasable since the last look.
@@ -219,6 +238,11 @@ impl Store {
         &self.superblock
     }
 
+    /// Who does what takes long.
+    pub fn workers(&self) -> &Arc<dyn Workers> {
+        &self.options.workers
+    }
+
     /// The volume's UUID as text.
     pub fn volume(&self) -> &str {
         &self.volume
@@ -287,6 +311,7 @@ impl Store {
             shards,
             generation: 1,
             definition_object: commit.id,
+            indexes: Vec::new(),
         });
         batch.put_counter(table_id, &CounterRecord::default());
         changes.write(batch).await?;
@@ -336,6 +361,8 @@ impl Store {
             let schema = self.read_schema(record.schema.as_ref(), &record.name)?;
             let order = self.read_order(record.schema.as_ref(), &schema, &record.name)?;
             let segments = segments.remove(id).unwrap_or_default();
+            let deleted: Vec<_> = segments.iter().map(|segment| state.deleted.get(&segment.id).cloned()).collect();
+            let deleted_rows = deleted.iter().flatten().map(|deleted| deleted.rows).sum();
             let table = TableSnapshot {
                 id: *id,
                 name: record.name.clone(),
@@ -344,10 +371,14 @@ impl Store {
                 order,
                 generation: record.generation,
                 shards: record.shards,
-                rows: segments.iter().map(|segment| segment.footer.rows()).sum(),
+                rows: segments.iter().map(|segment| segment.footer.rows()).sum::<u64>() - deleted_rows,
+                deleted_rows,
                 stored_bytes: segments.iter().map(|segment| segment.length).sum(),
                 column_bytes: OnceLock::new(),
+                indexes: state.snapshot_indexes(*id, &record.indexes),
+                rowids: OnceLock::new(),
                 segments,
+                deleted,
             };
             tables.insert(record.name.clone(), Arc::new(table));
         }
@@ -398,28 +429,36 @@ impl State {
         })
     }
 
-    /// Adds the end of a table to a batch: its segments and commit objects become pending. Returns the segments.
+    /// Adds the end of a table to a batch: its segments, indexes and commit objects become pending. Returns the segments
+    /// and indexes.
     fn end_table(&self, batch: &mut Batch, table_id: u64) -> Vec<u64> {
         batch.delete_table(table_id);
         let mut segments = Vec::new();
+        let mut commits = Vec::new();
         for (id, object) in &self.manifest.objects {
             let of_table = object.table_id == table_id && object.is_live() && object.load_id.is_empty();
             if !of_table || object.is(ObjectKind::Tombstone) {
                 continue;
             }
-            batch.put_object(*id, &ObjectRecord { state: ObjectState::Pending as i32, ..object.clone() });
-            if object.is(ObjectKind::Segment) {
-                segments.push(*id);
-            }
+            if object.is_data() { &mut segments } else { &mut commits }.push(*id);
         }
+        self.end_objects(batch, &segments);
+        self.end_objects(batch, &commits);
         segments
     }
 
-    /// Segments stop counting: they live on for their readers only.
-    fn retire(&mut self, segments: &[u64]) {
-        for id in segments {
+    /// Segments and indexes stop counting: they live on for their readers only.
+    fn retire(&mut self, ids: &[u64]) {
+        for id in ids {
+            self.merged.remove(id);
+            self.deleted.remove(id);
             if let Some(handle) = self.handles.remove(id) {
-                self.retired.insert(*id, Arc::downgrade(&handle));
+                let handle: Weak<dyn Any + Send + Sync> = Arc::<SegmentHandle>::downgrade(&handle);
+                self.retired.insert(*id, handle);
+            }
+            if let Some(handle) = self.indexes.remove(id) {
+                let handle: Weak<dyn Any + Send + Sync> = Arc::<IndexHandle>::downgrade(&handle);
+                self.retired.insert(*id, handle);
             }
         }
         self.commits_changed = true;
@@ -428,6 +467,21 @@ impl State {
     fn counter(&mut self, table_id: u64) -> &mut CounterRecord {
         let durable = self.manifest.counters.get(&table_id).copied().unwrap_or_default();
         self.counters.entry(table_id).or_insert(durable)
+    }
+
+    /// Space for metadata objects of so many units, or none at all.
+    fn allocate_metadata(&mut self, units: &[u64]) -> Result<Option<Vec<Extent>>> {
+        let mut extents = Vec::with_capacity(units.len());
+        for units in units {
+            match self.allocator.allocate_metadata(*units) {
+                Ok(extent) => extents.push(extent),
+                Err(_) => {
+                    extents.into_iter().try_for_each(|extent| self.free(extent))?;
+                    return Ok(None);
+                }
+            }
+        }
+        Ok(Some(extents))
     }
 
     fn free(&mut self, extent: Extent) -> Result<()> {

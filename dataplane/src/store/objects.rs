@@ -15,6 +15,8 @@ use crate::volume::{EXTENT_UNIT_BYTES, Extent, ObjectHeader, ObjectKind, Superbl
 
 /// The longest single write.
 const WRITE_BYTES_MAX: usize = 1 << 20;
+/// What a drive writes whole or not at all, at least.
+const SECTOR_BYTES: usize = 512;
 /// Writes of one object in flight.
 const WRITES_IN_FLIGHT: usize = 8;
 
@@ -33,6 +35,8 @@ impl WrittenCommit {
             segments: record.segments.clone(),
             replaces: record.replaces.clone(),
             drops_tables: record.drops_tables.clone(),
+            deletes_from: record.deletions.iter().map(|deletion| deletion.segment).collect(),
+            parts: record.parts.clone(),
             ..self.pending.clone()
         }
     }
@@ -74,50 +78,66 @@ impl Store {
         with: &[(u64, ObjectRecord)],
     ) -> Result<WrittenCommit> {
         let id = changes.take_id();
-        let object = encode_record(&self.superblock, kind, id, record);
-        let units = object.len() as u64 / EXTENT_UNIT_BYTES;
-        let mut extent = self.state().allocator.allocate_metadata(units);
-        if extent.is_err() {
+        let mut written = self.write_commits(device, changes, kind, &[(id, record)], with).await?;
+        written.pop().ok_or_else(|| StoreError::Internal("a commit object was written and is not there".into()))
+    }
+
+    /// The same for a change that needs several, under ids that were taken for them: all are written, or none.
+    pub(super) async fn write_commits<D: Device>(
+        &self,
+        device: &D,
+        changes: &Changes<'_>,
+        kind: ObjectKind,
+        records: &[(u64, &CommitRecord)],
+        with: &[(u64, ObjectRecord)],
+    ) -> Result<Vec<WrittenCommit>> {
+        let encode = |(id, record): &(u64, &CommitRecord)| encode_record(&self.superblock, kind, *id, record);
+        let objects: Vec<AlignedBuf> = records.iter().map(encode).collect();
+        let units: Vec<u64> = objects.iter().map(|object| object.len() as u64 / EXTENT_UNIT_BYTES).collect();
+        let mut extents = self.state().allocate_metadata(&units)?;
+        if extents.is_none() {
             // Commit objects that nothing needs any more may hold the space that is kept for their kind.
             self.state().commits_changed = true;
             self.erase_pending(device, changes).await?;
-            extent = self.state().allocator.allocate_metadata(units);
+            extents = self.state().allocate_metadata(&units)?;
         }
-        let Ok(extent) = extent else {
+        let Some(extents) = extents else {
             let mut state = self.state();
             with.iter().try_for_each(|(_, segment)| state.free(segment.extent()))?;
             drop(state);
-            return Err(self.volume_full(units * EXTENT_UNIT_BYTES));
+            return Err(self.volume_full(units.iter().sum::<u64>() * EXTENT_UNIT_BYTES));
         };
-        let pending = ObjectRecord {
-            kind: kind as u32,
-            state: ObjectState::Pending as i32,
-            offset: extent.offset(),
-            length: extent.length(),
-            table_id: record.table_id,
-            load_id: record.load_id.clone(),
-            ..Default::default()
+        let pending = |((id, record), extent): (&(u64, &CommitRecord), &Extent)| WrittenCommit {
+            id: *id,
+            pending: ObjectRecord {
+                kind: kind as u32,
+                state: ObjectState::Pending as i32,
+                offset: extent.offset(),
+                length: extent.length(),
+                table_id: record.table_id,
+                load_id: record.load_id.clone(),
+                ..Default::default()
+            },
         };
+        let commits: Vec<WrittenCommit> = records.iter().zip(&extents).map(pending).collect();
         let mut batch = Batch::new();
-        batch.put_object(id, &pending);
+        for commit in &commits {
+            batch.put_object(commit.id, &commit.pending);
+        }
         for (segment, record) in with {
             batch.put_object(*segment, record);
         }
-        // After a failure the extent stays in use: the record may be there at the next start.
+        // After a failure the extents stay in use: the records may be there at the next start.
         changes.write(batch).await?;
-        let written = async {
-            write_pieces(device, extent.offset(), vec![object.to_vec()]).await?;
-            device.flush().await
-        };
-        if let Err(error) = written.await {
-            // The object may be on the volume all the same: take it back before anything contradicts it. If that
+        if let Err(error) = write_whole(device, &extents, objects).await {
+            // An object may be on the volume all the same: take it back before anything contradicts it. If that
             // fails too it stays pending, and the next open erases it.
             if let Err(second) = self.erase_pending(device, changes).await {
                 tracing::warn!(%second, "a commit object that failed could not be erased yet");
             }
             return Err(error.into());
         }
-        Ok(WrittenCommit { id, pending })
+        Ok(commits)
     }
 
     /// Writes a segment of these row groups into an extent of its own and flushes it.
@@ -157,12 +177,13 @@ impl Store {
             length: extent.length(),
             footer: Arc::new(finished.footer),
             volume: Arc::clone(&self.volume),
+            rowid_runs: Default::default(),
         });
         Ok(WrittenSegment { id, extent, handle })
     }
 
     /// Space for data; when there is none, what waits to be reclaimed is reclaimed first.
-    async fn allocate<D: Device>(&self, device: &D, bytes: u64) -> Result<Extent> {
+    pub(super) async fn allocate<D: Device>(&self, device: &D, bytes: u64) -> Result<Extent> {
         let units = bytes.div_ceil(EXTENT_UNIT_BYTES);
         let first = self.state().allocator.allocate(units);
         if let Ok(extent) = first {
@@ -174,8 +195,35 @@ impl Store {
     }
 }
 
+/// Writes objects so that none is there in part only, whatever a crash leaves of the last writes: what goes beyond the
+/// sector of its header is durable before that.
+async fn write_whole<D: Device>(
+    device: &D,
+    extents: &[Extent],
+    mut objects: Vec<AlignedBuf>,
+) -> Result<(), crate::device::DeviceError> {
+    let mut heads = Vec::with_capacity(objects.len());
+    let mut is_long = false;
+    for (extent, object) in extents.iter().zip(&mut objects) {
+        let head = AlignedBuf::from_slice(&object[..EXTENT_UNIT_BYTES as usize]);
+        if object[SECTOR_BYTES..].iter().any(|byte| *byte != 0) {
+            is_long = true;
+            object[..SECTOR_BYTES].fill(0);
+            write_pieces(device, extent.offset(), vec![object.to_vec()]).await?;
+        }
+        heads.push((extent.offset(), head));
+    }
+    if is_long {
+        device.flush().await?;
+    }
+    for (offset, head) in heads {
+        device.write(offset, head).await?;
+    }
+    device.flush().await
+}
+
 /// Writes parts, each a multiple of 4 KiB, one after another from `offset` on.
-async fn write_pieces<D: Device>(
+pub(super) async fn write_pieces<D: Device>(
     device: &D,
     offset: u64,
     parts: Vec<Vec<u8>>,

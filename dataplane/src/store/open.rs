@@ -9,9 +9,9 @@ use futures::{StreamExt, TryStreamExt};
 use super::error::{Result, StoreError};
 use super::objects::read_segment_footer;
 use super::users::Users;
-use super::{Catalog, METADATA_RESERVE_UNITS, SegmentHandle, State, Store, StoreOptions};
+use super::{Catalog, Deleted, METADATA_RESERVE_UNITS, SegmentHandle, State, Store, StoreOptions};
 use crate::device::Device;
-use crate::manifest::{Batch, Manifest, ManifestState};
+use crate::manifest::{Batch, DeletionRecord, Manifest, ManifestState};
 use crate::volume::{ExtentAllocator, FolderLock, ObjectKind, Superblock, VolumeLock, superblock};
 
 /// Footers read at a time when a store opens.
@@ -77,6 +77,9 @@ impl Store {
                 allocator,
                 counters,
                 handles: BTreeMap::new(),
+                indexes: BTreeMap::new(),
+                merged: BTreeMap::new(),
+                deleted: BTreeMap::new(),
                 retired: HashMap::new(),
                 load_epochs: HashMap::new(),
                 commits_changed: true,
@@ -85,14 +88,36 @@ impl Store {
             catalog: Mutex::new(Arc::new(Catalog::default())),
             users: Mutex::new(Arc::new(users)),
             changes: futures::lock::Mutex::new(()),
+            runs: Default::default(),
             _folder_lock: folder_lock,
             _volume_lock: volume_lock,
         };
         store.reclaim(device).await?;
         let handles = store.read_footers(device).await?;
-        store.state().handles = handles;
+        {
+            let mut state = store.state();
+            state.deleted = store.read_deletions(&state.manifest, &handles)?;
+            state.handles = handles;
+        }
+        store.read_indexes();
         store.publish()?;
         Ok(Arc::new(store))
+    }
+
+    fn read_deletions(
+        &self,
+        manifest: &ManifestState,
+        handles: &BTreeMap<u64, Arc<SegmentHandle>>,
+    ) -> Result<BTreeMap<u64, Arc<Deleted>>> {
+        let read = |(id, record): (&u64, &DeletionRecord)| {
+            let deleted = handles.get(id).and_then(|segment| Deleted::of(record, &segment.footer));
+            let deleted = deleted.ok_or_else(|| StoreError::Manifest {
+                folder: self.manifest.folder().to_path_buf(),
+                reason: format!("the deleted rows of segment {id} are not rows of it: run `heliostat-cell rebuild`"),
+            })?;
+            Ok((*id, Arc::new(deleted)))
+        };
+        manifest.deletions.iter().map(read).collect()
     }
 
     async fn read_footers<D: Device>(&self, device: &D) -> Result<BTreeMap<u64, Arc<SegmentHandle>>> {
@@ -112,6 +137,7 @@ impl Store {
                 length: object.length,
                 footer: Arc::new(footer),
                 volume: Arc::clone(&self.volume),
+                rowid_runs: Default::default(),
             };
             Ok::<_, StoreError>((id, Arc::new(handle)))
         });

@@ -1,28 +1,75 @@
 //! Tables that keep their rows in an order: which order a load has, and runs of rows that are ordered together.
 //!
-//! Owns [`encode_run`] and the limits of a run. Called by loads and merges. What order means, and how it is made, is in
-//! [`heliostat_segment::OrderedRun`]; why it reaches as far as a run and no further, in ADR 14.
+//! Owns [`encode_run`] and the limits of a run ([`Runs`]). Called by loads and merges. What order means, and how it is
+//! made, is in [`heliostat_segment::OrderedRun`]; why it reaches as far as a run and no further, in ADR 14.
 //!
 //! Invariants
 //! - A table's order is part of its definition: it changes only when the table is replaced.
-//! - A run is in memory twice at most (as it came, and in one piece), and its bytes are bounded by
-//!   [`super::StoreOptions::sort_run_bytes_max`]; a load has one run in the making and one in encoding.
+//! - A run is in memory as it came, then in one piece as well, then in one piece while it is encoded. A load may have
+//!   one in encoding and one that is full and being ordered, a merge one: with what batches keep alive beside their rows
+//!   [`RUN_COPIES`] times the bytes of a run at most.
+//! - The runs of a cell take [`super::StoreOptions::sort_memory_bytes_max`] together, but for [`RUN_BYTES_MIN`] each:
+//!   the more ordered loads and merges there are, the shorter their runs.
 
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use arrow_array::RecordBatch;
+use arrow_array::{Array, RecordBatch};
 use futures::future::try_join_all;
 use heliostat_segment::{EncodedRowGroup, OrderedRun, RowIds, RowOrder, SegmentError, encode_row_group};
 use hidb::order::TableOrder;
 use hidb::{Error, ErrorCode, ROW_GROUP_ROWS, Result, Schema};
 
 use super::error::StoreError;
-use super::{LoadMode, LoadRequest, Store};
+use super::{LoadMode, LoadRequest, Store, StoreOptions};
 use crate::workers::{Workers, offload};
 
-/// Rows of a run at most: ordering takes 48 bytes a row beside the rows themselves.
-pub(super) const RUN_ROWS_MAX: usize = 32 * ROW_GROUP_ROWS;
+/// Rows of a run at most, and less where the run is shorter by its bytes: ordering takes up to 70 bytes a row beside
+/// the rows themselves.
+const RUN_ROWS_MAX: usize = 32 * ROW_GROUP_ROWS;
+/// The shortest that runs get for want of memory.
+const RUN_BYTES_MIN: usize = 16 << 20;
+/// How many times the bytes of a run a load may hold.
+const RUN_COPIES: usize = 4;
+
+/// How many loads and merges there are that put rows in order.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Runs(Arc<AtomicUsize>);
+
+/// One of them, until it is dropped.
+#[derive(Debug)]
+pub(super) struct RunShare(Runs);
+
+impl Runs {
+    /// One more.
+    pub fn share(&self) -> RunShare {
+        self.0.fetch_add(1, Relaxed);
+        RunShare(self.clone())
+    }
+}
+
+impl Drop for RunShare {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Relaxed);
+    }
+}
+
+impl RunShare {
+    /// Rows and bytes that a run may have now.
+    pub fn limits(&self, options: &StoreOptions) -> (usize, usize) {
+        let whole = options.sort_run_bytes_max.max(1);
+        let part = options.sort_memory_bytes_max / (RUN_COPIES * self.0.0.load(Relaxed).max(1));
+        let bytes = part.max(RUN_BYTES_MIN).min(whole);
+        let rows = RUN_ROWS_MAX as u128 * bytes as u128 / whole as u128;
+        ((rows as usize).max(ROW_GROUP_ROWS), bytes)
+    }
+}
+
+/// Raw bytes of rows, without what their arrays keep alive beside them.
+pub(super) fn bytes_of(batch: &RecordBatch) -> usize {
+    batch.columns().iter().map(|array| array.to_data().get_slice_memory_size().unwrap_or(0)).sum()
+}
 
 /// The row ids of a run.
 pub(super) enum RunRowIds {

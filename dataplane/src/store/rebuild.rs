@@ -2,7 +2,8 @@
 //!
 //! Every 4 KiB block that is not a hole is looked at for an object header. A table lives when a commit object of it
 //! exists and nothing ends it; a segment counts when a commit object of a living table names it and none replaces
-//! it. Everything else on the volume is dead and its header is erased, in an order in which a crash leaves a volume
+//! it; of its rows those are deleted that the newest commit object with deletions of it names. Commit objects of a change
+//! that needed several count only when all of them are there. Everything else on the volume is dead and its header is erased, in an order in which a crash leaves a volume
 //! that rebuilds to the same tables: segments and plain commit objects first, then what ends tables, oldest first.
 //!
 //! Lost are open loads (nothing of them was ever visible); of committed ones the last state is known again for as
@@ -15,10 +16,10 @@ use prost::Message;
 
 use super::error::{Result, StoreError};
 use super::objects::read_segment_footer;
-use super::{LoadState, unix_seconds};
+use super::{Deleted, LoadState, unix_seconds};
 use crate::device::{AlignedBuf, Device, Medium};
 use crate::manifest::records::CounterRecord;
-use crate::manifest::{Batch, LoadRecord, Manifest, ObjectRecord, ObjectState, TableRecord};
+use crate::manifest::{Batch, DeletionRecord, LoadRecord, Manifest, ObjectRecord, ObjectState, TableRecord};
 use crate::volume::object::{CommitRecord, FoundObject};
 use crate::volume::{
     EXTENT_UNIT_BYTES, Extent, FolderLock, ObjectHeader, ObjectKind, Superblock, VolumeLock, superblock,
@@ -147,6 +148,19 @@ pub async fn rebuild<D: Device>(
         used.push(extent);
         report.segments += 1;
         report.rows += footer.rows();
+        if let Some((commit, deletion)) = plan.deletions.get(id) {
+            let record = DeletionRecord { commit: *commit, ..(*deletion).clone() };
+            if Deleted::of(&record, &footer).is_none() {
+                return Err(StoreError::Corruption {
+                    volume: superblock.uuid_text(),
+                    what: format!("commit object {commit}"),
+                    offset: 0,
+                    reason: format!("the rows that it deletes of segment {id} are not rows of it"),
+                });
+            }
+            report.rows -= record.rows;
+            batch.put_deletion(&record);
+        }
     }
     for object in &plan.kept {
         batch.put_object(object.header.id, &commit_object(object));
@@ -166,6 +180,7 @@ pub async fn rebuild<D: Device>(
             shards: record.shards,
             generation: *definition,
             definition_object: *definition,
+            indexes: record.indexes.clone(),
         });
         report.tables.push(record.table_name.clone());
     }
@@ -186,6 +201,8 @@ fn commit_object(object: &FoundObject) -> ObjectRecord {
         segments: record.segments,
         replaces: record.replaces,
         drops_tables: record.drops_tables,
+        deletes_from: record.deletions.iter().map(|deletion| deletion.segment).collect(),
+        parts: record.parts,
         ..Default::default()
     }
 }
@@ -216,6 +233,8 @@ struct Plan<'a> {
     next_rowid: BTreeMap<u64, i64>,
     /// Segments that count, with their table.
     segments: BTreeMap<u64, u64>,
+    /// Deleted rows by segment, with the commit object that says so.
+    deletions: BTreeMap<u64, (u64, &'a DeletionRecord)>,
     /// Segment headers on the volume.
     headers: BTreeMap<u64, Extent>,
     /// Commit objects and tombstones that stay.
@@ -230,12 +249,19 @@ struct Plan<'a> {
 
 impl<'a> Plan<'a> {
     fn make(superblock: &Superblock, found: &'a [FoundObject]) -> Result<Self> {
-        let records = || found.iter().filter_map(|object| Some((object, object.record.as_ref()?)));
+        // A commit object that is there but damaged is no sign that the change was cut off.
+        let commits: BTreeSet<u64> = (found.iter().filter(|object| object.header.kind == ObjectKind::Commit))
+            .map(|object| object.header.id)
+            .collect();
+        let is_whole = |record: &CommitRecord| record.parts.iter().all(|part| commits.contains(part));
+        let readable = || found.iter().filter_map(|object| Some((object, object.record.as_ref()?)));
+        let records = || readable().filter(|(_, record)| is_whole(record));
         let ended: BTreeSet<u64> = records().flat_map(|(_, record)| record.drops_tables.iter().copied()).collect();
         let mut plan = Plan {
             tables: BTreeMap::new(),
             next_rowid: BTreeMap::new(),
             segments: BTreeMap::new(),
+            deletions: BTreeMap::new(),
             headers: BTreeMap::new(),
             kept: Vec::new(),
             dead: Vec::new(),
@@ -251,6 +277,12 @@ impl<'a> Plan<'a> {
                 continue;
             }
             plan.kept.push(object);
+            for deletion in &record.deletions {
+                let newest = plan.deletions.entry(deletion.segment).or_insert((id, deletion));
+                if newest.0 < id {
+                    *newest = (id, deletion);
+                }
+            }
             plan.segments.extend(record.segments.iter().map(|segment| (*segment, record.table_id)));
             replaced.extend(&record.replaces);
             let next = plan.next_rowid.entry(record.table_id).or_insert(0);
@@ -266,12 +298,14 @@ impl<'a> Plan<'a> {
             if object.header.kind == ObjectKind::Segment && plan.segments.contains_key(&id) {
                 plan.headers.insert(id, object.extent);
             } else {
-                if object.header.kind != ObjectKind::Segment {
+                // Indexes are built again, from the definitions that come with their tables.
+                if matches!(object.header.kind, ObjectKind::Commit | ObjectKind::Tombstone) {
                     plan.damaged.push(object);
                 }
                 plan.dead.push(object);
             }
         }
+        plan.dead.extend(readable().filter(|(_, record)| !is_whole(record)).map(|(object, _)| object));
         plan.dead_ends.sort_by_key(|object| object.header.id);
         let (ends, plain): (Vec<_>, Vec<_>) = plan
             .dead_ends
@@ -339,7 +373,7 @@ pub(super) async fn scan_objects<D: Device>(device: &D, superblock: &Superblock)
                     continue;
                 }
                 let record = match header.kind {
-                    ObjectKind::Segment => None,
+                    ObjectKind::Segment | ObjectKind::Index => None,
                     ObjectKind::Commit | ObjectKind::Tombstone => {
                         let object = device.read(offset, header.length as usize).await?;
                         header.payload(&object).and_then(|payload| CommitRecord::decode(payload).ok())

@@ -1,10 +1,11 @@
 //! Giving back space: erase headers, flush, then forget.
 //!
 //! Which pending objects may go, so that `rebuild` at any instant finds the same tables:
-//! - a segment when nobody reads it any more;
+//! - a segment or an index when nobody reads it any more;
 //! - a commit object or tombstone when no commit object of a table that it ends is left;
-//! - a live commit object becomes pending when its table has a later one, none of its segments counts, and the
-//!   segments that it replaces are gone, both they and the commit objects that name them.
+//! - a live commit object becomes pending when its table has a later one, none of its segments counts, the
+//!   segments that it replaces are gone, both they and the commit objects that name them, and there is no segment whose
+//!   deleted rows it is the newest to hold. Those of one change (`parts`) go together.
 //!
 //! Commit objects are erased before segments: a commit object that was taken back must not outlive what it names.
 
@@ -47,7 +48,7 @@ impl Store {
             }
             for commits in [true, false] {
                 let mut erased = false;
-                for (_, object) in erasable.iter().filter(|(_, object)| object.is(ObjectKind::Segment) != commits) {
+                for (_, object) in erasable.iter().filter(|(_, object)| object.is_data() != commits) {
                     device.write(object.offset, AlignedBuf::zeroed(EXTENT_UNIT_BYTES as usize)).await?;
                     erased = true;
                 }
@@ -83,7 +84,7 @@ impl State {
             .collect();
         let mut erasable = Vec::new();
         for (id, object) in self.manifest.objects.iter().filter(|(_, object)| !object.is_live()) {
-            let free = if object.is(ObjectKind::Segment) {
+            let free = if object.is_data() {
                 self.retired.get(id).is_none_or(|handle| handle.strong_count() == 0)
             } else {
                 !object.drops_tables.iter().any(|table| commit_tables.contains(table))
@@ -105,12 +106,18 @@ impl State {
         let commits = || objects.iter().filter(|(_, object)| object.is(ObjectKind::Commit));
         let commit_tables: BTreeSet<u64> = commits().map(|(_, object)| object.table_id).collect();
         let named: BTreeSet<u64> = commits().flat_map(|(_, object)| object.segments.iter().copied()).collect();
-        for (id, object) in objects.iter().filter(|(_, object)| object.is_live() && !object.is(ObjectKind::Segment)) {
+        let deleting: BTreeSet<u64> = self.manifest.deletions.values().map(|deletion| deletion.commit).collect();
+        let records = || objects.iter().filter(|(_, object)| object.is_live() && !object.is_data());
+        let is_needed = |(id, object): &(&u64, &ObjectRecord)| {
             let ends_something = object.drops_tables.iter().any(|table| commit_tables.contains(table));
-            let defines = self.manifest.tables.get(&object.table_id).is_some_and(|t| t.definition_object == *id);
+            let defines = self.manifest.tables.get(&object.table_id).is_some_and(|t| t.definition_object == **id);
             let counts = object.segments.iter().any(|id| objects.get(id).is_some_and(ObjectRecord::is_live));
             let replaces = object.replaces.iter().any(|id| objects.contains_key(id) || named.contains(id));
-            if !(ends_something || defines || counts || replaces) {
+            ends_something || defines || counts || replaces || deleting.contains(id)
+        };
+        let needed: BTreeSet<u64> = records().filter(is_needed).map(|(id, _)| *id).collect();
+        for (id, object) in records() {
+            if !needed.contains(id) && !object.parts.iter().any(|part| needed.contains(part)) {
                 batch.put_object(*id, &ObjectRecord { state: ObjectState::Pending as i32, ..object.clone() });
             }
         }

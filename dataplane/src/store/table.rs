@@ -11,7 +11,10 @@ use heliostat_segment::{ChunkMeta, PartMeta, SegmentFooter, membership_number, v
 use hidb::Schema;
 use hidb::order::TableOrder;
 
+use super::deletions::Deleted;
 use super::error::{Result, StoreError};
+use super::index::TableIndex;
+use crate::search::rowids::{Place, RowIdRuns, RowIds};
 
 /// A segment on the volume and its footer.
 #[derive(Debug)]
@@ -30,6 +33,8 @@ pub struct SegmentHandle {
     pub footer: Arc<SegmentFooter>,
     /// The volume's UUID, for errors.
     pub volume: Arc<str>,
+    /// What was learnt of the order of its row ids.
+    pub rowid_runs: RowIdRuns,
 }
 
 impl SegmentHandle {
@@ -114,15 +119,46 @@ pub struct TableSnapshot {
     pub shards: u32,
     /// Its segments, by id.
     pub segments: Vec<Arc<SegmentHandle>>,
-    /// Rows of all segments.
+    /// What is deleted of each of them, in the same order.
+    pub deleted: Vec<Option<Arc<Deleted>>>,
+    /// Rows of all segments that are not deleted.
     pub rows: u64,
+    /// Rows that are deleted and still take space, until a merge leaves them out.
+    pub deleted_rows: u64,
     /// Bytes of all segments on the volume.
     pub stored_bytes: u64,
     /// Bytes of each column's chunks and membership filters, summed up when somebody asks.
     pub(super) column_bytes: OnceLock<Vec<u64>>,
+    /// The indexes that it is to have, with what was built of them.
+    pub indexes: Vec<TableIndex>,
+    /// Which row groups may hold a row id, made when somebody asks.
+    pub(super) rowids: OnceLock<RowIds>,
 }
 
 impl TableSnapshot {
+    /// The rows of a row group that were not deleted, as a bitmap; `None`: all.
+    pub fn live_rows(&self, segment: u64, row_group: usize) -> Option<Arc<[u64]>> {
+        self.deleted_of(segment)?.among(row_group)
+    }
+
+    /// Whether the row at a place was not deleted.
+    pub fn is_live(&self, place: Place) -> bool {
+        let segment = self.segments.get(place.segment as usize);
+        let live = segment.and_then(|segment| self.live_rows(segment.id, place.row_group as usize));
+        live.is_none_or(|words| words.get(place.row as usize / 64).is_some_and(|w| w >> (place.row % 64) & 1 == 1))
+    }
+
+    /// Which row groups may hold a row id.
+    pub fn rowids(&self) -> &RowIds {
+        self.rowids.get_or_init(|| RowIds::of(self))
+    }
+
+    /// What is deleted of a segment, by its id.
+    pub fn deleted_of(&self, segment: u64) -> Option<&Arc<Deleted>> {
+        let index = self.segments.binary_search_by_key(&segment, |segment| segment.id).ok()?;
+        self.deleted.get(index)?.as_ref()
+    }
+
     /// Bytes that these columns take on the volume (`schema.len()` stands for `_rowid`).
     pub fn column_bytes(&self, columns: &[usize]) -> u64 {
         let sums = self.column_bytes.get_or_init(|| {

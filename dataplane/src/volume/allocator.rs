@@ -40,6 +40,14 @@ impl Extent {
     pub fn end(&self) -> u64 {
         self.start + self.units
     }
+
+    /// Keeps what `length` bytes take (a unit at least) and gives what is left, if anything is.
+    pub fn split_off(&mut self, length: u64) -> Option<Extent> {
+        let kept = length.div_ceil(super::EXTENT_UNIT_BYTES).clamp(1, self.units);
+        let rest = Extent { start: self.start + kept, units: self.units - kept };
+        self.units = kept;
+        (rest.units > 0).then_some(rest)
+    }
 }
 
 /// What was wrong with a request to the allocator.

@@ -12,6 +12,7 @@
 //! Called by the store and the command line.
 
 pub mod allocator;
+pub mod deletion;
 pub mod lock;
 pub mod object;
 pub mod superblock;

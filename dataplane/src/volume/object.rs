@@ -11,6 +11,7 @@
 
 use prost::Message;
 
+use super::deletion::DeletionRecord;
 use super::{EXTENT_UNIT_BYTES, Extent, Superblock};
 use crate::device::AlignedBuf;
 
@@ -31,12 +32,15 @@ pub enum ObjectKind {
     Commit = 2,
     /// Ends a table.
     Tombstone = 3,
+    /// An index over a column of vectors.
+    Index = 4,
 }
 
 impl ObjectKind {
     /// The kind of this number.
     pub fn from_number(number: u32) -> Option<Self> {
-        [ObjectKind::Segment, ObjectKind::Commit, ObjectKind::Tombstone].into_iter().find(|kind| *kind as u32 == number)
+        let kinds = [ObjectKind::Segment, ObjectKind::Commit, ObjectKind::Tombstone, ObjectKind::Index];
+        kinds.into_iter().find(|kind| *kind as u32 == number)
     }
 }
 
@@ -51,13 +55,18 @@ pub struct ObjectHeader {
     pub table_id: u64,
     /// Bytes of the whole object, a multiple of 4 KiB.
     pub length: u64,
-    /// Bytes of the payload behind the header; 0 for segments.
+    /// Bytes of the payload behind the header; 0 for segments and indexes, which begin at the next block.
     pub payload_bytes: u64,
     /// CRC32C of the payload.
     pub payload_crc: u32,
 }
 
 impl ObjectHeader {
+    /// The header of an index object of `length` bytes.
+    pub fn of_index(id: u64, table_id: u64, length: u64) -> Self {
+        ObjectHeader { kind: ObjectKind::Index, ..Self::of_segment(id, table_id, length) }
+    }
+
     /// The header of a segment object of `length` bytes.
     pub fn of_segment(id: u64, table_id: u64, length: u64) -> Self {
         ObjectHeader { kind: ObjectKind::Segment, id, table_id, length, payload_bytes: 0, payload_crc: 0 }
@@ -152,6 +161,15 @@ pub struct CommitRecord {
     /// Rows of the load.
     #[prost(uint64, tag = "12")]
     pub load_rows: u64,
+    /// Segments of which rows are deleted, each with all its deleted rows.
+    #[prost(message, repeated, tag = "20")]
+    pub deletions: Vec<DeletionRecord>,
+    /// All commit objects of a change that needs several, by id: it counts only when all are there. Empty for others.
+    #[prost(uint64, repeated, tag = "21")]
+    pub parts: Vec<u64>,
+    /// The indexes that the table is to have.
+    #[prost(message, repeated, tag = "30")]
+    pub indexes: Vec<hidb::proto::IndexDefinition>,
 }
 
 /// The object (header and payload) as it goes onto the volume.

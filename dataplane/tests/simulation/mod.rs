@@ -15,7 +15,7 @@ use arrow_array::{Array, Int64Array, RecordBatch, StringArray};
 use bytes::Bytes;
 use heliostat_dataplane::device::{AlignedBuf, BLOCK_BYTES, Device, DeviceError};
 use heliostat_dataplane::store::decode::read_row_group;
-use heliostat_dataplane::store::{LoadMode, LoadRequest, Store, TableSnapshot};
+use heliostat_dataplane::store::{Deletion, LoadMode, LoadRequest, RowsToDelete, Store, TableSnapshot};
 use heliostat_dataplane::volume::Superblock;
 use hidb::arrow_mapping::to_arrow_schema;
 use hidb::order::{OrderKind, TableOrder};
@@ -193,6 +193,18 @@ impl Replay {
     }
 }
 
+/// Copies a manifest's files, so that a store can be opened as it was then.
+pub fn copy_manifest(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let name = entry.file_name();
+        if name != "LOCK" && !name.to_string_lossy().starts_with("LOG") {
+            std::fs::copy(entry.path(), to.join(name)).unwrap();
+        }
+    }
+}
+
 /// The schema of all tables here: a unique key, and a text that follows from it.
 pub fn schema() -> Schema {
     Schema::new(vec![Field::new("key", DataType::Int64, false), Field::new("text", DataType::Text, true)]).unwrap()
@@ -229,10 +241,12 @@ pub async fn contents<D: Device>(device: &D, table: &TableSnapshot) -> Vec<(i64,
     let mut rows = Vec::new();
     for segment in &table.segments {
         for row_group in 0..segment.footer.row_groups.len() {
+            let among = table.deleted_of(segment.id).and_then(|deleted| deleted.among(row_group));
+            let is_live = |row: usize| among.as_ref().is_none_or(|words| words[row / 64] >> (row % 64) & 1 == 1);
             let group = read_row_group(device, segment, row_group).await.unwrap();
             let keys = group.rows.column(0).as_primitive::<Int64Type>();
             let texts = group.rows.column(1).as_string::<i32>();
-            for (row, rowid) in group.rowids.iter().enumerate() {
+            for (row, rowid) in group.rowids.iter().enumerate().filter(|(row, _)| is_live(*row)) {
                 let text = texts.is_valid(row).then(|| texts.value(row).to_string());
                 assert_eq!(text, text_of(keys.value(row)), "key {}", keys.value(row));
                 rows.push((keys.value(row), *rowid));
@@ -246,6 +260,35 @@ pub async fn contents<D: Device>(device: &D, table: &TableSnapshot) -> Vec<(i64,
     assert!(rows.windows(2).all(|pair| pair[0].0 < pair[1].0), "a key comes twice in {}", table.name);
     assert_eq!(table.rows, rows.len() as u64);
     rows
+}
+
+/// Where the rows with some keys are, deleted ones among them: what a scan finds for a deletion.
+pub async fn find<D: Device>(device: &D, table: &TableSnapshot, is_wanted: impl Fn(i64) -> bool) -> Vec<RowsToDelete> {
+    let mut found = Vec::new();
+    for segment in &table.segments {
+        for row_group in 0..segment.footer.row_groups.len() {
+            let group = read_row_group(device, segment, row_group).await.unwrap();
+            let keys = group.rows.column(0).as_primitive::<Int64Type>().values();
+            let mut rows = vec![0u64; keys.len().div_ceil(64)];
+            for (row, _) in keys.iter().enumerate().filter(|(_, key)| is_wanted(**key)) {
+                rows[row / 64] |= 1 << (row % 64);
+            }
+            if rows.iter().any(|word| *word != 0) {
+                found.push(RowsToDelete { segment: segment.id, row_group, rows: Some(rows.into()) });
+            }
+        }
+    }
+    found
+}
+
+/// Deletes the rows with some keys; gives how many there were.
+pub async fn delete<D: Device>(device: &D, store: &Store, table: &str, is_wanted: impl Fn(i64) -> bool) -> u64 {
+    let table = store.table(table).unwrap();
+    let found = find(device, &table, is_wanted).await;
+    match store.delete_rows(device, table.id, found).await.unwrap() {
+        Deletion::Done { rows } => rows,
+        Deletion::Again => panic!("nothing else changes the table"),
+    }
 }
 
 /// Keys of a table by name; empty when there is none.

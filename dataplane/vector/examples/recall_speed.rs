@@ -102,7 +102,7 @@ fn build_ivf(rows: &Rows<'_>, metric: Metric, lists: usize, bits: u8) -> Result<
     let mut training = KMeans::new(dimension, KMeansOptions { lists, ..Default::default() }, sample.into_rows())?;
     while !training.step().is_finished() {}
     let trained = cpu_seconds() - start;
-    let options = IvfOptions { metric, element: rows.element_type(), bits, includes: 0, seed: 1 };
+    let options = IvfOptions { metric, element: rows.element_type(), bits, includes: 0, record_bytes: 0, seed: 1 };
     let mut builder = IvfBuilder::new(options, training.finish())?;
     let parts: Vec<(usize, Rows<'_>)> = (0..rows.count())
         .step_by(1024)
@@ -116,7 +116,7 @@ fn build_ivf(rows: &Rows<'_>, metric: Metric, lists: usize, bits: u8) -> Result<
     for _ in 0..builder.begin_writing(256 << 20)? {
         for (first, part) in &parts {
             let ids: Vec<u64> = (*first as u64..(first + part.count()) as u64).collect();
-            builder.encode(part, &ids)?;
+            builder.encode(part, &ids, &[])?;
         }
         while let Some(list) = builder.next_list() {
             object.extend(builder.write(list, &[])?);
@@ -237,10 +237,10 @@ fn main() -> Result<(), Box<dyn Error>> {
             let mut search = IvfSearch::new(&index, queries.row(query), options).expect("a valid query");
             for (list, entry) in search.reads().collect::<Vec<_>>() {
                 let bytes = &object[entry.offset as usize..][..entry.bytes as usize];
-                let view = ListView::cached(&index, list, bytes).expect("the bytes that were written");
+                let view = ListView::new(&index, list, bytes).expect("the bytes that were written");
                 search.scan(list, &view, None).expect("a list that was asked for");
             }
-            for id in search.candidates() {
+            for id in search.candidates().into_iter().map(|candidate| candidate.row) {
                 search.compare(&[id], &rows.slice(id as usize, 1)).expect("rows of the same shape");
             }
             let (found, statistics) = search.finish();

@@ -201,6 +201,20 @@ impl<'a> Rows<'a> {
         self.elements.range(index * self.stride, self.stride)
     }
 
+    /// Row `index` as bytes in memory order. Panics when there is none.
+    pub fn row_bytes(&self, index: usize) -> &'a [u8] {
+        fn bytes<E: Element>(elements: &[E]) -> &[u8] {
+            // SAFETY: `Element` is sealed; none of its types has padding, and bytes need no alignment.
+            unsafe { std::slice::from_raw_parts(elements.as_ptr().cast(), size_of_val(elements)) }
+        }
+        match self.row(index) {
+            Elements::F32(row) => bytes(row),
+            Elements::F16(row) => bytes(row),
+            Elements::I8(row) => bytes(row),
+            Elements::Bit(row) => row,
+        }
+    }
+
     /// Rows `start..start + count`. Panics when there are fewer.
     pub fn slice(&self, start: usize, count: usize) -> Rows<'a> {
         let elements = self.elements.range(start * self.stride, count * self.stride);

@@ -26,6 +26,7 @@ pub use schema::{read_schema, schema_message};
 pub use write::{ImageLayout, ImageWriter, ResultImage, TextTail, image_of_batch};
 
 pub use crate::aligned::AlignedBytes;
+use crate::types::VECTOR_DIMENSION_MAX;
 
 /// The most rows in an image the engine writes.
 pub const IMAGE_ROWS_MAX: usize = 65_536;
@@ -33,6 +34,9 @@ pub const IMAGE_ROWS_MAX: usize = 65_536;
 pub const IMAGE_BYTES_MAX: usize = crate::frame::PAYLOAD_BYTES_MAX;
 /// The most rows a reader accepts (loads send whole row groups).
 pub const READ_ROWS_MAX: usize = crate::ROW_GROUP_ROWS;
+
+/// Bytes of the longest vector of bits.
+const VECTOR_BITS_BYTES_MAX: usize = (VECTOR_DIMENSION_MAX as usize).div_ceil(8);
 
 /// Marks the start of an encapsulated message (Arrow columnar format, "Encapsulated message format").
 const CONTINUATION: [u8; 4] = [0xff; 4];
@@ -62,9 +66,14 @@ impl Shape {
             ArrowType::Int64 | ArrowType::Float64 | ArrowType::Timestamp(..) => Shape::Fixed(8),
             ArrowType::Decimal64(..) => Shape::Fixed(8),
             ArrowType::Decimal128(..) => Shape::Fixed(16),
+            ArrowType::FixedSizeBinary(width) => {
+                Shape::Fixed(usize::try_from(*width).ok().filter(|w| (1..=VECTOR_BITS_BYTES_MAX).contains(w))?)
+            }
             ArrowType::Utf8 | ArrowType::Binary => Shape::Variable,
             ArrowType::FixedSizeList(element, dimension) => Shape::Vector {
-                dimension: usize::try_from(*dimension).ok().filter(|d| (1..=65_535).contains(d))?,
+                dimension: usize::try_from(*dimension)
+                    .ok()
+                    .filter(|d| (1..=VECTOR_DIMENSION_MAX as usize).contains(d))?,
                 width: match element.data_type() {
                     ArrowType::Float32 => 4,
                     ArrowType::Float16 => 2,

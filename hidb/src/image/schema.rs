@@ -3,6 +3,7 @@
 //! Owns writing it (by arrow-ipc) and reading it. Reading is our own, because arrow-ipc's conversion
 //! panics on types it does not know, and takes only the types Heliostat sends.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow_ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteOptions, write_message};
@@ -11,6 +12,7 @@ use arrow_schema::{DataType as ArrowType, Field as ArrowField, Schema as ArrowSc
 
 use super::{CONTINUATION, PREFIX_BYTES, Shape};
 use crate::arrow_mapping::to_arrow_schema;
+use crate::arrow_mapping::vectors::{BITS_EXTENSION, BITS_METADATA_KEYS, bits_type};
 use crate::error::{Error, ErrorCode, Result};
 use crate::schema::Schema;
 
@@ -61,9 +63,27 @@ pub fn read_schema(bytes: &[u8]) -> Result<SchemaRef> {
                 format!("column {name:?} has an Arrow type that HIDB does not carry ({:?})", field.type_type()),
             )
         })?;
-        arrow.push(ArrowField::new(name, data_type, field.nullable()));
+        let is_bits = matches!(data_type, ArrowType::FixedSizeBinary(_));
+        let field = ArrowField::new(name, data_type, field.nullable()).with_metadata(bits_metadata(&field));
+        if is_bits && bits_type(&field)?.is_none() {
+            let text = format!(
+                "column {name:?} is fixed-size binary without being {BITS_EXTENSION}, which HIDB does not carry"
+            );
+            return Err(Error::new(ErrorCode::UnsupportedType, text));
+        }
+        arrow.push(field);
     }
     Ok(Arc::new(ArrowSchema::new(arrow)))
+}
+
+/// Of the field's metadata what says that it holds vectors of bits; nothing else is carried.
+fn bits_metadata(field: &arrow_ipc::Field<'_>) -> HashMap<String, String> {
+    let entries = field.custom_metadata().into_iter().flatten();
+    let entries = entries.filter_map(|entry| Some((entry.key()?.to_string(), entry.value()?.to_string())));
+    match field.type_type() {
+        Type::FixedSizeBinary => entries.filter(|(key, _)| BITS_METADATA_KEYS.contains(&key.as_str())).collect(),
+        _ => HashMap::new(),
+    }
 }
 
 /// The type of a field, `None` unless it is one that [`crate::arrow_mapping::to_arrow_type`] gives.
@@ -120,6 +140,10 @@ fn read_type(field: &arrow_ipc::Field<'_>) -> Option<ArrowType> {
             DateUnit::DAY => ArrowType::Date32,
             _ => return None,
         },
+        Type::FixedSizeBinary => {
+            let binary = ArrowType::FixedSizeBinary(field.type_as_fixed_size_binary()?.byteWidth());
+            return Shape::of(&binary).map(|_| binary);
+        }
         Type::FixedSizeList => {
             let children = field.children().filter(|children| children.len() == 1)?;
             let child = children.get(0);

@@ -4,8 +4,8 @@ use std::io::Cursor;
 use std::sync::Arc;
 
 use arrow_array::{
-    ArrayRef, BinaryArray, BooleanArray, Date32Array, Decimal64Array, Decimal128Array, FixedSizeListArray,
-    Float32Array, Float64Array, Int16Array, Int32Array, Int64Array, RecordBatch, StringArray,
+    ArrayRef, BinaryArray, BooleanArray, Date32Array, Decimal64Array, Decimal128Array, FixedSizeBinaryArray,
+    FixedSizeListArray, Float32Array, Float64Array, Int16Array, Int32Array, Int64Array, RecordBatch, StringArray,
     TimestampMicrosecondArray,
 };
 use arrow_ipc::reader::StreamReader;
@@ -16,7 +16,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::arrow_mapping::{to_arrow_schema, to_arrow_type};
 use crate::schema::{Field, Schema};
-use crate::types::DataType;
+use crate::types::{DataType, VectorElement};
 
 const END_OF_STREAM: [u8; 8] = [0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0];
 
@@ -49,6 +49,8 @@ fn all_types() -> Schema {
         "vector(3,f32)",
         "vector(2,f16)",
         "vector(5,i8)",
+        "vector(11,bit)",
+        "vector(16,bit)",
     ];
     let fields = types.iter().enumerate().flat_map(|(index, name)| {
         let data_type: DataType = name.parse().unwrap();
@@ -90,6 +92,16 @@ fn column(data_type: &DataType, nullable: bool, seeds: &[Option<i64>]) -> ArrayR
             Arc::new(if *utc { array.with_timezone("UTC") } else { array })
         }
         DataType::Date => Arc::new(ints().map(|v| v.map(|v| v as i32)).collect::<Date32Array>()),
+        DataType::Vector { dimension, element: VectorElement::Bit } => {
+            let width = data_type.fixed_width().unwrap();
+            let value = |seed: i64| {
+                let mut bytes: Vec<u8> = (0..width).map(|at| (seed >> (8 * at)) as u8).collect();
+                bytes[width - 1] &= !VectorElement::Bit.spare_bits(*dimension);
+                bytes
+            };
+            let rows = values.iter().map(|seed| seed.map(value));
+            Arc::new(FixedSizeBinaryArray::try_from_sparse_iter_with_size(rows, width as i32).unwrap())
+        }
         DataType::Vector { dimension, .. } => {
             let arrow_schema::DataType::FixedSizeList(element, size) = to_arrow_type(data_type, true) else {
                 panic!("a vector is a list")
@@ -119,6 +131,26 @@ fn schemas_read_back_and_agree_with_arrow() {
         let reader = StreamReader::try_new(Cursor::new(stream), None).unwrap();
         assert_eq!(reader.schema(), to_arrow_schema(&schema, decimal64));
     }
+}
+
+#[test]
+fn fixed_size_binary_is_carried_as_bits_only() {
+    let message = |metadata: &[(&str, &str)]| {
+        let metadata = metadata.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
+        let field = arrow_schema::Field::new("v", ArrowType::FixedSizeBinary(2), true).with_metadata(metadata);
+        let schema = arrow_schema::Schema::new(vec![field]);
+        let mut bytes = Vec::new();
+        StreamWriter::try_new(&mut bytes, &schema).unwrap().finish().unwrap();
+        bytes
+    };
+    let name = ("ARROW:extension:name", "heliostat.bits");
+    for metadata in [&[][..], &[name], &[name, ("ARROW:extension:metadata", "17")], &[("a", "b")]] {
+        let error = read_schema(&message(metadata)).unwrap_err();
+        assert_eq!(error.code, crate::ErrorCode::UnsupportedType, "{metadata:?}");
+    }
+    let bits = read_schema(&message(&[name, ("ARROW:extension:metadata", "12"), ("a", "b")])).unwrap();
+    let schema = Schema::new(vec![Field::new("v", "vector(12,bit)".parse().unwrap(), true)]).unwrap();
+    assert_eq!(bits, to_arrow_schema(&schema, true));
 }
 
 #[test]

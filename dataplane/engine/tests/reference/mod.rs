@@ -23,6 +23,8 @@ pub struct Table {
     pub schema: Schema,
     pub rows: Vec<Row>,
     pub segments: Vec<(Arc<SegmentFooter>, Vec<Bytes>)>,
+    /// By segment, the rows that are there, as bitmaps; `None` (or missing): all.
+    pub among: Vec<Option<Arc<[u64]>>>,
 }
 
 fn column<T: ArrowPrimitiveType>(
@@ -136,7 +138,7 @@ impl Table {
             builder.push(encoded).unwrap();
             segments.push((Arc::new(builder.finish().footer), chunks));
         }
-        Table { schema, rows: Vec::new(), segments }
+        Table { schema, rows: Vec::new(), segments, among: Vec::new() }
     }
 
     /// Runs a plan on so many cores, which take the row groups in turn.
@@ -144,6 +146,61 @@ impl Table {
         let compiled = CompiledScan::compile(plan, &self.schema, options.clone())?;
         let shared = compiled.shared();
         self.run_compiled(&compiled, &shared, cores)
+    }
+
+    fn among(&self, segment: usize) -> Option<Arc<[u64]>> {
+        self.among.get(segment).cloned().flatten()
+    }
+
+    /// By row, in table order: whether it is there.
+    pub fn live(&self) -> Vec<bool> {
+        let of_segment = |(number, (footer, _)): (usize, &(Arc<SegmentFooter>, Vec<Bytes>))| {
+            let among = self.among(number);
+            let is_live = move |row: usize| match &among {
+                Some(words) => words.get(row / 64).is_some_and(|word| word >> (row % 64) & 1 == 1),
+                None => true,
+            };
+            (0..footer.row_groups[0].rows as usize).map(is_live).collect::<Vec<_>>()
+        };
+        self.segments.iter().enumerate().flat_map(of_segment).collect()
+    }
+
+    /// Where the rows are for which the filter is true, by row in table order, as the engine finds them.
+    pub fn positions(&self, filter: Option<&Expr>) -> Result<(Vec<bool>, ScanStats)> {
+        let compiled = CompiledScan::positions(filter, &self.schema, EngineOptions::default())?;
+        let mut scan = CoreScan::new(compiled.clone(), compiled.shared());
+        let mut found = Vec::new();
+        for (ordinal, (footer, chunks)) in self.segments.iter().enumerate() {
+            let rows = footer.row_groups[0].rows as usize;
+            let start = found.len();
+            found.resize(start + rows, false);
+            scan.start_row_group(ordinal as u64, footer.clone(), 0, self.among(ordinal))?;
+            let mut given = false;
+            loop {
+                match scan.step()? {
+                    Step::Need(columns) => supply(&mut scan, &compiled, footer, chunks, columns)?,
+                    Step::Rows(words) => {
+                        assert!(!std::mem::replace(&mut given, true), "positions came twice");
+                        assert_eq!(words.len(), rows.div_ceil(64));
+                        assert!(words.iter().any(|word| *word != 0), "an empty bitmap");
+                        for row in 0..words.len() * 64 {
+                            let is_in = words[row / 64] >> (row % 64) & 1 == 1;
+                            assert!(!is_in || row < rows, "row {row} of {rows}");
+                            if is_in {
+                                found[start + row] = true;
+                            }
+                        }
+                    }
+                    Step::Progress => {}
+                    Step::RowGroupDone => break,
+                    other => panic!("a scan for positions gave out {other:?}"),
+                }
+            }
+        }
+        let mut merge = Merge::new(compiled.clone(), compiled.shared());
+        merge.push(scan.finish()?)?;
+        assert!(merge.next_image()?.is_none(), "a scan for positions gave out an image");
+        Ok((found, merge.stats()))
     }
 
     pub fn run_compiled(
@@ -170,19 +227,12 @@ impl Table {
                 if shared.is_satisfied() {
                     break;
                 }
-                scan.start_row_group(ordinal as u64, footer.clone(), 0)?;
+                scan.start_row_group(ordinal as u64, footer.clone(), 0, self.among(ordinal))?;
                 loop {
                     match scan.step()? {
-                        Step::Need(columns) => {
-                            assert!(!columns.is_empty());
-                            for column in columns {
-                                // Behind the columns come their membership filters.
-                                let read = column.checked_sub(footer.schema.len() + 1).unwrap_or(column);
-                                assert!(compiled.columns().contains(&read), "column {column} is not in the plan");
-                                scan.supply(column, chunks[column].clone())?;
-                            }
-                        }
+                        Step::Need(columns) => supply(&mut scan, compiled, footer, chunks, columns)?,
                         Step::Image(image) => read(image)?,
+                        Step::Rows(_) => panic!("positions were not asked for"),
                         Step::Progress => {}
                         Step::RowGroupDone => break,
                         Step::Finished => break 'groups,
@@ -198,6 +248,23 @@ impl Table {
         assert_eq!(stats.rows as usize, batches.iter().map(RecordBatch::num_rows).sum::<usize>());
         Ok((batches, stats))
     }
+}
+
+fn supply(
+    scan: &mut CoreScan,
+    compiled: &CompiledScan,
+    footer: &SegmentFooter,
+    chunks: &[Bytes],
+    columns: Vec<usize>,
+) -> Result<()> {
+    assert!(!columns.is_empty());
+    for column in columns {
+        // Behind the columns come their membership filters.
+        let read = column.checked_sub(footer.schema.len() + 1).unwrap_or(column);
+        assert!(compiled.columns().contains(&read), "column {column} is not in the plan");
+        scan.supply(column, chunks[column].clone())?;
+    }
+    Ok(())
 }
 
 pub fn rows_of(batches: &[RecordBatch]) -> Vec<Row> {
@@ -228,23 +295,23 @@ pub fn sorted_text(rows: &[Row]) -> Vec<String> {
     text
 }
 
-/// The answer by definition: rows in table order; groups in order of their keys' text.
-pub fn reference(plan: &ScanPlan, table: &Table) -> Result<Vec<Row>> {
-    let with_rowid = |(number, row): (usize, &Row)| {
+/// The rows (with their row ids) that are there and for which the filter is true; by row in table order.
+pub fn passing(filter: Option<&Expr>, table: &Table) -> Result<Vec<Option<Row>>> {
+    let passes = |((number, row), is_live): ((usize, &Row), bool)| {
         let mut row = row.clone();
         row.push(Scalar::I64(number as i64));
-        row
-    };
-    let mut rows: Vec<Row> = Vec::new();
-    for row in table.rows.iter().enumerate().map(with_rowid) {
-        let keep = match &plan.filter {
-            Some(filter) => evaluate(filter, &|column| row[column].clone())? == Scalar::Bool(true),
-            None => true,
+        let keep = match filter {
+            Some(filter) if is_live => at(filter, &row)? == Scalar::Bool(true),
+            _ => is_live,
         };
-        if keep {
-            rows.push(row);
-        }
-    }
+        Ok(keep.then_some(row))
+    };
+    table.rows.iter().enumerate().zip(table.live()).map(passes).collect()
+}
+
+/// The answer by definition: rows in table order; groups in order of their keys' text.
+pub fn reference(plan: &ScanPlan, table: &Table) -> Result<Vec<Row>> {
+    let mut rows: Vec<Row> = passing(plan.filter.as_ref(), table)?.into_iter().flatten().collect();
     if let Some(aggregation) = &plan.aggregation {
         let mut groups: BTreeMap<String, (Row, Vec<Row>)> = BTreeMap::new();
         if aggregation.keys.is_empty() {

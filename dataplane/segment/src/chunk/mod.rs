@@ -197,14 +197,19 @@ impl Chunk {
         if b < self.blocks() { Ok(()) } else { Err(SegmentError::corrupt("chunk", format!("no block {b}"))) }
     }
 
-    /// The bytes of block `b` of a plain chunk.
-    fn plain_block(&self, b: usize) -> Result<&[u8]> {
+    /// The bytes of block `b` of a plain chunk, of NULL rows too (whatever was there), in the native width
+    /// ([`DataType::fixed_width`]). Vectors are always stored so.
+    ///
+    /// # Errors
+    /// [`SegmentError::Corrupt`] when there is no such block or the chunk isn't plain.
+    pub fn plain_block(&self, b: usize) -> Result<&[u8]> {
         self.check_block(b)?;
         let width = self.header.value_width as usize;
         let from = b * BLOCK_ROWS * width;
         let length = self.block_rows(b) * width;
-        // The header check made sure that `rows * width` bytes are there.
-        Ok(&self.section(&self.sections.payload)[from..from + length])
+        // In a plain chunk the header check made sure that `rows * width` bytes are there.
+        let block = self.section(&self.sections.payload).get(from..from + length);
+        block.ok_or_else(|| SegmentError::corrupt("chunk", format!("no {length} bytes of block {b}")))
     }
 
     fn bitmap_block(&self, b: usize) -> Result<&[u8]> {

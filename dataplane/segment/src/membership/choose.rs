@@ -103,7 +103,7 @@ pub(crate) fn filters(
 ) -> Vec<(usize, Vec<u8>, u32)> {
     let total: usize = chunks.iter().map(|chunk| chunk.length as usize).sum();
     let mut candidates: Vec<Candidate> = (0..columns.len())
-        .filter(|column| comes_into_question(&types[*column], chunks[*column]))
+        .filter(|column| comes_into_question(chunks[*column]))
         .filter_map(|column| {
             let is_other = sample(&types[column], &columns[column])?;
             Some(Candidate { column, is_other, chunk_bytes: chunks[column].length as usize })
@@ -123,7 +123,7 @@ pub(crate) fn filters(
             continue;
         }
         let column = candidate.column;
-        let hashes = hashes(&types[column], &columns[column]);
+        let Some(hashes) = hashes(&types[column], &columns[column]) else { continue };
         let distinct = distinct(&hashes);
         let Some(length) = length(distinct, bytes_max).filter(|_| is_sparse(distinct, chunks[column])) else {
             continue;
@@ -134,23 +134,12 @@ pub(crate) fn filters(
     filters
 }
 
-/// What the type and the chunk alone say.
-fn comes_into_question(data_type: &DataType, chunk: &ChunkMeta) -> bool {
+/// What the chunk alone says.
+fn comes_into_question(chunk: &ChunkMeta) -> bool {
     // Anything else repeats values or grows from row to row.
     let encoded = matches!(chunk.encoding, Encoding::Packed | Encoding::Plain | Encoding::Fsst);
-    let typed = matches!(
-        data_type,
-        DataType::Int32
-            | DataType::Int64
-            | DataType::Date
-            | DataType::Timestamp { .. }
-            | DataType::Decimal { .. }
-            | DataType::Varchar(_)
-            | DataType::Text
-            | DataType::Bytea
-    );
     let rows = (chunk.zone.rows - chunk.zone.null_count) as usize;
-    encoded && typed && chunk.length as usize >= (rows * BITS_PER_VALUE_MIN / 8).max(PAGE_BYTES) * CHUNK_DIVISOR
+    encoded && chunk.length as usize >= (rows * BITS_PER_VALUE_MIN / 8).max(PAGE_BYTES) * CHUNK_DIVISOR
 }
 
 /// Whether a filter comes into question by a sample, and then whether it is of the other kind (amounts, prose).
@@ -228,12 +217,14 @@ fn is_unordered(sampled: &[Sampled]) -> bool {
     stretches.map(spread).sum::<usize>() * 2 >= count * ranks.len()
 }
 
-/// The hashes of all values that are not NULL.
-fn hashes(data_type: &DataType, parts: &[ArrayRef]) -> Vec<u64> {
+/// The hashes of all values that are not NULL. `None` when the type has no filters, or a part is an array of another
+/// type: a filter without its values would rule out what is there.
+fn hashes(data_type: &DataType, parts: &[ArrayRef]) -> Option<Vec<u64>> {
     let mut hashes = Vec::with_capacity(parts.iter().map(|part| part.len() - part.null_count()).sum());
     macro_rules! numbers {
         ($arrow:ty, $hash:expr) => {
-            for part in parts.iter().filter_map(|part| part.as_primitive_opt::<$arrow>()) {
+            for part in parts {
+                let part = part.as_primitive_opt::<$arrow>()?;
                 match part.nulls() {
                     None => hashes.extend(part.values().iter().map(|value| $hash((*value).into()))),
                     Some(_) => hashes.extend(part.iter().flatten().map(|value| $hash(value.into()))),
@@ -249,15 +240,18 @@ fn hashes(data_type: &DataType, parts: &[ArrayRef]) -> Vec<u64> {
         DataType::Decimal { .. } if data_type.lane() == Lane::I64 => numbers!(Decimal64Type, hash_i64),
         DataType::Decimal { .. } => numbers!(Decimal128Type, hash_i128),
         DataType::Bytea => {
-            let parts = parts.iter().filter_map(|part| part.as_binary_opt::<i32>());
-            hashes.extend(parts.flat_map(|part| part.iter().flatten().map(hash_bytes)));
+            for part in parts {
+                hashes.extend(part.as_binary_opt::<i32>()?.iter().flatten().map(hash_bytes));
+            }
         }
-        _ => {
-            let parts = parts.iter().filter_map(|part| part.as_string_opt::<i32>());
-            hashes.extend(parts.flat_map(|part| part.iter().flatten().map(|value| hash_bytes(value.as_bytes()))));
+        DataType::Varchar(_) | DataType::Text => {
+            for part in parts {
+                hashes.extend(part.as_string_opt::<i32>()?.iter().flatten().map(|value| hash_bytes(value.as_bytes())));
+            }
         }
+        _ => return None,
     }
-    hashes
+    Some(hashes)
 }
 
 /// About how many of the hashes differ: linear counting (Whang, Vander-Zanden, Taylor, 1990), within 1%.
@@ -290,4 +284,26 @@ fn length(distinct: usize, bytes_max: usize) -> Option<usize> {
     let length = useful.min(bytes_max / PAGE_BYTES * PAGE_BYTES);
     let enough = length >= HEADER_BYTES + LINE_BYTES && (length - HEADER_BYTES) * 8 >= distinct * BITS_PER_VALUE_MIN;
     enough.then_some(length)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow_array::{BooleanArray, Int32Array, Int64Array, StringArray};
+
+    use super::*;
+
+    #[test]
+    fn a_part_of_another_type_leaves_no_filter_rather_than_one_that_lacks_its_values() {
+        let right: ArrayRef = Arc::new(Int64Array::from(vec![Some(1), None, Some(3)]));
+        let wrong: ArrayRef = Arc::new(Int32Array::from(vec![5]));
+        let text: ArrayRef = Arc::new(StringArray::from(vec!["x"]));
+        assert_eq!(hashes(&DataType::Int64, std::slice::from_ref(&right)), Some(vec![hash_i64(1), hash_i64(3)]));
+        assert_eq!(hashes(&DataType::Int64, &[right.clone(), wrong]), None);
+        assert_eq!(hashes(&DataType::Text, &[text.clone(), right]), None);
+        assert_eq!(hashes(&DataType::Bytea, &[text]), None);
+        let flags: ArrayRef = Arc::new(BooleanArray::from(vec![true]));
+        assert_eq!(hashes(&DataType::Boolean, &[flags]), None);
+    }
 }

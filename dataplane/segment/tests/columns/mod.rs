@@ -33,6 +33,7 @@ pub fn types() -> Vec<DataType> {
         DataType::Date,
         DataType::Vector { dimension: 3, element: VectorElement::F32 },
         DataType::Vector { dimension: 5, element: VectorElement::I8 },
+        DataType::Vector { dimension: 19, element: VectorElement::Bit },
     ]
 }
 
@@ -174,6 +175,18 @@ pub fn array(data_type: &DataType, shape: usize, rows: usize, null_percent: u32,
             }
             Arc::new(builder.finish())
         }
+        DataType::Vector { dimension, element: VectorElement::Bit } => {
+            let mut builder = FixedSizeBinaryBuilder::new(VectorElement::Bit.row_bytes(*dimension) as i32);
+            for valid in valid {
+                let mut bytes: Vec<u8> = (0..VectorElement::Bit.row_bytes(*dimension)).map(|_| rng.random()).collect();
+                *bytes.last_mut().unwrap() &= !VectorElement::Bit.spare_bits(*dimension);
+                match valid {
+                    true => builder.append_value(bytes).unwrap(),
+                    false => builder.append_null(),
+                }
+            }
+            Arc::new(builder.finish())
+        }
         DataType::Vector { dimension, .. } => {
             let mut builder = FixedSizeListBuilder::new(Float32Builder::new(), *dimension as i32);
             for valid in valid {
@@ -206,6 +219,9 @@ pub fn scalar(array: &dyn Array, data_type: &DataType, row: usize) -> Scalar {
         DataType::Float64 => Scalar::F64(array.as_primitive::<Float64Type>().value(row)),
         DataType::Varchar(_) | DataType::Text => Scalar::Bytes(array.as_string::<i32>().value(row).into()),
         DataType::Bytea => Scalar::Bytes(array.as_binary::<i32>().value(row).into()),
+        DataType::Vector { element: VectorElement::Bit, .. } => {
+            Scalar::Bytes(array.as_fixed_size_binary().value(row).to_vec())
+        }
         DataType::Vector { element, .. } => {
             let value = array.as_fixed_size_list().value(row);
             Scalar::Bytes(match element {

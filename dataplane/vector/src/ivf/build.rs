@@ -15,14 +15,16 @@
 //! - The bytes do not depend on the number of passes.
 
 use super::{
-    INCLUDES_MAX, IvfIndex, LISTS_MAX, ListEntry,
+    INCLUDES_MAX, IvfIndex, LIST_ALIGNMENT, LISTS_MAX, ListEntry,
     list::{ListParts, many_bytes},
 };
 use crate::{
     ElementType, Metric, Result, Rows, VectorError,
     calibrate::Calibration,
     kmeans::Centroids,
-    rabitq::{BITS_MAX, BlockFactors, FactorsMany, Rotation, pack_planes, planes_bytes, quantise},
+    rabitq::{
+        BITS_MAX, BLOCK_ROWS, BlockFactors, FactorsMany, Rotation, block_bytes, pack_planes, planes_bytes, quantise,
+    },
 };
 
 /// What to build.
@@ -36,6 +38,8 @@ pub struct IvfOptions {
     pub bits: u8,
     /// `INCLUDE` columns.
     pub includes: usize,
+    /// Bytes that [`IvfBuilder::encode`] is given with each row, of which the caller makes the columns.
+    pub record_bytes: usize,
     /// Of the rotation.
     pub seed: u64,
 }
@@ -68,6 +72,7 @@ impl State {
 pub struct IvfBuilder {
     index: IvfIndex,
     state: State,
+    record_bytes: usize,
     /// The list of each row.
     assigned: Vec<u32>,
     /// Lists of the pass; those before are written.
@@ -96,6 +101,11 @@ impl PendingList {
     /// The ids of its rows, in the order that include columns must have.
     pub fn ids(&self) -> &[u64] {
         &self.parts.ids
+    }
+
+    /// What was given with each of its rows, in the same order.
+    pub fn records(&self) -> &[u8] {
+        &self.parts.records
     }
 }
 
@@ -138,6 +148,7 @@ impl IvfBuilder {
         Ok(IvfBuilder {
             index,
             state: State::Assigning,
+            record_bytes: options.record_bytes,
             assigned: Vec::new(),
             pass: 0..0,
             memory_bytes: 0,
@@ -211,9 +222,29 @@ impl IvfBuilder {
         Ok(passes)
     }
 
+    /// The most bytes that the object will have, once all rows are assigned and when `INCLUDE` columns take no more than
+    /// their records.
+    pub fn object_bytes_max(&self) -> u64 {
+        let padded = self.index.rotation.padded();
+        let block = (block_bytes(padded) + BlockFactors::BYTES) as u64;
+        let row = (8 + 4 + many_bytes(padded, self.index.bits) + self.record_bytes) as u64;
+        let column = 8 + 64; // length, and what encoding a column costs
+        let head = 16 + (self.index.includes * column) as u64;
+        let list = |entry: &ListEntry| match u64::from(entry.rows) {
+            0 => 0,
+            rows => {
+                (head + rows * row + rows.div_ceil(BLOCK_ROWS as u64) * block).next_multiple_of(LIST_ALIGNMENT as u64)
+            }
+        };
+        let lists: u64 = self.index.lists.iter().map(list).sum();
+        let calibration = 8 + 8 * crate::calibrate::POINTS_MAX;
+        lists + (self.index.encode(0).len() + calibration) as u64
+    }
+
     fn pass_end(&self, start: usize) -> usize {
         let padded = self.index.rotation.padded();
-        let row_bytes = padded / 8 + BlockFactors::BYTES / 32 + 8 + many_bytes(padded, self.index.bits);
+        let row_bytes =
+            padded / 8 + BlockFactors::BYTES / 32 + 12 + self.record_bytes + many_bytes(padded, self.index.bits);
         let mut bytes = 0;
         let fits = |entry: &ListEntry| {
             bytes += entry.rows as usize * row_bytes;
@@ -242,16 +273,19 @@ impl IvfBuilder {
         }
     }
 
-    /// Encodes the next rows of this pass, in the order in which they were assigned; `ids` are their row ids.
+    /// Encodes the next rows of this pass, in the order in which they were assigned; `ids` are their row ids, `records`
+    /// the bytes that go with them.
     ///
     /// # Errors
     /// [`VectorError::State`], also for more rows than were assigned; [`VectorError::Dimension`], [`VectorError::Type`].
-    pub fn encode(&mut self, rows: &Rows<'_>, ids: &[u64]) -> Result<()> {
+    pub fn encode(&mut self, rows: &Rows<'_>, ids: &[u64], records: &[u8]) -> Result<()> {
         let State::Encoding { fed } = self.state else {
             return Err(VectorError::State { call: "encode", state: self.state.name() });
         };
         self.check(rows)?;
-        self.expect("encode", rows.count() == ids.len() && fed + ids.len() <= self.assigned.len())?;
+        let width = self.record_bytes;
+        let fits = rows.count() == ids.len() && records.len() == ids.len() * width;
+        self.expect("encode", fits && fed + ids.len() <= self.assigned.len())?;
         let IvfIndex { metric, dimension, bits, rotation, centroids, origin, .. } = &self.index;
         let padded = rotation.padded();
         let (mut row, mut rotated) = (vec![0.0; *dimension], vec![0.0; padded]);
@@ -274,6 +308,8 @@ impl IvfBuilder {
             };
             let parts = &mut self.parts[list - self.pass.start];
             parts.ids.push(*id);
+            parts.checksums.push(crc32c::crc32c(rows.row_bytes(place)));
+            parts.records.extend_from_slice(&records[place * width..][..width]);
             let quantised = quantise(&rotated, 1, &mut codes);
             parts.factors.push(FactorsMany::new(*metric, quantised, 1, &codes, shift).factors);
             let byte = |bits: &[u8]| bits.iter().rev().fold(0u8, |byte, bit| byte << 1 | bit);
@@ -307,7 +343,8 @@ impl IvfBuilder {
         if self.state == State::Writing { self.next_list() } else { None }
     }
 
-    /// The bytes of a list, to be appended to the object now. `includes` are the columns' bytes for its rows.
+    /// The bytes of a list, to be appended to the object now, a multiple of [`LIST_ALIGNMENT`]. `includes` are the
+    /// columns' bytes for its rows.
     ///
     /// # Errors
     /// [`VectorError::Parameter`] for another number of columns than was declared.
@@ -315,9 +352,10 @@ impl IvfBuilder {
         if includes.len() != self.index.includes {
             return Err(VectorError::parameter("include columns", includes.len(), self.index.includes.to_string()));
         }
-        let bytes = pending.parts.encode(pending.list, self.index.rotation.padded(), includes);
+        let mut bytes = pending.parts.encode(pending.list, self.index.rotation.padded(), includes);
         let entry = &mut self.index.lists[pending.list as usize];
-        (entry.offset, entry.bytes) = (self.offset, bytes.len() as u64);
+        (entry.offset, entry.bytes, entry.crc32c) = (self.offset, bytes.len() as u64, crc32c::crc32c(&bytes));
+        bytes.resize(bytes.len().next_multiple_of(LIST_ALIGNMENT), 0);
         self.offset += bytes.len() as u64;
         Ok(bytes)
     }

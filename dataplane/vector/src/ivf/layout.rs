@@ -5,7 +5,7 @@
 //! Trailer, the object's last 64 bytes: magic (8 bytes), version, CRC32C of the metadata, offset and length of the metadata
 //! (64 bits each), zeros, and the CRC32C of the 60 bytes before it. Metadata: metric, element, bits, a spare byte,
 //! dimension, lists, include columns (32 bits each), seed, rows (64 bits each), origin, centroids, directory (offset and
-//! length in 64 bits, rows in 32), calibration.
+//! length in 64 bits, rows and checksum in 32), calibration.
 
 use std::ops::Range;
 
@@ -21,16 +21,20 @@ use crate::{
 /// Bytes of the trailer.
 pub const TRAILER_BYTES: usize = 64;
 const MAGIC: &[u8; 8] = b"HSIVFIDX";
+/// Lists begin at multiples of this: a drive is read in pages, and one read is one list.
+pub const LIST_ALIGNMENT: usize = 4096;
 
 /// Where a list lies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ListEntry {
-    /// First byte in the object.
+    /// First byte in the object, a multiple of [`LIST_ALIGNMENT`].
     pub offset: u64,
-    /// Bytes; 0 for a list without rows.
+    /// Bytes, without the zeros that fill the last page; 0 for a list without rows.
     pub bytes: u64,
     /// Rows.
     pub rows: u32,
+    /// CRC32C of the bytes.
+    pub crc32c: u32,
 }
 
 /// What of an index stays in memory.
@@ -108,12 +112,14 @@ impl IvfIndex {
         let (seed, rows) = (reader.u64()?, reader.u64()?);
         let origin = reader.floats(dimension)?;
         let centroids = Centroids::new(dimension, reader.floats(lists * dimension)?)?;
-        let mut directory = Reader::new("IVF directory", reader.items(lists, 20)?);
+        let mut directory = Reader::new("IVF directory", reader.items(lists, 24)?);
         let mut entries = Vec::with_capacity(lists);
         let mut sum = 0u64;
         for list in 0..lists {
-            let entry = ListEntry { offset: directory.u64()?, bytes: directory.u64()?, rows: directory.u32()? };
-            let inside = entry.offset.checked_add(entry.bytes).is_some_and(|end| end <= lists_end);
+            let (offset, bytes) = (directory.u64()?, directory.u64()?);
+            let entry = ListEntry { offset, bytes, rows: directory.u32()?, crc32c: directory.u32()? };
+            let inside = entry.offset.checked_add(entry.bytes).is_some_and(|end| end <= lists_end)
+                && entry.offset.is_multiple_of(LIST_ALIGNMENT as u64);
             if !inside || (entry.rows == 0) != (entry.bytes == 0) {
                 return Err(directory.corrupt(format!("list {list}: {entry:?}")));
             }
@@ -158,6 +164,7 @@ impl IvfIndex {
             out.extend_from_slice(&entry.offset.to_le_bytes());
             out.extend_from_slice(&entry.bytes.to_le_bytes());
             out.extend_from_slice(&entry.rows.to_le_bytes());
+            out.extend_from_slice(&entry.crc32c.to_le_bytes());
         }
         self.calibration.write(&mut out);
         let mut trailer = MAGIC.to_vec();
@@ -175,8 +182,8 @@ impl IvfIndex {
     /// everything behind the last list.
     pub fn with_calibration(&mut self, calibration: Calibration) -> Vec<u8> {
         self.calibration = calibration;
-        let lists_end = self.lists.iter().map(|entry| entry.offset + entry.bytes).max();
-        self.encode(lists_end.unwrap_or(0))
+        let ends = self.lists.iter().map(|entry| entry.offset + entry.bytes.next_multiple_of(LIST_ALIGNMENT as u64));
+        self.encode(ends.max().unwrap_or(0))
     }
 
     /// Rows in all lists.

@@ -2,16 +2,17 @@
 //!
 //! Owns [`ListView`] and the encoding. Called by the builder and the search.
 //!
-//! Layout, little-endian: magic, CRC32C of all that follows these 8 bytes, list number, rows, include columns, zero (32 bits
-//! each); the length of each include column (64 bits); row ids (64 bits); for each 32 rows a fast-scan block and its
-//! factors; with more than one bit for each row its bit planes and four floats; the include columns' bytes.
+//! Layout, little-endian: magic, list number, rows, include columns (32 bits each); the length of each include column (64
+//! bits); row ids (64 bits); CRC32C of each row's vector (32 bits); for each 32 rows a fast-scan block and its factors; with more than one bit for each row its
+//! bit planes and four floats; the include columns' bytes. The checksum is in the directory ([`super::ListEntry`]): who
+//! reads a list from a drive compares it, once.
 //!
 //! Invariants
 //! - A view's parts have exactly the lengths that its header says, whatever the bytes were.
 
 use super::IvfIndex;
 use crate::{
-    Result, VectorError,
+    Result,
     bytes::{Reader, put_floats},
     rabitq::{BLOCK_ROWS, BlockFactors, Factors, FactorsMany, block_bytes, pack_block, planes_bytes},
 };
@@ -23,6 +24,7 @@ const MAGIC: u32 = 0x4c56_5348;
 pub struct ListView<'a> {
     rows: usize,
     ids: &'a [u8],
+    checksums: &'a [u8],
     blocks: &'a [u8],
     block_bytes: usize,
     /// Planes and factors of each row; empty with one bit.
@@ -40,6 +42,10 @@ pub(super) fn many_bytes(padded: usize, bits: u8) -> usize {
 #[derive(Clone, Debug, Default)]
 pub(super) struct ListParts {
     pub(super) ids: Vec<u64>,
+    /// Of each row's vector.
+    pub(super) checksums: Vec<u32>,
+    /// What the caller gave with each row.
+    pub(super) records: Vec<u8>,
     /// `padded / 8` bytes a row.
     pub(super) one_bit: Vec<u8>,
     pub(super) factors: Vec<Factors>,
@@ -57,11 +63,12 @@ impl ListParts {
 
     pub(super) fn encode(&self, list: u32, padded: usize, includes: &[&[u8]]) -> Vec<u8> {
         let mut out = Vec::new();
-        for word in [MAGIC, 0, list, self.ids.len() as u32, includes.len() as u32, 0] {
+        for word in [MAGIC, list, self.ids.len() as u32, includes.len() as u32] {
             out.extend_from_slice(&word.to_le_bytes());
         }
         includes.iter().for_each(|column| out.extend_from_slice(&(column.len() as u64).to_le_bytes()));
         self.ids.iter().for_each(|id| out.extend_from_slice(&id.to_le_bytes()));
+        self.checksums.iter().for_each(|checksum| out.extend_from_slice(&checksum.to_le_bytes()));
         let row_bytes = padded / 8;
         let mut block = vec![0; block_bytes(padded)];
         for (rows, factors) in self.one_bit.chunks(BLOCK_ROWS * row_bytes).zip(self.factors.chunks(BLOCK_ROWS)) {
@@ -72,41 +79,22 @@ impl ListParts {
         }
         out.extend_from_slice(&self.many);
         includes.iter().for_each(|column| out.extend_from_slice(column));
-        let checksum = crc32c::crc32c(&out[8..]);
-        out[4..8].copy_from_slice(&checksum.to_le_bytes());
         out
     }
 }
 
 impl<'a> ListView<'a> {
-    /// Checks the bytes of list `list`, as read from the object at its [`super::ListEntry`].
-    ///
-    /// # Errors
-    /// [`VectorError::Corrupt`], [`VectorError::Checksum`].
-    pub fn new(index: &IvfIndex, list: u32, bytes: &'a [u8]) -> Result<Self> {
-        if let Some((head, rest)) = bytes.split_at_checked(8) {
-            let stored = u32::from_le_bytes([head[4], head[5], head[6], head[7]]);
-            let computed = crc32c::crc32c(rest);
-            if head[..4] == MAGIC.to_le_bytes() && computed != stored {
-                return Err(VectorError::Checksum { what: "IVF list", stored, computed });
-            }
-        }
-        Self::cached(index, list, bytes)
-    }
-
-    /// The view of bytes whose checksum was compared when they came from the drive, and which stayed in memory since:
-    /// a checksum reads all bytes, of which a scan needs the smaller part. Everything else is checked as ever.
+    /// The view of list `list` in bytes that matched the checksum of its [`super::ListEntry`]; what they say is checked
+    /// all the same.
     ///
     /// # Errors
     /// [`VectorError::Corrupt`].
-    pub fn cached(index: &IvfIndex, list: u32, bytes: &'a [u8]) -> Result<Self> {
+    pub fn new(index: &IvfIndex, list: u32, bytes: &'a [u8]) -> Result<Self> {
         let mut reader = Reader::new("IVF list", bytes);
-        let (magic, _) = (reader.u32()?, reader.u32()?);
-        if magic != MAGIC {
+        if reader.u32()? != MAGIC {
             return Err(reader.corrupt("no magic number"));
         }
         let (number, rows, includes) = (reader.u32()?, reader.u32()? as usize, reader.u32()? as usize);
-        reader.u32()?;
         let expected = index.lists.get(list as usize).map(|entry| entry.rows as usize);
         if number != list || Some(rows) != expected || includes != index.includes {
             let found = format!("list {number} of {rows} rows and {includes} columns");
@@ -115,6 +103,7 @@ impl<'a> ListView<'a> {
         let padded = index.rotation.padded();
         let lengths = reader.items(includes, 8)?;
         let ids = reader.items(rows, 8)?;
+        let checksums = reader.items(rows, 4)?;
         let block_bytes = block_bytes(padded) + BlockFactors::BYTES;
         let blocks = reader.items(rows.div_ceil(BLOCK_ROWS), block_bytes)?;
         let many_bytes = many_bytes(padded, index.bits);
@@ -128,7 +117,7 @@ impl<'a> ListView<'a> {
         if !reader.rest().is_empty() {
             return Err(reader.corrupt(format!("{} bytes too many", reader.rest().len())));
         }
-        Ok(ListView { rows, ids, blocks, block_bytes, many, many_bytes, includes: columns })
+        Ok(ListView { rows, ids, checksums, blocks, block_bytes, many, many_bytes, includes: columns })
     }
 
     /// Rows of the list.
@@ -140,6 +129,13 @@ impl<'a> ListView<'a> {
     pub fn id(&self, place: usize) -> u64 {
         let b = &self.ids[8 * place..][..8];
         u64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]])
+    }
+
+    /// CRC32C of the vector of the row at `place`, as the builder was given it: for whoever reads that vector alone.
+    /// Panics when there is none.
+    pub fn checksum(&self, place: usize) -> u32 {
+        let b = &self.checksums[4 * place..][..4];
+        u32::from_le_bytes([b[0], b[1], b[2], b[3]])
     }
 
     /// The bytes of an include column, as the builder's caller gave them. Panics when there is none.

@@ -10,7 +10,8 @@
 //! `probes + 4 k` reads in two dependent rounds.
 //!
 //! Object: list 0, list 1, ..., metadata, trailer of [`TRAILER_BYTES`]. The metadata (centroids, directory, calibration)
-//! stays in memory: `lists * (4 d + 24)` bytes. Lists carry a checksum each, so do the metadata and the trailer.
+//! stays in memory: `lists * (4 d + 28)` bytes. Lists begin at pages; each has a checksum in the directory, and so have
+//! the metadata and the trailer one.
 //!
 //! Invariants
 //! - The object is what its rows, options and seeds say, on any machine.
@@ -30,9 +31,9 @@ mod list;
 mod search;
 
 pub use build::{IvfBuilder, IvfOptions, PendingList};
-pub use layout::{IvfIndex, ListEntry, TRAILER_BYTES, read_trailer};
+pub use layout::{IvfIndex, LIST_ALIGNMENT, ListEntry, TRAILER_BYTES, read_trailer};
 pub use list::ListView;
-pub use search::{IvfSearch, IvfSearchOptions, IvfStatistics};
+pub use search::{Candidate, IvfSearch, IvfSearchOptions, IvfStatistics};
 
 /// Version of the object's format.
 pub const FORMAT_VERSION: u32 = 1;

@@ -57,12 +57,16 @@ pub struct IvfStatistics {
     pub list_bytes: u64,
 }
 
+/// A row whose vector decides.
 #[derive(Clone, Copy, Debug)]
-struct Candidate {
+pub struct Candidate {
+    /// Its id.
+    pub row: u64,
+    /// CRC32C of its vector.
+    pub crc32c: u32,
     /// Least distance that the bound allows.
     lower: f32,
     estimate: f32,
-    row: u64,
 }
 
 /// A search of one query.
@@ -193,7 +197,7 @@ impl<'i> IvfSearch<'i> {
                     let row = view.id(first + i);
                     let upper = estimate + error;
                     self.upper.push(if upper.is_nan() { f32::INFINITY } else { upper }, row);
-                    self.candidates.push(Candidate { lower, estimate, row });
+                    self.candidates.push(Candidate { row, crc32c: view.checksum(first + i), lower, estimate });
                     bound = self.bound();
                 }
             }
@@ -226,13 +230,13 @@ impl<'i> IvfSearch<'i> {
         }
     }
 
-    /// Ids of the rows whose vectors decide, ascending (the order of the drive). After it no list may be scanned.
-    pub fn candidates(&mut self) -> Vec<u64> {
+    /// The rows whose vectors decide, by id (the order of the drive). After it no list may be scanned.
+    pub fn candidates(&mut self) -> Vec<Candidate> {
         self.thin();
-        let mut rows: Vec<u64> = self.candidates.iter().map(|c| c.row).collect();
-        rows.sort_unstable();
-        rows.dedup();
-        rows
+        let mut candidates = self.candidates.clone();
+        candidates.sort_unstable_by_key(|candidate| candidate.row);
+        candidates.dedup_by_key(|candidate| candidate.row);
+        candidates
     }
 
     /// Compares some of the candidates in full precision: row `i` of `vectors` is that of `ids[i]`.

@@ -30,7 +30,7 @@ fn build(rows: &Rows<'_>, metric: Metric, bits: u8, lists: usize, memory: usize)
     let options = KMeansOptions { lists, ..KMeansOptions::default() };
     let mut training = KMeans::new(rows.dimension(), options, floats(rows, metric)).unwrap();
     while !training.step().is_finished() {}
-    let options = IvfOptions { metric, element: rows.element_type(), bits, includes: 1, seed: 7 };
+    let options = IvfOptions { metric, element: rows.element_type(), bits, includes: 1, record_bytes: 1, seed: 7 };
     let mut builder = IvfBuilder::new(options, training.finish()).unwrap();
     let parts = |step: usize| (0..rows.count()).step_by(step).map(move |s| (s, step.min(rows.count() - s)));
     for (start, count) in parts(100) {
@@ -41,10 +41,12 @@ fn build(rows: &Rows<'_>, metric: Metric, bits: u8, lists: usize, memory: usize)
     for _ in 0..passes {
         for (start, count) in parts(333) {
             let ids: Vec<u64> = (start..start + count).map(|i| 3 * i as u64 + 1).collect();
-            builder.encode(&rows.slice(start, count), &ids).unwrap();
+            let records: Vec<u8> = (start..start + count).map(|i| (i % 100) as u8).collect();
+            builder.encode(&rows.slice(start, count), &ids, &records).unwrap();
         }
         while let Some(list) = builder.next_list() {
-            let column: Vec<u8> = list.ids().iter().map(|id| (id / 3 % 100) as u8).collect();
+            let column = list.records().to_vec();
+            assert!(list.ids().iter().zip(&column).all(|(id, value)| id / 3 % 100 == u64::from(*value)));
             object.extend(builder.write(list, &[&column]).unwrap());
         }
     }
@@ -81,10 +83,10 @@ fn search(
         search.scan(list, &view, (every > 1).then_some(&bitmap[..]))?;
     }
     let candidates = search.candidates();
-    for ids in candidates.chunks(7) {
-        for id in ids {
-            search.compare(&[*id], &rows.slice((*id / 3) as usize, 1))?;
-        }
+    for candidate in candidates {
+        let place = (candidate.row / 3) as usize;
+        assert_eq!(candidate.crc32c, crc32c::crc32c(rows.row_bytes(place)));
+        search.compare(&[candidate.row], &rows.slice(place, 1))?;
     }
     Ok(search.finish())
 }
@@ -184,7 +186,7 @@ fn a_calibration_is_measured_kept_and_met() {
         calibrator.found(&found(query, probes, &index));
     }
     let tail = index.with_calibration(calibrator.finish());
-    let end = index.lists().iter().map(|entry| entry.offset + entry.bytes).max().unwrap();
+    let end = index.lists().iter().map(|e| e.offset + e.bytes.next_multiple_of(LIST_ALIGNMENT as u64)).max().unwrap();
     let reopened = open(&[&object[..end as usize], &tail].concat()).unwrap();
     for target in [0.8, 0.9, 0.95] {
         let probes = reopened.calibration().parameter(target).unwrap();
@@ -212,10 +214,11 @@ fn a_distance_bound_is_a_range_search() {
 #[test]
 fn calls_out_of_order_are_refused() {
     let centroids = Centroids::new(2, vec![0.0, 0.0, 1.0, 1.0]).unwrap();
-    let options = IvfOptions { metric: Metric::L2, element: ElementType::F32, bits: 1, includes: 0, seed: 1 };
+    let options =
+        IvfOptions { metric: Metric::L2, element: ElementType::F32, bits: 1, includes: 0, record_bytes: 0, seed: 1 };
     let mut builder = IvfBuilder::new(options, centroids.clone()).unwrap();
     let rows = Rows::of(&[1.0f32, 2.0], 2).unwrap();
-    assert!(matches!(builder.encode(&rows, &[1]), Err(VectorError::State { .. })));
+    assert!(matches!(builder.encode(&rows, &[1], &[]), Err(VectorError::State { .. })));
     assert!(builder.next_list().is_none());
     builder.assign(&rows).unwrap();
     assert!(matches!(builder.clone().finish(), Err(VectorError::State { .. })));
@@ -228,7 +231,8 @@ fn calls_out_of_order_are_refused() {
 #[test]
 fn an_index_of_nothing_answers_nothing() {
     let centroids = Centroids::new(2, vec![0.0, 0.0]).unwrap();
-    let options = IvfOptions { metric: Metric::L2, element: ElementType::F32, bits: 1, includes: 0, seed: 1 };
+    let options =
+        IvfOptions { metric: Metric::L2, element: ElementType::F32, bits: 1, includes: 0, record_bytes: 0, seed: 1 };
     let mut builder = IvfBuilder::new(options, centroids).unwrap();
     let passes = builder.begin_writing(1 << 20).unwrap();
     for _ in 0..passes {
@@ -243,18 +247,10 @@ fn an_index_of_nothing_answers_nothing() {
 
 /// An object of which some bytes were changed, with checksums that are right again, so that the decoders see them.
 fn damage(object: &mut Vec<u8>, at: usize, with: u8, cut: usize) {
-    let index = open(object).unwrap();
     let meta_end = object.len() - TRAILER_BYTES;
     let (place, _) = read_trailer(&object[meta_end..], object.len() as u64).unwrap();
     let at = at % meta_end;
     object[at] ^= with;
-    for entry in index.lists() {
-        let list = &mut object[entry.offset as usize..][..entry.bytes as usize];
-        if list.len() > 8 {
-            let checksum = crc32c::crc32c(&list[8..]);
-            list[4..8].copy_from_slice(&checksum.to_le_bytes());
-        }
-    }
     let checksum = crc32c::crc32c(&object[place.start as usize..place.end as usize]);
     object[meta_end + 12..meta_end + 16].copy_from_slice(&checksum.to_le_bytes());
     let checksum = crc32c::crc32c(&object[meta_end..meta_end + 60]);
@@ -287,7 +283,7 @@ proptest! {
                     search.scan(list, &view, None).unwrap();
                 }
             }
-            for id in search.candidates().into_iter().filter(|id| id / 3 < 300) {
+            for id in search.candidates().into_iter().map(|candidate| candidate.row).filter(|id| id / 3 < 300) {
                 let _ = search.compare(&[id], &rows.slice((id / 3) as usize, 1));
             }
             search.finish();

@@ -9,20 +9,23 @@ use std::collections::HashMap;
 use substrait::proto::expression::field_reference::{ReferenceType, RootType};
 use substrait::proto::expression::reference_segment;
 use substrait::proto::expression::{self, RexType};
+use substrait::proto::extensions::SimpleExtensionDeclaration;
 use substrait::proto::extensions::simple_extension_declaration::MappingType;
 use substrait::proto::function_argument::ArgType;
-use substrait::proto::{Expression, FunctionArgument, Plan};
+use substrait::proto::{Expression, FunctionArgument, NamedStruct, Version};
 
 use super::check::check;
 use super::functions::{self, Argument, Call};
 use super::types::{Constant, read_literal, read_type};
 use super::{PARAMETERS_MAX, PRODUCER, unsupported};
+use crate::ROWID_COLUMN;
 use crate::error::{Error, ErrorCode, Result};
 use crate::plan::expr::{Expr, ExprKind};
 use crate::plan::{EXPRESSION_DEPTH_MAX, EXPRESSION_NODES_MAX, build};
+use crate::schema::Schema;
 use crate::types::{DataType, Scalar};
 
-/// Reads the expressions of one plan.
+/// Reads the expressions of one message.
 pub(super) struct Reader {
     functions: HashMap<u32, String>,
     types: HashMap<u32, String>,
@@ -32,9 +35,10 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    pub fn new(plan: &Plan) -> Self {
+    /// A reader of the expressions of a message with this version and these declarations.
+    pub fn new(version: Option<&Version>, extensions: &[SimpleExtensionDeclaration]) -> Self {
         let (mut functions, mut types) = (HashMap::new(), HashMap::new());
-        for declaration in &plan.extensions {
+        for declaration in extensions {
             match &declaration.mapping_type {
                 Some(MappingType::ExtensionFunction(function)) => {
                     let name = function.name.split(':').next().unwrap_or_default();
@@ -46,12 +50,34 @@ impl Reader {
                 Some(MappingType::ExtensionTypeVariation(_)) | None => {}
             }
         }
-        let typed = plan.version.as_ref().is_some_and(|version| version.producer == PRODUCER);
+        let typed = version.is_some_and(|version| version.producer == PRODUCER);
         Reader { functions, types, typed, nodes_left: EXPRESSION_NODES_MAX }
     }
 
-    pub fn types(&self) -> &HashMap<u32, String> {
-        &self.types
+    /// The columns that expressions are over: those of a table that a message's base schema names, in its order.
+    pub fn base_columns(&self, base: Option<&NamedStruct>, schema: &Schema) -> Result<Vec<Expr>> {
+        let base = base.ok_or_else(|| unsupported("there is no base schema"))?;
+        let types = base.r#struct.as_ref().map_or(&[][..], |base| base.types.as_slice());
+        if !types.is_empty() && types.len() != base.names.len() {
+            return Err(unsupported("the base schema has as many names as types only when no column is nested"));
+        }
+        let column = |(index, name): (usize, &String)| {
+            let column = if name == ROWID_COLUMN {
+                Expr::column(schema.len(), DataType::Int64, false)
+            } else {
+                build::column(schema, name)?
+            };
+            // Our own clients type against the schema they know: a different one is not theirs.
+            if self.typed {
+                let declared = types.get(index).map(|t| read_type(t, &self.types)).transpose()?;
+                if declared.is_some_and(|declared| declared != (column.data_type, column.nullable)) {
+                    let text = format!("column {name:?} is {} now: fetch the schema again", column.data_type);
+                    return Err(Error::new(ErrorCode::StaleSchema, text));
+                }
+            }
+            Ok(column)
+        };
+        base.names.iter().enumerate().map(column).collect()
     }
 
     /// The name of a function, without its signature.
@@ -78,6 +104,16 @@ impl Reader {
         expr.walk(&mut |_| nodes += 1);
         self.spend(nodes)?;
         Ok(expr.clone())
+    }
+
+    /// A condition over `columns`: an expression that must be boolean.
+    pub fn condition(&mut self, expr: &Expression, columns: &[Expr]) -> Result<Expr> {
+        let condition = self.expression(expr, columns)?;
+        if condition.data_type != DataType::Boolean {
+            let text = format!("a filter's condition must be boolean, not {}", condition.data_type);
+            return Err(Error::new(ErrorCode::TypeMismatch, text));
+        }
+        Ok(condition)
     }
 
     /// An expression over `columns`.

@@ -1,11 +1,12 @@
 //! Plans as Substrait: what engines push down, and what our own clients send.
 //!
-//! Owns [`to_substrait`], [`from_substrait`], [`table_name`], and the parameters of prepared statements
-//! ([`parameter_types`], [`bind_parameters`]). The accepted relations and functions are listed in
+//! Owns [`to_substrait`], [`from_substrait`], [`table_name`], the parameters of prepared statements
+//! ([`parameter_types`], [`bind_parameters`]), and conditions that come alone ([`filter_to_substrait`],
+//! [`filter_from_substrait`]). The accepted relations and functions are listed in
 //! `docs/hidb.md`.
 //!
-//! Two readings of an expression. A plan of *any* producer goes through `plan::build`, exactly as text does,
-//! so that the same question gives the same plan. A plan whose `version.producer` is [`PRODUCER`] was typed
+//! Two readings of an expression. A message of *any* producer goes through `plan::build`, exactly as text does,
+//! so that the same question gives the same plan. One whose `version.producer` is [`PRODUCER`] was typed
 //! by `plan::build` already: its nodes are taken as they are and checked one by one against the
 //! invariants of `plan::expr` (`check`), so that `from_substrait(to_substrait(plan)) == plan`.
 //!
@@ -20,6 +21,7 @@
 
 mod check;
 mod expression;
+mod filter;
 mod functions;
 mod read;
 mod types;
@@ -39,6 +41,7 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::schema::Schema;
 use crate::types::{DataType, Scalar};
 
+pub use filter::{filter_from_substrait, filter_to_substrait};
 pub use functions::{AGGREGATE_FUNCTIONS, SCALAR_FUNCTIONS};
 pub use write::to_substrait;
 
@@ -62,22 +65,26 @@ fn unsupported(message: impl Into<String>) -> Error {
     Error::new(ErrorCode::UnsupportedPlan, message)
 }
 
-/// Decodes a plan, after bounding how deep the decoder will recurse, and hands it to `read`.
-fn with_plan<T>(bytes: &[u8], read: impl FnOnce(&Plan) -> Result<T>) -> Result<T> {
+/// Decodes a message (`what` says which), after bounding how deep the decoder will recurse, and hands it to `read`.
+fn with_message<M: Message + Default, T>(bytes: &[u8], what: &str, read: impl FnOnce(&M) -> Result<T>) -> Result<T> {
     let decode = || {
-        let plan = Plan::decode(bytes)
-            .map_err(|error| Error::new(ErrorCode::Protocol, format!("the bytes are not a Substrait plan: {error}")))?;
-        read(&plan)
+        let message = M::decode(bytes)
+            .map_err(|error| Error::new(ErrorCode::Protocol, format!("the bytes are not {what}: {error}")))?;
+        read(&message)
     };
     if !nests_deeper_than(bytes, MESSAGE_NESTING_USUAL) {
         return decode();
     }
     if nests_deeper_than(bytes, MESSAGE_NESTING_MAX) {
-        let text = format!("the Substrait plan nests more than {MESSAGE_NESTING_MAX} messages deep: simplify it");
+        let text = format!("{what} nests more than {MESSAGE_NESTING_MAX} messages deep: simplify it");
         return Err(Error::new(ErrorCode::LimitExceeded, text));
     }
-    // Reading and dropping the plan recurse as deep as decoding it.
+    // Reading and dropping the message recurse as deep as decoding it.
     stacker::grow(MESSAGE_NESTING_MAX * STACK_BYTES_PER_MESSAGE, decode)
+}
+
+fn with_plan<T>(bytes: &[u8], read: impl FnOnce(&Plan) -> Result<T>) -> Result<T> {
+    with_message(bytes, "a Substrait plan", read)
 }
 
 /// Whether the protobuf decoder could recurse deeper than `limit` over `bytes`.

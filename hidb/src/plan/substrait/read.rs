@@ -14,9 +14,7 @@ use substrait::proto::{AggregateRel, AggregationPhase, FetchRel, Plan, ReadRel, 
 
 use super::expression::Reader;
 use super::functions::{AGGREGATE_FUNCTIONS, Argument};
-use super::types::read_type;
 use super::{read_table, relations, unsupported};
-use crate::ROWID_COLUMN;
 use crate::error::{Error, ErrorCode, Result};
 use crate::plan::build;
 use crate::plan::expr::{Expr, ExprKind};
@@ -53,7 +51,7 @@ pub(super) fn read_plan(plan: &Plan, resolve: &dyn Fn(&str) -> Result<Schema>) -
         return Err(unsupported("a plan must end in a Read of one named table"));
     };
     let mut scan = Scan {
-        reader: Reader::new(plan),
+        reader: Reader::new(plan.version.as_ref(), &plan.extensions),
         table: read_table(read)?.to_string(),
         filter: None,
         aggregation: None,
@@ -83,33 +81,9 @@ fn conjunction(reader: &Reader, existing: Option<Expr>, added: Expr) -> Result<E
 
 impl Scan {
     fn read(&mut self, read: &ReadRel, schema: &Schema) -> Result<()> {
-        let base = read.base_schema.as_ref().ok_or_else(|| unsupported("the Read has no base schema"))?;
-        let types = base.r#struct.as_ref().map_or(&[][..], |base| base.types.as_slice());
-        if !types.is_empty() && types.len() != base.names.len() {
-            return Err(unsupported("the base schema has as many names as types only when no column is nested"));
-        }
-        for (index, name) in base.names.iter().enumerate() {
-            let column = if name == ROWID_COLUMN {
-                Expr::column(schema.len(), DataType::Int64, false)
-            } else {
-                build::column(schema, name)?
-            };
-            // Our own clients type against the schema they know: a different one is not theirs.
-            if self.reader.typed {
-                let declared = types.get(index).map(|t| read_type(t, self.reader.types())).transpose()?;
-                if declared.is_some_and(|declared| declared != (column.data_type, column.nullable)) {
-                    return Err(Error::new(
-                        ErrorCode::StaleSchema,
-                        format!(
-                            "column {name:?} of {:?} is {} now: fetch the schema again",
-                            self.table, column.data_type
-                        ),
-                    ));
-                }
-            }
-            self.columns.push(column);
-            self.names.push(Some(name.clone()));
-        }
+        let base = read.base_schema.as_ref();
+        self.columns = self.reader.base_columns(base, schema)?;
+        self.names = base.iter().flat_map(|base| &base.names).cloned().map(Some).collect();
         if let Some(filter) = &read.filter {
             self.filter = Some(self.condition(filter)?);
         }
@@ -179,14 +153,7 @@ impl Scan {
     }
 
     fn condition(&mut self, expr: &substrait::proto::Expression) -> Result<Expr> {
-        let condition = self.reader.expression(expr, &self.columns)?;
-        if condition.data_type != DataType::Boolean {
-            return Err(Error::new(
-                ErrorCode::TypeMismatch,
-                format!("a filter's condition must be boolean, not {}", condition.data_type),
-            ));
-        }
-        Ok(condition)
+        self.reader.condition(expr, &self.columns)
     }
 
     fn emit(&mut self, common: Option<&RelCommon>) -> Result<()> {

@@ -4,11 +4,14 @@ use proptest::prelude::*;
 use prost::Message;
 use substrait::proto::expression::literal::LiteralType;
 use substrait::proto::expression::{Literal, RexType};
+use substrait::proto::extensions::SimpleExtensionDeclaration;
 use substrait::proto::extensions::simple_extension_declaration::MappingType;
-use substrait::proto::{Expression, FilterRel, JoinRel, ProjectRel, RelCommon, rel_common};
+use substrait::proto::{
+    Expression, ExtendedExpression, FilterRel, JoinRel, ProjectRel, RelCommon, Version, rel_common,
+};
 
 use super::*;
-use crate::plan::sql::{ScanText, parse_scan};
+use crate::plan::sql::{ScanText, parse_predicate, parse_scan};
 use crate::plan::{Phase, build};
 use crate::schema::Field;
 
@@ -124,13 +127,33 @@ fn plans() -> Vec<ScanPlan> {
 /// The plan as if another producer had written it.
 fn foreign(bytes: &[u8]) -> Vec<u8> {
     let mut plan = Plan::decode(bytes).unwrap();
-    plan.version.as_mut().unwrap().producer = "another engine".into();
-    for extension in &mut plan.extensions {
+    make_foreign(&mut plan.version, &mut plan.extensions);
+    plan.encode_to_vec()
+}
+
+fn make_foreign(version: &mut Option<Version>, extensions: &mut [SimpleExtensionDeclaration]) {
+    version.as_mut().unwrap().producer = "another engine".into();
+    for extension in extensions {
         if let Some(MappingType::ExtensionFunction(function)) = &mut extension.mapping_type {
             function.name.push_str(":any_any");
         }
     }
-    plan.encode_to_vec()
+}
+
+/// The filter as if another producer had written it.
+fn foreign_filter(bytes: &[u8]) -> Vec<u8> {
+    let mut message = ExtendedExpression::decode(bytes).unwrap();
+    make_foreign(&mut message.version, &mut message.extensions);
+    message.encode_to_vec()
+}
+
+fn filters() -> Vec<Expr> {
+    let mut filters: Vec<Expr> = plans().into_iter().filter_map(|plan| plan.filter).collect();
+    filters.extend(
+        ["1 = 1", "_rowid in (1, 2) or flag", "id = _rowid", "v is null", "null"]
+            .map(|text| parse_predicate(text, &schema()).unwrap_or_else(|error| panic!("{text}: {error}"))),
+    );
+    filters
 }
 
 #[test]
@@ -166,6 +189,58 @@ fn another_producers_plan_is_typed_as_text_is() {
         }
         assert_eq!(read.outputs.len(), plan.outputs.len());
     }
+}
+
+#[test]
+fn filters_come_back_as_they_were_and_are_what_the_plan_with_them_has() {
+    for filter in filters() {
+        let bytes = filter_to_substrait(&filter, &schema());
+        assert_eq!(filter_from_substrait(&bytes, &schema()).unwrap(), filter);
+        // One reading of expressions: another producer's filter is typed as it would be within a plan.
+        let mut plan = parse_scan(&text("", &["id"], &[], &[], &[]), &schema()).unwrap();
+        plan.filter = Some(filter);
+        let in_plan = from_substrait(&foreign(&to_substrait(&plan, &schema())), &resolve).unwrap().filter;
+        assert_eq!(filter_from_substrait(&foreign_filter(&bytes), &schema()).ok(), in_plan);
+    }
+}
+
+#[test]
+fn filters_that_are_none_are_refused_by_what_is_wrong_with_them() {
+    let schema = schema();
+    let filter = |text: &str| parse_predicate(text, &schema).unwrap();
+    let code = |bytes: &[u8]| filter_from_substrait(bytes, &schema).unwrap_err().code;
+    let changed = |change: &dyn Fn(&mut ExtendedExpression)| {
+        let mut message = ExtendedExpression::decode(&filter_to_substrait(&filter("n > 1"), &schema)[..]).unwrap();
+        change(&mut message);
+        code(&message.encode_to_vec())
+    };
+    // Not boolean.
+    let number = Expr::column(2, DataType::Int32, true);
+    assert_eq!(code(&filter_to_substrait(&number, &schema)), ErrorCode::TypeMismatch);
+    // A value that nobody gives.
+    let parameter = Expr { kind: ExprKind::Parameter(0), data_type: DataType::Int32, nullable: true };
+    let bound = build::compare(crate::plan::CompareOp::Equal, number, parameter).unwrap();
+    assert_eq!(code(&filter_to_substrait(&bound, &schema)), ErrorCode::InvalidParameter);
+    // Another table.
+    let other = Schema::new(vec![Field::new("n", DataType::Int64, true)]).unwrap();
+    let bytes = filter_to_substrait(&filter("n > 1"), &schema);
+    assert_eq!(filter_from_substrait(&bytes, &other).unwrap_err().code, ErrorCode::StaleSchema);
+    let other = Schema::new(vec![Field::new("m", DataType::Int32, true)]).unwrap();
+    assert_eq!(filter_from_substrait(&bytes, &other).unwrap_err().code, ErrorCode::UnknownColumn);
+    // None, several, an aggregate, no columns.
+    assert_eq!(code(&[]), ErrorCode::UnsupportedPlan);
+    assert_eq!(changed(&|m| m.referred_expr.push(m.referred_expr[0].clone())), ErrorCode::UnsupportedPlan);
+    assert_eq!(changed(&|m| m.base_schema = None), ErrorCode::UnsupportedPlan);
+    assert_eq!(changed(&|m| m.base_schema.as_mut().unwrap().names.clear()), ErrorCode::UnsupportedPlan);
+    let measure = || substrait::proto::expression_reference::ExprType::Measure(Default::default());
+    assert_eq!(changed(&|m| m.referred_expr[0].expr_type = Some(measure())), ErrorCode::UnsupportedPlan);
+    // Deeper than any stack, and deeper than expressions may be.
+    assert_eq!(code(&[0x0b; 100_000]), ErrorCode::LimitExceeded);
+    let mut deep = filter("flag");
+    for _ in 0..crate::plan::EXPRESSION_DEPTH_MAX {
+        deep = Expr { kind: ExprKind::Not(Box::new(deep)), data_type: DataType::Boolean, nullable: true };
+    }
+    assert_eq!(code(&filter_to_substrait(&deep, &schema)), ErrorCode::LimitExceeded);
 }
 
 fn sample() -> Plan {
@@ -410,8 +485,26 @@ proptest! {
     }
 
     #[test]
+    fn damaged_filters_never_panic(which in any::<usize>(), flips in proptest::collection::vec((any::<u16>(), any::<u8>()), 0..8), other in any::<bool>()) {
+        thread_local!(static SAMPLES: Vec<Vec<u8>> = filters().iter().map(|filter| filter_to_substrait(filter, &schema())).collect());
+        let mut bytes = SAMPLES.with(|samples| samples[which % samples.len()].clone());
+        if other {
+            bytes = foreign_filter(&bytes);
+        }
+        for (at, value) in flips {
+            let at = usize::from(at) % bytes.len();
+            bytes[at] = value;
+        }
+        if let Ok(filter) = filter_from_substrait(&bytes, &schema()) {
+            let again = filter_from_substrait(&filter_to_substrait(&filter, &schema()), &schema());
+            prop_assert!(again.is_ok(), "{:?}\n{:?}", filter, again);
+        }
+    }
+
+    #[test]
     fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
         let _ = from_substrait(&bytes, &resolve);
+        let _ = filter_from_substrait(&bytes, &schema());
     }
 
 }
@@ -435,6 +528,10 @@ proptest! {
             (Scalar::Bytes(word.clone().into_bytes()), DataType::Varchar(8)),
             (Scalar::Bytes(word.into_bytes()), DataType::Bytea),
             (Scalar::Null, DataType::Vector { dimension: 3, element: crate::VectorElement::I8 }),
+            (
+                Scalar::Bytes(vec![integer as u8, 0b101]),
+                DataType::Vector { dimension: 11, element: crate::VectorElement::Bit },
+            ),
         ];
         let mut plan = parse_scan(&text("", &["id"], &[], &[], &[]), &schema()).unwrap();
         for (value, data_type) in constants {

@@ -66,12 +66,8 @@ pub(super) fn write_type(data_type: &DataType, nullable: bool) -> Type {
 }
 
 fn vector_parameters(dimension: u32, element: VectorElement) -> Vec<st::Parameter> {
-    let element = match element {
-        VectorElement::F32 => "f32",
-        VectorElement::F16 => "f16",
-        VectorElement::I8 => "i8",
-    };
-    let parameters = [parameter::Parameter::Integer(dimension.into()), parameter::Parameter::Enum(element.into())];
+    let element = parameter::Parameter::Enum(element.to_string());
+    let parameters = [parameter::Parameter::Integer(dimension.into()), element];
     parameters.into_iter().map(|parameter| st::Parameter { parameter: Some(parameter) }).collect()
 }
 
@@ -250,10 +246,14 @@ pub(super) fn read_literal(message: &Literal, anchors: &HashMap<u32, String>) ->
             };
             let data_type = read_vector(reference, &v.type_parameters, anchors)?;
             match &v.val {
-                Some(literal::user_defined::Val::Value(any)) if data_type.fixed_width() == Some(any.value.len()) => {
+                Some(literal::user_defined::Val::Value(any)) if data_type.is_vector_value(&any.value) => {
                     (Scalar::Bytes(any.value.to_vec()), data_type)
                 }
-                _ => return Err(unsupported("a vector literal that is not as long as its type says")),
+                _ => {
+                    return Err(unsupported(
+                        "a vector literal that is not as long as its type says, or has spare bits set",
+                    ));
+                }
             }
         }
         other => {

@@ -16,9 +16,10 @@ use substrait::proto::rel::RelType;
 use substrait::proto::rel_common::{Emit, EmitKind, Hint};
 use substrait::proto::sort_field::{SortDirection, SortKind};
 use substrait::proto::{
-    AggregateFunction as SubstraitAggregate, AggregateRel, AggregationPhase, DynamicParameter, Expression, FetchRel,
-    FilterRel, FunctionArgument, FunctionOption, NamedStruct, Plan, PlanRel, ProjectRel, ReadRel, Rel, RelCommon,
-    RelRoot, SortField, SortRel, Version, aggregate_rel, plan_rel, r#type,
+    AggregateFunction as SubstraitAggregate, AggregateRel, AggregationPhase, DynamicParameter, Expression,
+    ExpressionReference, ExtendedExpression, FetchRel, FilterRel, FunctionArgument, FunctionOption, NamedStruct, Plan,
+    PlanRel, ProjectRel, ReadRel, Rel, RelCommon, RelRoot, SortField, SortRel, Version, aggregate_rel,
+    expression_reference, plan_rel, r#type,
 };
 
 use prost::Message;
@@ -62,7 +63,7 @@ pub fn to_substrait(plan: &ScanPlan, schema: &Schema) -> Vec<u8> {
         // A relation without columns is legal, but not every consumer takes it.
         read.push(0);
     }
-    let mut writer = Writer { functions: Vec::new(), columns: read };
+    let mut writer = Writer::new(read);
     let mut rel = writer.read(plan, schema);
     if let Some(filter) = &plan.filter {
         rel = writer.filter(rel, filter);
@@ -166,7 +167,18 @@ fn fetch(input: Rel, offset: u64, limit: Option<u64>, common: Option<RelCommon>)
     })))
 }
 
-struct Writer {
+fn version() -> Version {
+    Version { minor_number: 85, producer: PRODUCER.to_string(), ..Version::default() }
+}
+
+fn extension_urns() -> Vec<SimpleExtensionUrn> {
+    let urns = EXTENSIONS.iter().chain([&VECTOR_URN]).enumerate();
+    urns.map(|(index, urn)| SimpleExtensionUrn { extension_urn_anchor: index as u32 + 1, urn: urn.to_string() })
+        .collect()
+}
+
+/// Writes the expressions of one message, and what they need declared.
+pub(super) struct Writer {
     /// Names of the functions used; the anchor is the place, from 1.
     functions: Vec<&'static str>,
     /// What a column index of the plan is in the input: its place in this list.
@@ -174,14 +186,40 @@ struct Writer {
 }
 
 impl Writer {
+    /// A writer for expressions over these columns of a table (`schema.len()` stands for `_rowid`).
+    pub(super) fn new(columns: Vec<usize>) -> Self {
+        Writer { functions: Vec::new(), columns }
+    }
+
     fn plan(self, root: RelRoot) -> Plan {
-        let mut names = EXTENSIONS.to_vec();
-        names.push(VECTOR_URN);
-        let extension_urns = names
-            .iter()
-            .enumerate()
-            .map(|(index, urn)| SimpleExtensionUrn { extension_urn_anchor: index as u32 + 1, urn: urn.to_string() })
-            .collect();
+        Plan {
+            version: Some(version()),
+            extension_urns: extension_urns(),
+            extensions: self.declarations(),
+            relations: vec![PlanRel { rel_type: Some(plan_rel::RelType::Root(root)) }],
+            ..Plan::default()
+        }
+    }
+
+    /// One expression over [`Writer::base`] as a message of its own.
+    pub(super) fn extended_expression(mut self, expr: &Expr, name: &str, schema: &Schema) -> ExtendedExpression {
+        let expression = self.expression(expr);
+        let referred = ExpressionReference {
+            expr_type: Some(expression_reference::ExprType::Expression(expression)),
+            output_names: vec![name.to_string()],
+        };
+        ExtendedExpression {
+            version: Some(version()),
+            extension_urns: extension_urns(),
+            base_schema: Some(self.base(schema)),
+            extensions: self.declarations(),
+            referred_expr: vec![referred],
+            ..ExtendedExpression::default()
+        }
+    }
+
+    /// The functions used so far, and the type of vectors.
+    fn declarations(&self) -> Vec<SimpleExtensionDeclaration> {
         let functions = self.functions.iter().enumerate().map(|(index, name)| {
             MappingType::ExtensionFunction(ExtensionFunction {
                 extension_urn_reference: extension_of(name),
@@ -194,17 +232,7 @@ impl Writer {
             type_anchor: VECTOR_ANCHOR,
             name: VECTOR_TYPE.to_string(),
         });
-        let extensions = functions
-            .chain([vector])
-            .map(|mapping| SimpleExtensionDeclaration { mapping_type: Some(mapping) })
-            .collect();
-        Plan {
-            version: Some(Version { minor_number: 85, producer: PRODUCER.to_string(), ..Version::default() }),
-            extension_urns,
-            extensions,
-            relations: vec![PlanRel { rel_type: Some(plan_rel::RelType::Root(root)) }],
-            ..Plan::default()
-        }
+        functions.chain([vector]).map(|mapping| SimpleExtensionDeclaration { mapping_type: Some(mapping) }).collect()
     }
 
     fn function(&mut self, name: &'static str) -> u32 {
@@ -215,7 +243,8 @@ impl Writer {
         place as u32 + 1
     }
 
-    fn read(&self, plan: &ScanPlan, schema: &Schema) -> Rel {
+    /// The columns that the expressions are over.
+    fn base(&self, schema: &Schema) -> NamedStruct {
         let (mut names, mut types) = (Vec::new(), Vec::new());
         for column in &self.columns {
             match schema.fields().get(*column) {
@@ -231,8 +260,12 @@ impl Writer {
         }
         let base =
             r#type::Struct { types, type_variation_reference: 0, nullability: r#type::Nullability::Required.into() };
+        NamedStruct { names, r#struct: Some(base) }
+    }
+
+    fn read(&self, plan: &ScanPlan, schema: &Schema) -> Rel {
         wrap(RelType::Read(Box::new(ReadRel {
-            base_schema: Some(NamedStruct { names, r#struct: Some(base) }),
+            base_schema: Some(self.base(schema)),
             read_type: Some(ReadType::NamedTable(NamedTable {
                 names: vec![plan.table.clone()],
                 advanced_extension: None,

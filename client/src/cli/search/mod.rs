@@ -1,0 +1,177 @@
+//! `heliostat search`: nearest neighbours.
+//!
+//! The rooms: this one has the arguments and the way of an answer; [`queries`] what neighbours are looked for of;
+//! [`report`] what a search did, for `--explain` and `--stats`.
+
+mod queries;
+mod report;
+
+use std::path::PathBuf;
+
+use clap::{ArgGroup, Args};
+use futures::StreamExt;
+use heliostat_client::{Accuracy, Metric, SearchRequest};
+
+use super::output::{Format, Output};
+use super::scan::{StatsFormat, chosen_format};
+use super::text::split_list;
+use super::{Failure, Global, quantity};
+
+const EXAMPLES: &str = "Examples:
+  heliostat search packages --like-id 17 --select name,summary
+  heliostat search packages --like-id 4711 --id-column package_id --k 20 --where \"section = 'web'\"
+  heliostat search packages --column embedding --vector query.npy --metric cosine --recall 0.99
+  heliostat search points --vector '[0.1, 0.7]' --exact --distance-max 0.25
+  heliostat search packages --vector queries.fvecs --k 100 --output neighbours.parquet
+  heliostat search packages --like-id 17 --explain
+
+Vectors: .npy (float32, float16, int8, uint8; one or two dimensions), .fvecs, .bvecs, JSON (an array of numbers, or of
+arrays of numbers); what a file contains decides how it is read. Several vectors are a batch, and a column `query` says
+which of them a neighbour is of, from 0. Rows come nearest first; the last column is `distance`.";
+
+#[derive(Args)]
+#[command(
+    after_help = EXAMPLES,
+    group = ArgGroup::new("queries").required(true).args(["vector", "like_id"]),
+    group = ArgGroup::new("accuracy").args(["exact", "recall", "probes", "ef"])
+)]
+pub struct Arguments {
+    /// The table.
+    table: String,
+    /// The column of vectors; may be left out when the table has only one.
+    #[arg(long, value_name = "NAME")]
+    column: Option<String>,
+    /// The vector, or vectors: a file, - for standard input, or JSON such as '[0.1, 0.7]'.
+    #[arg(long, value_name = "FILE")]
+    vector: Option<String>,
+    /// The vector of the row with this `_rowid`, or this value of --id-column. The row is its own nearest neighbour.
+    #[arg(long, value_name = "ID", allow_hyphen_values = true)]
+    like_id: Option<String>,
+    /// The column whose values --like-id means; also returned when --select is left out.
+    #[arg(long, value_name = "NAME")]
+    id_column: Option<String>,
+    /// How many neighbours of each vector, 1 to 10,000.
+    #[arg(long, short, value_name = "COUNT", default_value_t = 10)]
+    k: u32,
+    /// How far two vectors are from each other: l2, ip (inner product), cosine, or hamming (of bits). Without it as the
+    /// column's index has it; without an index hamming for bits, l2 for others.
+    #[arg(long)]
+    metric: Option<Metric>,
+    /// Compare every vector.
+    #[arg(long)]
+    exact: bool,
+    /// Find at least this part of the true neighbours, such as 0.99, as the index was calibrated. 0.95 when nothing is
+    /// said.
+    #[arg(long, value_name = "PART")]
+    recall: Option<f32>,
+    /// Look into this many lists of an IVF index.
+    #[arg(long, value_name = "LISTS")]
+    probes: Option<u32>,
+    /// Keep this many candidates on the way through a graph.
+    #[arg(long, value_name = "CANDIDATES")]
+    ef: Option<u32>,
+    /// Only rows for which this SQL predicate is true.
+    #[arg(long = "where", value_name = "EXPRESSION", allow_hyphen_values = true)]
+    filter: Option<String>,
+    /// Return these columns, `_rowid` among them or not. `_rowid` when left out.
+    #[arg(long, value_name = "COLUMNS")]
+    select: Vec<String>,
+    /// Only neighbours at most this far, in the metric.
+    #[arg(long, value_name = "DISTANCE", allow_hyphen_values = true)]
+    distance_max: Option<f32>,
+    /// How the answer is written. When left out, as the extension of --output says; without --output, as a table.
+    #[arg(long, value_enum)]
+    format: Option<Format>,
+    /// Write to this file instead of standard output; its extension (csv, json, jsonl, ndjson, arrow, parquet) chooses
+    /// the format when --format is left out.
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Say on standard error what the search did and cost.
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    stats: Option<StatsFormat>,
+    /// Search, and print what was done in place of the rows: the plan, lists probed, codes scanned, candidates re-ranked,
+    /// bytes and reads of the drive. As JSON with --stats json.
+    #[arg(long, conflicts_with_all = ["format", "output"])]
+    explain: bool,
+    /// Read everything from the drive instead of the cell's cache, for measurements.
+    #[arg(long)]
+    bypass_cache: bool,
+}
+
+impl Arguments {
+    fn accuracy(&self) -> Accuracy {
+        match (self.exact, self.recall, self.probes, self.ef) {
+            (true, ..) => Accuracy::Exact,
+            (_, Some(recall), ..) => Accuracy::Recall(recall),
+            (_, _, Some(probes), _) => Accuracy::Probes(probes),
+            (_, _, _, Some(ef)) => Accuracy::Ef(ef),
+            _ => Accuracy::Usual,
+        }
+    }
+
+    /// The request, but for whose neighbours it asks.
+    fn request(&self) -> SearchRequest {
+        let mut columns: Vec<String> = self.select.iter().flat_map(|item| split_list(item)).collect();
+        if columns.is_empty() {
+            columns.extend(self.id_column.clone());
+        }
+        let mut request = SearchRequest::table(&self.table)
+            .k(self.k)
+            .accuracy(self.accuracy())
+            .select(columns)
+            .bypass_cache(self.bypass_cache);
+        if let Some(column) = &self.column {
+            request = request.column(column);
+        }
+        if let Some(metric) = self.metric {
+            request = request.metric(metric);
+        }
+        if let Some(filter) = &self.filter {
+            request = request.filter(filter.as_str());
+        }
+        if let Some(distance) = self.distance_max {
+            request = request.distance_max(distance);
+        }
+        request
+    }
+}
+
+pub async fn run(arguments: Arguments, global: &Global) -> Result<(), Failure> {
+    let format = chosen_format(arguments.format, arguments.output.as_deref())?;
+    if !arguments.explain && Output::would_garble_terminal(format, arguments.output.as_deref()) {
+        return Err(Failure::Usage("this format is not text: write it to a file with --output FILE".into()));
+    }
+    let request = match &arguments.vector {
+        // Before the cell is asked anything: most mistakes are here.
+        Some(vectors) => arguments.request().vectors(queries::read(vectors).await?),
+        None => arguments.request(),
+    };
+    let mut options = global.options();
+    // Other readers of Arrow and Parquet files know Decimal128, but not all know Decimal64.
+    options.decimal64 = !matches!(format, Format::Arrow | Format::Parquet);
+    let client = global.connect(options).await?;
+    let request = match &arguments.like_id {
+        Some(id) => {
+            let rowid = queries::row_of(&client, &arguments.table, arguments.id_column.as_deref(), id).await?;
+            request.like_rows([rowid])
+        }
+        None => request,
+    };
+    let mut stream = client.search(request).await?;
+    if arguments.explain {
+        while let Some(batch) = stream.next().await {
+            batch?;
+        }
+        return report::print(&stream, arguments.stats.unwrap_or(StatsFormat::Text), &mut std::io::stdout().lock());
+    }
+    let mut sink = Output::open(format, arguments.output.as_deref(), stream.schema())?;
+    while let Some(batch) = stream.next().await {
+        sink.write(&batch?)?;
+    }
+    let elapsed = stream.elapsed().unwrap_or_default();
+    sink.finish(&format!("{} in {}", quantity::rows(stream.rows()), quantity::duration(elapsed)))?;
+    match arguments.stats {
+        Some(format) => report::print(&stream, format, &mut std::io::stderr().lock()),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,316 @@
+//! Which way a question is answered.
+//!
+//! Owns [`search`] and the choice between exact search and an index. Called by `server::searches`, on the session's home
+//! core.
+//!
+//! With an index that is loaded and has the metric, its rows are searched with it and all others exactly. A filter is
+//! evaluated first, by the scan engine on all cores; then
+//! - few rows that pass are compared exactly: with a selectivity below [`EXACT_SELECTIVITY`] an index visits so many rows
+//!   that don't pass that comparing those that do is cheaper;
+//! - otherwise the index is searched among the rows that pass, as deep as if `k / selectivity` neighbours were asked for:
+//!   where the k-th row that passes lies among all rows if the filter knows nothing of the vectors;
+//! - when that gives fewer rows than pass, the filter does know, and they are compared exactly.
+//!
+//! A recall that the index was not measured to reach is answered exactly.
+
+use std::sync::Arc;
+
+use heliostat_vector::ivf::IvfSearchOptions;
+use heliostat_vector::{Neighbor, TopK};
+use hidb::{Error, ErrorCode, Result, proto};
+
+use super::exact::{Part, exact};
+use super::index::graph::{self, GraphFilter};
+use super::index::{Loaded, ivf};
+use super::rowids::{GroupIds, RowSet};
+use super::{Accuracy, Found, Question};
+use crate::cache::BlockCache;
+use crate::cores::{Core, Cores, Turn, positions::FoundRows, work::GroupWork};
+use crate::device::uring::UringDevice;
+use crate::store::{BuiltIndex, TableSnapshot};
+
+/// Below this part of the rows a filtered question is answered exactly,
+const EXACT_SELECTIVITY: f64 = 0.02;
+/// and so it is for so few rows, whatever part of all they are.
+const EXACT_ROWS: u64 = 2_000;
+
+/// Answers a question; `passing` are the rows that pass its filter, if it has one. Dropping the future stops all cores.
+///
+/// # Errors
+/// Those of the device, `InvalidParameter` for a knob that the index does not have.
+pub async fn search(
+    cores: &Cores,
+    home: usize,
+    question: Arc<Question>,
+    passing: Option<Vec<FoundRows>>,
+) -> Result<Found> {
+    let table = question.table.clone();
+    let filtered: Option<u64> = passing.as_ref().map(|passing| passing.iter().map(count).sum());
+    let parts = parts_of(&table, passing.as_deref());
+    let choice = choose(&question, filtered)?;
+    let Choice::Index { built, loaded, parameter, note } = choice else {
+        let Choice::Exact(why) = choice else { unreachable!("there are two choices") };
+        return answer_exactly(cores, home, &question, parts, why, filtered).await;
+    };
+    let mut statistics = proto::SearchStatistics { rows_filtered: filtered.unwrap_or(0), ..Default::default() };
+    let of_index = by_index(&question, built, &loaded, parameter, passing.as_deref(), &mut statistics).await?;
+    let reach = of_index.iter().map(Vec::len).min().unwrap_or(0) as u64;
+    let wanted = filtered.unwrap_or(u64::MAX).min(question.k as u64);
+    let tail: Vec<Part> = parts.iter().filter(|part| !built.covers(part.group.segment.id)).cloned().collect();
+    if filtered.is_some() && tail.is_empty() && reach < wanted && question.distance_max == f32::INFINITY {
+        let why = format!("the index found {reach} of the rows that pass");
+        return answer_exactly(cores, home, &question, parts, why, filtered).await;
+    }
+    let has_tail = !tail.is_empty();
+    let neighbors = if has_tail {
+        let compared = exact(cores, home, &question, tail).await?;
+        statistics.rows_compared += compared.rows;
+        statistics.unindexed_rows += compared.rows;
+        statistics.device_bytes += compared.device_bytes;
+        let merge = |(mut top, found): (TopK, Vec<Neighbor>)| {
+            found.iter().for_each(|neighbor| top.push(neighbor.distance, neighbor.row));
+            top.into_sorted()
+        };
+        compared.tops.into_iter().zip(of_index).map(merge).collect()
+    } else {
+        of_index
+    };
+    let tail =
+        if has_tail { format!("; {} rows that it lacks exactly", statistics.unindexed_rows) } else { String::new() };
+    statistics.plan = format!("{note}{tail}");
+    Ok(Found { neighbors, statistics })
+}
+
+/// The row groups to compare, with the rows that may be in an answer.
+fn parts_of(table: &TableSnapshot, passing: Option<&[FoundRows]>) -> Vec<Part> {
+    match passing {
+        Some(passing) => {
+            let part = |passing: &FoundRows| Part {
+                group: GroupWork::of(&passing.segment, passing.row_group),
+                among: Some(passing.rows.clone().into()),
+            };
+            passing.iter().map(part).collect()
+        }
+        None => {
+            let groups = table
+                .segments
+                .iter()
+                .flat_map(|segment| (0..segment.footer.row_groups.len()).map(move |row_group| (segment, row_group)));
+            let part = |(segment, row_group): (&Arc<_>, usize)| Part {
+                group: GroupWork::of(segment, row_group),
+                among: table.live_rows(segment.id, row_group),
+            };
+            groups.map(part).collect()
+        }
+    }
+}
+
+fn count(found: &FoundRows) -> u64 {
+    found.rows.iter().map(|word| u64::from(word.count_ones())).sum()
+}
+
+enum Choice<'t> {
+    /// Every row, for this reason.
+    Exact(String),
+    Index {
+        built: &'t BuiltIndex,
+        loaded: Arc<Loaded>,
+        parameter: usize,
+        note: String,
+    },
+}
+
+fn choose(question: &Question, filtered: Option<u64>) -> Result<Choice<'_>> {
+    if question.accuracy == Accuracy::Exact {
+        return Ok(Choice::Exact("asked for".into()));
+    }
+    let name = |index: &hidb::proto::IndexDefinition| {
+        let found = question.table.schema.find(&index.column);
+        found.is_some_and(|(column, _)| column == question.column.index)
+    };
+    let Some(index) = question.table.indexes.iter().find(|index| name(&index.definition)) else {
+        return no_index(question, "the column has no index");
+    };
+    let Some(built) = &index.built else { return no_index(question, "the index is not built yet") };
+    let Some(loaded) = built.handle.loaded.get().cloned() else {
+        return no_index(question, "the index is not read yet");
+    };
+    if loaded.metric() != question.metric {
+        return no_index(question, &format!("the index is for {:?}, not {:?}", loaded.metric(), question.metric));
+    }
+    let vectors = built.handle.record.vectors.max(1);
+    let selectivity = filtered.map_or(1.0, |rows| (rows as f64 / vectors as f64).clamp(0.0, 1.0));
+    if let Some(rows) = filtered
+        && (rows <= EXACT_ROWS || selectivity < EXACT_SELECTIVITY)
+    {
+        return Ok(Choice::Exact(format!("{rows} rows pass the filter")));
+    }
+    let kind = if matches!(*loaded, Loaded::Ivf(_)) { "ivf" } else { "graph" };
+    let (parameter, why) = match (question.accuracy, &*loaded) {
+        (Accuracy::Probes(probes), Loaded::Ivf(_)) => (probes, "asked for".to_string()),
+        (Accuracy::Ef(ef), Loaded::Graph(_)) => (ef, "asked for".to_string()),
+        (Accuracy::Probes(_), _) => return Err(wrong_knob("probes", "a graph has ef")),
+        (Accuracy::Ef(_), _) => return Err(wrong_knob("ef", "an IVF index has probes")),
+        (Accuracy::Recall(recall), _) => match parameter_for(&loaded, recall, question.k, selectivity) {
+            Some(parameter) => (parameter, format!("for recall {recall}")),
+            None => return Ok(Choice::Exact(format!("the index was not measured to reach recall {recall}"))),
+        },
+        (Accuracy::Exact, _) => return Ok(Choice::Exact("asked for".into())),
+    };
+    let knob = if kind == "ivf" { "probes" } else { "ef" };
+    let filter = filtered.map(|rows| format!(", among {rows} rows that pass the filter")).unwrap_or_default();
+    let note = format!("{kind}: {knob} {parameter} {why}{filter}");
+    Ok(Choice::Index { built, loaded, parameter, note })
+}
+
+fn wrong_knob(knob: &str, has: &str) -> Error {
+    Error::new(ErrorCode::InvalidParameter, format!("the column's index has no {knob}: {has}; or ask for a recall"))
+}
+
+/// Without an index a recall is reached exactly; its own parameters mean nothing.
+fn no_index<'t>(question: &Question, why: &str) -> Result<Choice<'t>> {
+    match question.accuracy {
+        Accuracy::Probes(_) | Accuracy::Ef(_) if question.table.indexes.is_empty() => {
+            let text = format!("probes and ef are parameters of an index: {why}; create one, or ask for a recall");
+            Err(Error::new(ErrorCode::InvalidParameter, text))
+        }
+        _ => Ok(Choice::Exact(why.into())),
+    }
+}
+
+/// The index's parameter for a recall of `k` neighbours among a part of its rows.
+fn parameter_for(loaded: &Loaded, recall: f32, k: usize, selectivity: f64) -> Option<usize> {
+    let calibration = loaded.calibration();
+    let reached = calibration.points().last()?.1;
+    if reached < recall {
+        return None;
+    }
+    let measured = calibration.parameter(recall)? as f64;
+    let deeper = (k as f64 / calibration.k().max(1) as f64 / selectivity.max(1e-9)).max(1.0);
+    let parameter = match loaded {
+        // The lists that hold the nearest k grow slower than k: they are neighbours of each other.
+        Loaded::Ivf(_) => measured * deeper.powf(0.75),
+        Loaded::Graph(_) => measured.max(k as f64) * deeper,
+    };
+    Some(parameter.ceil() as usize)
+}
+
+async fn answer_exactly(
+    cores: &Cores,
+    home: usize,
+    question: &Arc<Question>,
+    parts: Vec<Part>,
+    why: String,
+    filtered: Option<u64>,
+) -> Result<Found> {
+    let compared = exact(cores, home, question, parts).await?;
+    let statistics = proto::SearchStatistics {
+        plan: format!("exact: {why}"),
+        rows_compared: compared.rows,
+        device_bytes: compared.device_bytes,
+        rows_filtered: filtered.unwrap_or(0),
+        ..Default::default()
+    };
+    let neighbors = compared.tops.into_iter().map(TopK::into_sorted).collect();
+    Ok(Found { neighbors, statistics })
+}
+
+/// Searches the rows that an index has, one query after the other.
+async fn by_index(
+    question: &Question,
+    built: &BuiltIndex,
+    loaded: &Loaded,
+    parameter: usize,
+    passing: Option<&[FoundRows]>,
+    statistics: &mut proto::SearchStatistics,
+) -> Result<Vec<Vec<Neighbor>>> {
+    let core = Core::current().ok_or_else(|| Error::new(ErrorCode::Internal, "a search runs on a core"))?;
+    let missing = || Error::new(ErrorCode::Internal, "the cores were started without a volume");
+    let cache = core.cache.as_ref().ok_or_else(missing)?;
+    let device = core.device.as_ref().ok_or_else(missing)?;
+    let rows = allowed_rows(&question.table, built, cache, passing).await?;
+    let queries = question.queries.rows()?;
+    let mut found = Vec::with_capacity(queries.count());
+    let mut turn = Turn::default();
+    match loaded {
+        Loaded::Graph(graph) => {
+            let filter = rows.as_ref().map(|rows| GraphFilter::of(graph, rows));
+            for query in 0..queries.count() {
+                let (mut neighbors, done) =
+                    graph::search(graph, queries.row(query), question.k, parameter, filter.as_ref())?;
+                neighbors.retain(|neighbor| neighbor.distance <= question.distance_max);
+                statistics.nodes_visited += done.compared as u64;
+                statistics.candidates_reranked += done.reranked as u64;
+                found.push(neighbors);
+                turn.yield_if_due().await;
+            }
+        }
+        Loaded::Ivf(index) => {
+            let source = ivf::Source {
+                index,
+                object: built.handle.id,
+                payload_offset: built.handle.payload_offset,
+                table: &question.table,
+                column: question.column,
+                cache,
+                device,
+                bypass_cache: question.bypass_cache,
+            };
+            for query in 0..queries.count() {
+                let distance_max = question.distance_max;
+                let options = IvfSearchOptions { distance_max, ..IvfSearchOptions::new(question.k, parameter) };
+                found.push(ivf::search(&source, queries.row(query), options, rows.as_deref(), statistics).await?);
+                turn.yield_if_due().await;
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// The rows that an index may answer with; `None`: all that it has.
+async fn allowed_rows(
+    table: &TableSnapshot,
+    built: &BuiltIndex,
+    cache: &BlockCache<UringDevice>,
+    passing: Option<&[FoundRows]>,
+) -> Result<Option<Arc<RowSet>>> {
+    if let Some(passing) = passing {
+        let of_index = passing.iter().filter(|passing| built.covers(passing.segment.id));
+        return Ok(Some(Arc::new(row_set(table, cache, of_index.cloned().collect()).await?)));
+    }
+    if let Some(rows) = built.rows.get() {
+        return Ok(rows.clone());
+    }
+    let covered = || table.segments.iter().filter(|segment| built.covers(segment.id));
+    let rows_now: u64 = covered().map(|segment| segment.footer.rows()).sum();
+    let mut live = Vec::new();
+    let mut any_deleted = false;
+    for segment in covered() {
+        for (row_group, meta) in segment.footer.row_groups.iter().enumerate() {
+            let rows = table.live_rows(segment.id, row_group);
+            any_deleted |= rows.is_some();
+            let rows = rows.map_or_else(|| all_rows(meta.rows as usize), |rows| rows.to_vec().into());
+            live.push(FoundRows { ordinal: 0, segment: segment.clone(), row_group, rows });
+        }
+    }
+    let rows = match any_deleted || rows_now != built.handle.record.rows {
+        true => Some(Arc::new(row_set(table, cache, live).await?)),
+        false => None,
+    };
+    Ok(built.rows.get_or_init(|| rows).clone())
+}
+
+fn all_rows(rows: usize) -> Box<[u64]> {
+    let bits = |from: usize| u64::MAX >> (64 - (rows - from).min(64));
+    (0..rows).step_by(64).map(bits).collect()
+}
+
+async fn row_set(table: &TableSnapshot, cache: &BlockCache<UringDevice>, of: Vec<FoundRows>) -> Result<RowSet> {
+    let mut set = RowSet::for_table(table.rowids());
+    let mut turn = Turn::default();
+    for FoundRows { segment, row_group, rows, .. } in of {
+        set.add(&rows, &GroupIds::of(&segment, row_group, cache).await?);
+        turn.yield_if_due().await;
+    }
+    Ok(set)
+}
