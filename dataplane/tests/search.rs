@@ -318,7 +318,9 @@ fn indexes_reach_the_recall_that_is_asked_for_with_and_without_filters() {
             client.drop_table("t", true).await.unwrap();
             load(&client, &vectors, 0..12_000, LoadMode::Create, |_| false).await;
             for kind in [IndexKind::Graph, IndexKind::Ivf] {
-                let index = create_index(&client, definition(kind)).await;
+                // Filters are evaluated by a scan for a graph, and beside the codes in lists.
+                let include = if kind == IndexKind::Ivf { vec!["part".to_string()] } else { Vec::new() };
+                let index = create_index(&client, IndexDefinition { include, ..definition(kind) }).await;
                 assert_eq!(index.built(), kind);
                 for target in [0.9, 0.95] {
                     let (reached, done) = recall(&client, &vectors, &queries, target, None).await;
@@ -328,6 +330,8 @@ fn indexes_reach_the_recall_that_is_asked_for_with_and_without_filters() {
                     for share in [500, 100, 10, 1] {
                         let filter = format!("part < {share}");
                         let (reached, done) = recall(&client, &vectors, &queries, target, Some(&filter)).await;
+                        let by_lists = kind == IndexKind::Ivf && share == 500;
+                        assert_eq!(done.plan.contains("included"), by_lists, "{}", done.plan);
                         assert!(
                             reached >= target - 0.01,
                             "{kind:?} of {dimension}, {filter}: {reached}; {}",
@@ -479,6 +483,11 @@ fn what_is_wrong_with_a_search_is_said() {
             (IndexDefinition { column: "v".into(), kind: 77, ..Default::default() }, ErrorCode::InvalidParameter),
             (IndexDefinition { bits: 3, ..definition(IndexKind::Graph) }, ErrorCode::InvalidParameter),
             (IndexDefinition { metric: 4, ..definition(IndexKind::Graph) }, ErrorCode::InvalidParameter),
+            (
+                IndexDefinition { include: vec!["n".into()], ..definition(IndexKind::Graph) },
+                ErrorCode::InvalidParameter,
+            ),
+            (IndexDefinition { include: vec!["v".into()], ..definition(IndexKind::Ivf) }, ErrorCode::UnsupportedType),
         ];
         for (definition, code) in wrong {
             assert_eq!(client.create_index("t", definition, false).await.unwrap_err().code, code);

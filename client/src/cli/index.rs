@@ -15,7 +15,7 @@ use super::{Failure, Global, ListFormat, quantity};
 
 const EXAMPLES: &str = "Examples:
   heliostat index create packages embedding
-  heliostat index create packages embedding --kind ivf --metric cosine --include section,installed_kib
+  heliostat index create packages embedding --kind ivf --metric cosine --include installed_size_kib
   heliostat index create packages embedding --kind graph --degree 48 --no-wait
   heliostat index ls packages
 

@@ -22,8 +22,10 @@ pub mod rowids;
 
 use std::sync::Arc;
 
+use heliostat_engine::EngineOptions;
 use heliostat_vector::{ElementType, K_MAX, Metric, Neighbor, Rows, VectorError};
 use hidb::aligned::AlignedBytes;
+use hidb::plan::Expr;
 use hidb::{DataType, Error, ErrorCode, Result, Schema, VectorElement, proto};
 
 use crate::store::TableSnapshot;
@@ -203,6 +205,10 @@ pub struct Question {
     pub distance_max: f32,
     /// How near the answer must be to the exact one.
     pub accuracy: Accuracy,
+    /// Only rows for which this is true.
+    pub filter: Option<Expr>,
+    /// What evaluating it may use.
+    pub options: EngineOptions,
     /// Reads everything from the device.
     pub bypass_cache: bool,
 }

@@ -3,8 +3,9 @@
 //! Owns [`search`] and the choice between exact search and an index. Called by `server::searches`, on the session's home
 //! core.
 //!
-//! With an index that is loaded and has the metric, its rows are searched with it and all others exactly. A filter is
-//! evaluated first, by the scan engine on all cores; then
+//! With an index that is loaded and has the metric, its rows are searched with it and all others exactly. A filter on
+//! columns that the index includes is evaluated list by list ([`by_included`]). Any other is evaluated first, by the scan
+//! engine on all cores; then
 //! - few rows that pass are compared exactly: with a selectivity below [`EXACT_SELECTIVITY`] an index visits so many rows
 //!   that don't pass that comparing those that do is cheaper;
 //! - otherwise the index is searched among the rows that pass, as deep as if `k / selectivity` neighbours were asked for:
@@ -15,17 +16,24 @@
 
 use std::sync::Arc;
 
-use heliostat_vector::ivf::IvfSearchOptions;
+use heliostat_vector::ivf::{IvfIndex, IvfSearchOptions};
 use heliostat_vector::{Neighbor, TopK};
+use hidb::plan::Expr;
 use hidb::{Error, ErrorCode, Result, proto};
 
 use super::exact::{Part, exact};
 use super::index::graph::{self, GraphFilter};
+use super::index::include::{Includes, ListFilter};
+use super::index::ivf::Allowed;
 use super::index::{Loaded, ivf};
 use super::rowids::{GroupIds, RowSet};
 use super::{Accuracy, Found, Question};
 use crate::cache::BlockCache;
-use crate::cores::{Core, Cores, Turn, positions::FoundRows, work::GroupWork};
+use crate::cores::{
+    Core, Cores, Turn,
+    positions::{FoundRows, find},
+    work::GroupWork,
+};
 use crate::device::uring::UringDevice;
 use crate::store::{BuiltIndex, TableSnapshot};
 
@@ -34,36 +42,43 @@ const EXACT_SELECTIVITY: f64 = 0.02;
 /// and so it is for so few rows, whatever part of all they are.
 const EXACT_ROWS: u64 = 2_000;
 
-/// Answers a question; `passing` are the rows that pass its filter, if it has one. Dropping the future stops all cores.
+/// Answers a question. Dropping the future stops all cores.
 ///
 /// # Errors
-/// Those of the device, `InvalidParameter` for a knob that the index does not have.
-pub async fn search(
-    cores: &Cores,
-    home: usize,
-    question: Arc<Question>,
-    passing: Option<Vec<FoundRows>>,
-) -> Result<Found> {
+/// Those of the device, `InvalidParameter` for a knob that the index does not have, what the filter raises.
+pub async fn search(cores: &Cores, home: usize, question: Arc<Question>) -> Result<Found> {
+    let Some(filter) = &question.filter else { return among(cores, home, &question, None).await };
+    if let Some(found) = by_included(&question, filter).await? {
+        return Ok(found);
+    }
+    let (options, bypass) = (question.options.clone(), question.bypass_cache);
+    let (passing, scanned) = find(cores, &question.table, Some(filter), options, None, bypass).await?;
+    let mut found = among(cores, home, &question, Some(passing)).await?;
+    found.statistics.device_bytes += scanned.bytes_read_device;
+    Ok(found)
+}
+
+/// The answer among the rows that pass, or among all.
+async fn among(cores: &Cores, home: usize, question: &Arc<Question>, passing: Option<Vec<FoundRows>>) -> Result<Found> {
     let table = question.table.clone();
     let filtered: Option<u64> = passing.as_ref().map(|passing| passing.iter().map(count).sum());
     let parts = parts_of(&table, passing.as_deref());
-    let choice = choose(&question, filtered)?;
-    let Choice::Index { built, loaded, parameter, note } = choice else {
-        let Choice::Exact(why) = choice else { unreachable!("there are two choices") };
-        return answer_exactly(cores, home, &question, parts, why, filtered).await;
+    let (built, loaded, parameter, note) = match choose(question, filtered)? {
+        Choice::Exact(why) => return answer_exactly(cores, home, question, parts, why, filtered).await,
+        Choice::Index { built, loaded, parameter, note } => (built, loaded, parameter, note),
     };
     let mut statistics = proto::SearchStatistics { rows_filtered: filtered.unwrap_or(0), ..Default::default() };
-    let of_index = by_index(&question, built, &loaded, parameter, passing.as_deref(), &mut statistics).await?;
+    let of_index = by_index(question, built, &loaded, parameter, passing.as_deref(), &mut statistics).await?;
     let reach = of_index.iter().map(Vec::len).min().unwrap_or(0) as u64;
     let wanted = filtered.unwrap_or(u64::MAX).min(question.k as u64);
     let tail: Vec<Part> = parts.iter().filter(|part| !built.covers(part.group.segment.id)).cloned().collect();
     if filtered.is_some() && tail.is_empty() && reach < wanted && question.distance_max == f32::INFINITY {
         let why = format!("the index found {reach} of the rows that pass");
-        return answer_exactly(cores, home, &question, parts, why, filtered).await;
+        return answer_exactly(cores, home, question, parts, why, filtered).await;
     }
     let has_tail = !tail.is_empty();
     let neighbors = if has_tail {
-        let compared = exact(cores, home, &question, tail).await?;
+        let compared = exact(cores, home, question, tail).await?;
         statistics.rows_compared += compared.rows;
         statistics.unindexed_rows += compared.rows;
         statistics.device_bytes += compared.device_bytes;
@@ -79,6 +94,87 @@ pub async fn search(
         if has_tail { format!("; {} rows that it lacks exactly", statistics.unindexed_rows) } else { String::new() };
     statistics.plan = format!("{note}{tail}");
     Ok(Found { neighbors, statistics })
+}
+
+/// Answers a filtered question from the lists alone: when the index is one of lists, has every row, and includes every
+/// column of the filter. How many rows pass is found out from the lists that a search without a filter would read; when they
+/// are few, or fewer are found than were asked for, it is another way's question: `None`.
+async fn by_included(question: &Arc<Question>, filter: &Expr) -> Result<Option<Found>> {
+    let Choice::Index { built, loaded, parameter, .. } = choose(question, None)? else { return Ok(None) };
+    let Loaded::Ivf(index) = &*loaded else { return Ok(None) };
+    let table = &question.table;
+    if !table.segments.iter().all(|segment| built.covers(segment.id)) {
+        return Ok(None);
+    }
+    let included = built.handle.record.definition.as_ref().map(|definition| &definition.include[..]);
+    let includes = Includes::new(&table.schema, included.unwrap_or_default())?;
+    let Some(list_filter) = ListFilter::new(&includes, filter, &table.schema, question.options.clone())? else {
+        return Ok(None);
+    };
+    let (cache, device) = cache_and_device()?;
+    let rows = allowed_rows(table, built, &cache, None).await?;
+    let mut allowed = Allowed { rows: rows.as_deref(), filter: Some(list_filter), ..Default::default() };
+    let source = source_of(question, built, index, &cache, &device);
+    let queries = question.queries.rows()?;
+    let mut statistics = proto::SearchStatistics::default();
+    let mut options = IvfSearchOptions::new(question.k, parameter);
+    options.distance_max = question.distance_max;
+    let first = ivf::search(&source, queries.row(0), options, &mut allowed, &mut statistics).await?;
+    let selectivity = allowed.passed as f64 / allowed.tested.max(1) as f64;
+    let expected = selectivity * built.handle.record.vectors as f64;
+    if selectivity < EXACT_SELECTIVITY || expected <= EXACT_ROWS as f64 || allowed.is_incomplete {
+        return Ok(None);
+    }
+    if let Accuracy::Recall(recall) = question.accuracy {
+        match parameter_for(&loaded, recall, question.k, selectivity) {
+            Some(deeper) => options.probes = deeper,
+            None => return Ok(None),
+        }
+    }
+    let mut neighbors = Vec::with_capacity(queries.count());
+    let mut turn = Turn::default();
+    for query in 0..queries.count() {
+        let found = match query {
+            0 if options.probes <= parameter => first.clone(),
+            _ => ivf::search(&source, queries.row(query), options, &mut allowed, &mut statistics).await?,
+        };
+        if found.len() < question.k && question.distance_max == f32::INFINITY || allowed.is_incomplete {
+            return Ok(None);
+        }
+        neighbors.push(found);
+        turn.yield_if_due().await;
+    }
+    let probes = options.probes;
+    statistics.rows_filtered = allowed.passed;
+    statistics.plan =
+        format!("ivf: probes {probes}, filtered by included columns, of which {:.1}% pass", 100.0 * selectivity);
+    Ok(Some(Found { neighbors, statistics }))
+}
+
+/// This core's.
+fn cache_and_device() -> Result<(BlockCache<UringDevice>, UringDevice)> {
+    let core = Core::current().ok_or_else(|| Error::new(ErrorCode::Internal, "a search runs on a core"))?;
+    let missing = || Error::new(ErrorCode::Internal, "the cores were started without a volume");
+    Ok((core.cache.clone().ok_or_else(missing)?, core.device.clone().ok_or_else(missing)?))
+}
+
+fn source_of<'a>(
+    question: &'a Question,
+    built: &BuiltIndex,
+    index: &'a IvfIndex,
+    cache: &'a BlockCache<UringDevice>,
+    device: &'a UringDevice,
+) -> ivf::Source<'a, UringDevice> {
+    ivf::Source {
+        index,
+        object: built.handle.id,
+        payload_offset: built.handle.payload_offset,
+        table: &question.table,
+        column: question.column,
+        cache,
+        device,
+        bypass_cache: question.bypass_cache,
+    }
 }
 
 /// The row groups to compare, with the rows that may be in an answer.
@@ -224,11 +320,8 @@ async fn by_index(
     passing: Option<&[FoundRows]>,
     statistics: &mut proto::SearchStatistics,
 ) -> Result<Vec<Vec<Neighbor>>> {
-    let core = Core::current().ok_or_else(|| Error::new(ErrorCode::Internal, "a search runs on a core"))?;
-    let missing = || Error::new(ErrorCode::Internal, "the cores were started without a volume");
-    let cache = core.cache.as_ref().ok_or_else(missing)?;
-    let device = core.device.as_ref().ok_or_else(missing)?;
-    let rows = allowed_rows(&question.table, built, cache, passing).await?;
+    let (cache, device) = cache_and_device()?;
+    let rows = allowed_rows(&question.table, built, &cache, passing).await?;
     let queries = question.queries.rows()?;
     let mut found = Vec::with_capacity(queries.count());
     let mut turn = Turn::default();
@@ -246,20 +339,12 @@ async fn by_index(
             }
         }
         Loaded::Ivf(index) => {
-            let source = ivf::Source {
-                index,
-                object: built.handle.id,
-                payload_offset: built.handle.payload_offset,
-                table: &question.table,
-                column: question.column,
-                cache,
-                device,
-                bypass_cache: question.bypass_cache,
-            };
+            let source = source_of(question, built, index, &cache, &device);
+            let mut allowed = Allowed { rows: rows.as_deref(), ..Default::default() };
             for query in 0..queries.count() {
                 let distance_max = question.distance_max;
                 let options = IvfSearchOptions { distance_max, ..IvfSearchOptions::new(question.k, parameter) };
-                found.push(ivf::search(&source, queries.row(query), options, rows.as_deref(), statistics).await?);
+                found.push(ivf::search(&source, queries.row(query), options, &mut allowed, statistics).await?);
                 turn.yield_if_due().await;
             }
         }

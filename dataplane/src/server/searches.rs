@@ -11,6 +11,7 @@ use arrow_array::Array;
 use arrow_array::cast::AsArray;
 use bytes::Bytes;
 use heliostat_engine::EngineOptions;
+use heliostat_vector::Metric;
 use hidb::plan::substrait::filter_from_substrait;
 use hidb::{Error, ErrorCode, Result, proto};
 
@@ -21,12 +22,11 @@ use super::questions::{Results, engine_options, grant, in_time, snapshot};
 use super::session::{Request, Session};
 use crate::cache::BlockCache;
 use crate::cores::Core;
-use crate::cores::positions::find;
 use crate::device::uring::UringDevice;
 use crate::search::answer::{Projection, one_column, read_rows};
 use crate::search::plan::search;
 use crate::search::{Accuracy, Queries, Question, VectorColumn, metric_of};
-use crate::store::TableSnapshot;
+use crate::store::{TableIndex, TableSnapshot};
 
 /// Recall that is aimed at when the request does not say.
 const RECALL_DEFAULT: f32 = 0.95;
@@ -78,30 +78,25 @@ async fn run(
     let k = message.k as usize;
     let distance_max = message.distance_max.unwrap_or(f32::INFINITY);
     Question::check(k, queries.count(), distance_max, accuracy)?;
-    let mut filter_bytes = 0;
     let projection = Projection::new(&table, &message.projection, queries.count(), options.clone())?;
-    let passing = match message.substrait_filter.is_empty() {
+    let filter = match message.substrait_filter.is_empty() {
         true => None,
-        false => {
-            let filter = filter_from_substrait(&message.substrait_filter, &table.schema)?;
-            let bypass = message.bypass_cache;
-            let cores = &server.cell.cores;
-            let (found, scanned) = find(cores, &table, Some(&filter), options.clone(), None, bypass).await?;
-            filter_bytes = scanned.bytes_read_device;
-            Some(found)
-        }
+        false => Some(filter_from_substrait(&message.substrait_filter, &table.schema)?),
     };
+    let metric = metric_of(message.metric(), metric_of_index(&table, column), column.element)?;
     let question = Arc::new(Question {
-        metric: metric_of(message.metric(), None, column.element)?,
+        metric,
         table: table.clone(),
         column,
         queries: Arc::new(queries),
         k,
         distance_max,
         accuracy,
+        filter,
+        options: options.clone(),
         bypass_cache: message.bypass_cache,
     });
-    let mut found = search(&server.cell.cores, server.index, question, passing).await?;
+    let mut found = search(&server.cell.cores, server.index, question).await?;
     let first = proto::FilteredResultSet { table_generation: table.generation, ..Default::default() };
     results.first = Some((first, projection.schema_message()));
     let (images, bytes_read) = projection.images(&table, cache, &found.neighbors, options.image_bytes_max).await?;
@@ -109,7 +104,7 @@ async fn run(
         results.send_image(image).await?;
     }
     results.send_schema().await?;
-    found.statistics.device_bytes += bytes_read + filter_bytes;
+    found.statistics.device_bytes += bytes_read;
     let last = proto::FilteredResultSet {
         last: true,
         statistics: Some(proto::ScanStatistics {
@@ -123,6 +118,15 @@ async fn run(
         ..Default::default()
     };
     results.send(last, Bytes::new()).await
+}
+
+/// The metric of a column's index: what is meant when nobody says.
+fn metric_of_index(table: &TableSnapshot, column: VectorColumn) -> Option<Metric> {
+    let of_column = |index: &&TableIndex| {
+        table.schema.find(&index.definition.column).is_some_and(|(place, _)| place == column.index)
+    };
+    let definition = &table.indexes.iter().find(of_column)?.definition;
+    metric_of(definition.metric(), None, column.element).ok()
 }
 
 /// The vectors to look for: those that the request brings, or those of the rows that it names.

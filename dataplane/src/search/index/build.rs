@@ -25,13 +25,15 @@ use hidb::aligned::AlignedBytes;
 use hidb::proto::{IndexDefinition, IndexKind};
 use hidb::{DataType, proto};
 
+use super::include::Includes;
+use super::ivf::Allowed;
 use super::progress::Progress;
 use super::{Loaded, LoadedGraph, graph, ivf, unexpected};
 use crate::cache::BlockCache;
 use crate::device::Device;
 use crate::manifest::records::IndexRecord;
 use crate::search::VectorColumn;
-use crate::store::decode::read_chunk;
+use crate::store::decode::{decode_chunk, read_chunk};
 use crate::store::{IndexWriter, Result, Store, StoreError, TableSnapshot};
 use crate::workers::offload;
 
@@ -65,6 +67,8 @@ pub struct Job {
     pub metric: Metric,
     /// Which kind; never `Auto`.
     pub kind: IndexKind,
+    /// The columns that go beside the codes of an IVF index.
+    pub includes: Includes,
 }
 
 /// What the job works with.
@@ -113,16 +117,24 @@ struct Group {
     rowids: Chunk,
     live: Option<Arc<[u64]>>,
     column: VectorColumn,
+    /// The columns that go beside the codes, when the pass asks for them.
+    includes: Vec<Chunk>,
 }
 
 impl Group {
     /// Calls `visit` with vectors and their row ids, up to 1,024 at a time.
     fn for_each(&self, mut visit: impl FnMut(&Rows<'_>, &[u64]) -> Result<()>) -> Result<()> {
+        self.for_each_with(|rows, ids, _| visit(rows, ids))
+    }
+
+    /// Calls `visit` with vectors, their row ids and their rows in the row group, up to 1,024 at a time.
+    fn for_each_with(&self, mut visit: impl FnMut(&Rows<'_>, &[u64], &[u32]) -> Result<()>) -> Result<()> {
         let width = self.column.row_bytes();
         let damaged = |error: heliostat_segment::SegmentError| StoreError::Data(error.into());
         let mut ids = [0i64; BLOCK_ROWS];
         let mut kept = AlignedBytes::zeroed(BLOCK_ROWS * width);
         let mut row_ids = Vec::with_capacity(BLOCK_ROWS);
+        let mut places = Vec::with_capacity(BLOCK_ROWS);
         for block in 0..self.vectors.blocks() {
             let rows = self.vectors.block_rows(block);
             self.rowids.decode_i64(block, &mut ids).map_err(damaged)?;
@@ -135,13 +147,15 @@ impl Group {
             };
             let bytes = self.vectors.plain_block(block).map_err(damaged)?;
             row_ids.clear();
+            places.clear();
             for row in (0..rows).filter(|row| live(*row)) {
                 kept[row_ids.len() * width..][..width].copy_from_slice(&bytes[row * width..][..width]);
                 row_ids.push(ids[row] as u64);
+                places.push((block * BLOCK_ROWS + row) as u32);
             }
             if !row_ids.is_empty() {
                 let some = self.column.rows(&kept[..row_ids.len() * width]).map_err(StoreError::Data)?;
-                visit(&some, &row_ids)?;
+                visit(&some, &row_ids, &places)?;
             }
         }
         Ok(())
@@ -153,6 +167,7 @@ impl Group {
 async fn pass<D: Device, S: Send + 'static>(
     tools: &Tools<'_, D>,
     job: &Job,
+    with_includes: bool,
     mut state: S,
     work: impl Fn(&mut S, &Group) -> Result<()> + Clone + Send + 'static,
 ) -> Result<Option<S>> {
@@ -166,7 +181,13 @@ async fn pass<D: Device, S: Send + 'static>(
             if !is_wanted(tools.store, job) {
                 return Ok(None);
             }
+            let mut includes = Vec::new();
+            let wanted = job.includes.columns().iter().zip(job.includes.types()).filter(|_| with_includes);
+            for (include, data_type) in wanted {
+                includes.push(read_chunk(tools.device, segment, row_group, *include, &data_type).await?);
+            }
             let group = Group {
+                includes,
                 vectors: read_chunk(tools.device, segment, row_group, job.column.index, &data_type).await?,
                 rowids: read_chunk(tools.device, segment, row_group, rowid_column, &DataType::Int64).await?,
                 live: table.live_rows(segment.id, row_group),
@@ -228,7 +249,7 @@ async fn sample<D: Device>(tools: &Tools<'_, D>, job: &Job) -> Result<Option<Sam
     tools.progress.begin("sampling", 0.05);
     tools.progress.memory(4 * capacity.min(rows as usize) * dimension);
     let unit = metric == Metric::Cosine && job.kind != IndexKind::Graph;
-    pass(tools, job, start, move |sample, group| {
+    pass(tools, job, false, start, move |sample, group| {
         let mut float = vec![0.0; dimension];
         group.for_each(|rows, ids| {
             for (row, id) in ids.iter().enumerate() {
@@ -345,7 +366,7 @@ async fn build_graph<D: Device>(tools: &Tools<'_, D>, job: &Job, sample: Sample)
     }
     tools.progress.begin("encoding", 0.15);
     let start = Filling { builder: None, rowids: Vec::with_capacity(rows as usize), truths, memory: 0 };
-    let filled = pass(tools, job, start, move |filling, group| {
+    let filled = pass(tools, job, false, start, move |filling, group| {
         group.for_each(|rows, ids| {
             let builder = match &mut filling.builder {
                 Some(builder) => builder,
@@ -467,10 +488,17 @@ async fn build_ivf<D: Device>(tools: &Tools<'_, D>, job: &Job, sample: Sample) -
         0 => IVF_BITS,
         bits => bits as u8,
     };
-    let options = IvfOptions { metric, element: column.element, bits, includes: 0, record_bytes: 0, seed: SEED };
+    let options = IvfOptions {
+        metric,
+        element: column.element,
+        bits,
+        includes: job.includes.columns().len(),
+        record_bytes: job.includes.record_bytes(),
+        seed: SEED,
+    };
     let builder = IvfBuilder::new(options, centroids).map_err(unexpected)?;
     tools.progress.begin("assigning", 0.25);
-    let assigned = pass(tools, job, (builder, truths), |(builder, truths), group| {
+    let assigned = pass(tools, job, false, (builder, truths), |(builder, truths), group| {
         group.for_each(|rows, ids| {
             builder.assign(rows).map_err(unexpected)?;
             truths.compare(rows, ids)
@@ -507,18 +535,29 @@ async fn write_lists<D: Device>(
 ) -> Result<Option<IvfBuilder>> {
     for _ in 0..passes {
         tools.progress.begin("encoding", 0.2 / passes as f32);
-        let encoded = pass(tools, job, builder, |builder, group| {
-            group.for_each(|rows, ids| builder.encode(rows, ids, &[]).map_err(unexpected))
+        let includes = job.includes.clone();
+        let encoded = pass(tools, job, true, builder, move |builder, group| {
+            let decoded = group.includes.iter().map(decode_chunk).collect::<std::result::Result<Vec<_>, _>>();
+            let arrays = decoded.map_err(StoreError::Data)?;
+            let mut records = Vec::new();
+            group.for_each_with(|rows, ids, places| {
+                records.clear();
+                places.iter().for_each(|row| includes.push_record(&arrays, *row as usize, &mut records));
+                builder.encode(rows, ids, &records).map_err(unexpected)
+            })
         })
         .await?;
         let Some(done) = encoded else { return Ok(None) };
         builder = done;
         loop {
+            let includes = job.includes.clone();
             let (made, bytes) = offload(&**tools.store.workers(), move || -> Result<(IvfBuilder, Vec<u8>)> {
                 let mut bytes = Vec::new();
                 while bytes.len() < WRITE_BYTES {
                     let Some(list) = builder.next_list() else { break };
-                    bytes.extend(builder.write(list, &[]).map_err(unexpected)?);
+                    let columns = includes.encode(list.records()).map_err(StoreError::Data)?;
+                    let columns: Vec<&[u8]> = columns.iter().map(Vec::as_slice).collect();
+                    bytes.extend(builder.write(list, &columns).map_err(unexpected)?);
                 }
                 Ok((builder, bytes))
             })
@@ -563,7 +602,7 @@ async fn finish_ivf<D: Device>(
             bypass_cache: false,
         };
         let options = IvfSearchOptions::new(K + 1, probes as usize);
-        let found = ivf::search(&source, rows.row(query), options, None, &mut statistics).await;
+        let found = ivf::search(&source, rows.row(query), options, &mut Allowed::default(), &mut statistics).await;
         calibrator.found(&without(ids[query], found.map_err(StoreError::Data)?));
         done += 1;
         tools.progress.advance(done, total as u64);

@@ -20,16 +20,17 @@ use arrow_data::ArrayData;
 use bytes::Bytes;
 use heliostat_engine::{CompiledScan, CoreScan, EngineOptions, Step};
 use heliostat_segment::{Chunk, ChunkMeta, Encoding, RowGroupMeta, RowIds, SegmentFooter, ZoneMap, encode_row_group};
+use heliostat_vector::ivf::INCLUDES_MAX;
 use hidb::arrow_mapping::to_arrow_schema;
 use hidb::plan::Expr;
-use hidb::{DataType, Error, ErrorCode, ROW_GROUP_ROWS, Result, Schema};
+use hidb::{DataType, Error, ErrorCode, Field, ROW_GROUP_ROWS, Result, Schema};
 
 /// The columns that an index keeps beside its codes.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Includes {
     /// Their places in the table's schema.
     columns: Vec<usize>,
-    schema: Arc<Schema>,
+    fields: Vec<Field>,
 }
 
 fn value_bytes(data_type: &DataType) -> Option<usize> {
@@ -65,7 +66,11 @@ impl Includes {
             columns.push(index);
             fields.push(field.clone());
         }
-        Ok(Includes { columns, schema: Arc::new(Schema::of_result(fields)) })
+        if columns.len() > INCLUDES_MAX {
+            let text = format!("{} columns to include: an index has at most {INCLUDES_MAX}", columns.len());
+            return Err(Error::new(ErrorCode::LimitExceeded, text));
+        }
+        Ok(Includes { columns, fields })
     }
 
     /// Their places in the table's schema.
@@ -75,17 +80,17 @@ impl Includes {
 
     /// Their types.
     pub fn types(&self) -> impl Iterator<Item = DataType> {
-        self.schema.fields().iter().map(|field| field.data_type)
+        self.fields.iter().map(|field| field.data_type)
     }
 
     /// Bytes of a row's record.
     pub fn record_bytes(&self) -> usize {
-        self.schema.fields().iter().map(|field| 1 + value_bytes(&field.data_type).unwrap_or(0)).sum()
+        self.fields.iter().map(|field| 1 + value_bytes(&field.data_type).unwrap_or(0)).sum()
     }
 
     /// Appends the record of a row of canonical arrays.
     pub fn push_record(&self, arrays: &[ArrayRef], row: usize, records: &mut Vec<u8>) {
-        for (array, field) in arrays.iter().zip(self.schema.fields()) {
+        for (array, field) in arrays.iter().zip(&self.fields) {
             let width = value_bytes(&field.data_type).unwrap_or(0);
             records.push(u8::from(array.is_valid(row)));
             let data = array.to_data();
@@ -112,9 +117,10 @@ impl Includes {
             return Ok(vec![Vec::new(); self.columns.len()]);
         }
         let mut arrays = Vec::with_capacity(self.columns.len());
-        let arrow = to_arrow_schema(&self.schema, true);
+        let schema = Schema::of_result(self.fields.clone());
+        let arrow = to_arrow_schema(&schema, true);
         let mut from = 0;
-        for (field, arrow) in self.schema.fields().iter().zip(arrow.fields()) {
+        for (field, arrow) in self.fields.iter().zip(arrow.fields()) {
             let width = value_bytes(&field.data_type).unwrap_or(0);
             let values = || records.chunks_exact(stride).map(|record| &record[from + 1..][..width]);
             let buffer = match field.data_type {
@@ -134,7 +140,7 @@ impl Includes {
         let options = RecordBatchOptions::new().with_row_count(Some(rows));
         let batch = RecordBatch::try_new_with_options(arrow, arrays, &options)
             .map_err(|error| Error::new(ErrorCode::Internal, error.to_string()))?;
-        let encoded = encode_row_group(&self.schema, &[batch], RowIds::From(0))?;
+        let encoded = encode_row_group(&schema, &[batch], RowIds::From(0))?;
         Ok(encoded.chunks.into_iter().take(self.columns.len()).map(|chunk| chunk.bytes).collect())
     }
 }
@@ -154,7 +160,12 @@ impl ListFilter {
     ///
     /// # Errors
     /// What the engine refuses.
-    pub fn new(includes: &Includes, filter: &Expr, table: &Schema, options: EngineOptions) -> Result<Option<ListFilter>> {
+    pub fn new(
+        includes: &Includes,
+        filter: &Expr,
+        table: &Schema,
+        options: EngineOptions,
+    ) -> Result<Option<ListFilter>> {
         let mut places = vec![None; table.len() + 1];
         for (place, column) in includes.columns.iter().enumerate() {
             places[*column] = Some(place);
@@ -229,5 +240,93 @@ impl ListFilter {
             }
         }
         Ok(Some(passing))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow_array::{BooleanArray, Float64Array, Int32Array, Int64Array};
+    use hidb::plan::sql::parse_predicate;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn table() -> Schema {
+        let field = |name: &str, data_type, nullable| Field::new(name, data_type, nullable);
+        let fields = vec![
+            field("text", DataType::Text, true),
+            field("small", DataType::Int32, true),
+            field("big", DataType::Int64, false),
+            field("flag", DataType::Boolean, true),
+            field("real", DataType::Float64, true),
+        ];
+        Schema::new(fields).unwrap()
+    }
+
+    type Row = (Option<i32>, i64, Option<bool>, Option<f64>);
+
+    /// The bitmap of a list of these rows.
+    fn passing(rows: &[Row], filter: &str) -> Vec<bool> {
+        let schema = table();
+        let names = ["real", "small", "flag", "big"].map(String::from);
+        let includes = Includes::new(&schema, &names).unwrap();
+        let arrays: Vec<ArrayRef> = vec![
+            Arc::new(rows.iter().map(|row| row.3).collect::<Float64Array>()),
+            Arc::new(rows.iter().map(|row| row.0).collect::<Int32Array>()),
+            Arc::new(rows.iter().map(|row| row.2).collect::<BooleanArray>()),
+            Arc::new(rows.iter().map(|row| row.1).collect::<Int64Array>()),
+        ];
+        let mut records = Vec::new();
+        (0..rows.len()).for_each(|row| includes.push_record(&arrays, row, &mut records));
+        assert_eq!(records.len(), rows.len() * includes.record_bytes());
+        let columns: Vec<Bytes> = includes.encode(&records).unwrap().into_iter().map(Bytes::from).collect();
+        let expr = parse_predicate(filter, &schema).unwrap();
+        let filter = ListFilter::new(&includes, &expr, &schema, EngineOptions::default()).unwrap();
+        let bits = filter.unwrap().rows(7, rows.len(), |column| columns[column].clone()).unwrap().unwrap();
+        (0..rows.len()).map(|row| bits[row / 64] >> (row % 64) & 1 == 1).collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn a_list_passes_the_rows_that_the_condition_says(
+            rows in proptest::collection::vec(
+                (proptest::option::of(-5i32..5), -3i64..3, proptest::option::of(any::<bool>()), proptest::option::of(-2.0f64..2.0)),
+                1..3000,
+            ),
+        ) {
+            let cases: [(&str, fn(&Row) -> bool); 5] = [
+                ("small >= 2 and big < 1", |row| row.0.is_some_and(|small| small >= 2) && row.1 < 1),
+                ("small is null or flag", |row| row.0.is_none() || row.2 == Some(true)),
+                ("real > 0.5 and not flag", |row| row.3.is_some_and(|real| real > 0.5) && row.2 == Some(false)),
+                ("big in (0, 2)", |row| row.1 == 0 || row.1 == 2),
+                ("big > 100", |_| false),
+            ];
+            for (filter, expected) in cases {
+                let expected: Vec<bool> = rows.iter().map(expected).collect();
+                prop_assert_eq!(passing(&rows, filter), expected, "{}", filter);
+            }
+        }
+    }
+
+    #[test]
+    fn what_can_not_be_included_is_refused_and_other_conditions_are_left_to_scans() {
+        let schema = table();
+        let refused = |names: &[&str]| {
+            let names: Vec<String> = names.iter().map(|name| name.to_string()).collect();
+            Includes::new(&schema, &names).unwrap_err().code
+        };
+        assert_eq!(refused(&["text"]), ErrorCode::UnsupportedType);
+        assert_eq!(refused(&["missing"]), ErrorCode::UnknownColumn);
+        assert_eq!(refused(&["big", "big"]), ErrorCode::InvalidParameter);
+        let includes = Includes::new(&schema, &["big".to_string()]).unwrap();
+        for filter in ["small = 1", "big = 1 and text = 'a'", "_rowid < 5"] {
+            let expr = parse_predicate(filter, &schema).unwrap();
+            assert!(
+                ListFilter::new(&includes, &expr, &schema, EngineOptions::default()).unwrap().is_none(),
+                "{filter}"
+            );
+        }
     }
 }

@@ -10,12 +10,14 @@
 //! - At most one read a list and one a candidate; adjacent ones are one read.
 //! - A vector is compared only when its bytes have the checksum that the list keeps.
 
+use bytes::Bytes;
 use futures::future::try_join_all;
 use heliostat_vector::ivf::{Candidate, IvfIndex, IvfSearch, IvfSearchOptions, ListView};
 use heliostat_vector::{Elements, Neighbor};
 use hidb::aligned::AlignedBytes;
 use hidb::{Error, ErrorCode, Result, proto};
 
+use super::include::ListFilter;
 use crate::cache::{BlockCache, ChunkAddress, ChunkKey};
 use crate::cores::Turn;
 use crate::device::{BLOCK_BYTES, Device};
@@ -46,7 +48,54 @@ pub struct Source<'a, D> {
     pub bypass_cache: bool,
 }
 
-/// The nearest rows by row id, nearest first. `rows` are those that may be in the answer. Adds to `statistics`.
+/// The rows that may be in an answer.
+#[derive(Default)]
+pub struct Allowed<'a> {
+    /// Those in this set; `None`: all.
+    pub rows: Option<&'a RowSet>,
+    /// Those for which a condition on included columns is true.
+    pub filter: Option<ListFilter>,
+    /// Rows of lists that were looked at with the condition, and those for which it was true.
+    pub tested: u64,
+    /// See `tested`.
+    pub passed: u64,
+    /// A list keeps no columns: the answer lacks rows of it.
+    pub is_incomplete: bool,
+}
+
+impl Allowed<'_> {
+    /// Writes the bitmap of a list's places whose rows are allowed; false when all are.
+    fn places(&mut self, view: &ListView<'_>, list: u32, bytes: &Bytes, words: &mut Vec<u64>) -> Result<bool> {
+        let rows = view.rows();
+        if self.rows.is_none() && self.filter.is_none() {
+            return Ok(false);
+        }
+        words.clear();
+        match &mut self.filter {
+            None => words.resize(rows.div_ceil(64), u64::MAX),
+            Some(filter) => match filter.rows(list, rows, |column| bytes.slice_ref(view.include(column)))? {
+                Some(passing) => {
+                    self.tested += rows as u64;
+                    self.passed += passing.iter().map(|word| u64::from(word.count_ones())).sum::<u64>();
+                    words.extend(passing);
+                }
+                None => {
+                    self.is_incomplete = true;
+                    words.resize(rows.div_ceil(64), 0);
+                }
+            },
+        }
+        if let Some(allowed) = self.rows {
+            for place in 0..rows {
+                let is_in = allowed.contains(view.id(place) as i64);
+                words[place / 64] &= !(u64::from(!is_in) << (place % 64));
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// The nearest rows by row id, nearest first, of those that are allowed. Adds to `statistics`.
 ///
 /// # Errors
 /// `InvalidParameter` for what does not fit the index; the device's; `Corruption`.
@@ -54,7 +103,7 @@ pub async fn search<D: Device>(
     source: &Source<'_, D>,
     query: Elements<'_>,
     options: IvfSearchOptions,
-    rows: Option<&RowSet>,
+    allowed: &mut Allowed<'_>,
     statistics: &mut proto::SearchStatistics,
 ) -> Result<Vec<Neighbor>> {
     let mut turn = Turn::default();
@@ -75,15 +124,8 @@ pub async fn search<D: Device>(
     let mut words = Vec::new();
     for ((list, _), bytes) in reads.iter().zip(&fetched.chunks) {
         let view = ListView::new(source.index, *list, bytes).map_err(internal)?;
-        let filter = rows.map(|rows| {
-            words.clear();
-            words.resize(view.rows().div_ceil(64), 0u64);
-            for place in 0..view.rows() {
-                words[place / 64] |= u64::from(rows.contains(view.id(place) as i64)) << (place % 64);
-            }
-            &words[..]
-        });
-        search.scan(*list, &view, filter).map_err(internal)?;
+        let is_filtered = allowed.places(&view, *list, bytes, &mut words)?;
+        search.scan(*list, &view, is_filtered.then_some(&words[..])).map_err(internal)?;
         turn.yield_if_due().await;
     }
     let candidates = search.candidates();

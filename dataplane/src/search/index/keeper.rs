@@ -21,6 +21,7 @@ use hidb::{Error, ErrorCode, Result};
 use tokio::sync::Notify;
 
 use super::build::{Job, Tools, build};
+use super::include::Includes;
 use super::loaded;
 use super::progress::Progress;
 use crate::cores::{Core, Cores, run_in_background};
@@ -142,7 +143,12 @@ impl Keeper {
             IndexKind::Graph => IndexKind::Graph,
             IndexKind::Auto | IndexKind::Unspecified => self.choose(store, table, column),
         };
-        let job = Job { table: table.clone(), definition: definition.clone(), column, metric, kind };
+        let includes = match kind {
+            IndexKind::Ivf => Includes::new(&table.schema, &definition.include)?,
+            // A graph has no lists to lay columns into: filters are evaluated by a scan.
+            _ => Includes::default(),
+        };
+        let job = Job { table: table.clone(), definition: definition.clone(), column, metric, kind, includes };
         let progress = Arc::new(Progress::default());
         let key = (table.id, definition.column.clone());
         self.known().building.insert(key.clone(), progress.clone());
@@ -260,11 +266,10 @@ pub fn check_definition(table: &TableSnapshot, definition: &IndexDefinition) -> 
     if definition.degree != 0 && !(4..=128).contains(&definition.degree) {
         return refuse(format!("degree {}: a graph's nodes have 4 to 128 neighbours", definition.degree));
     }
-    if !definition.include.is_empty() {
-        let text =
-            "this version of the cell keeps no INCLUDE columns in an index: filters read the table's own columns";
-        return Err(Error::new(ErrorCode::UnsupportedPlan, text));
+    if !definition.include.is_empty() && definition.kind() == IndexKind::Graph {
+        return refuse("a graph has no lists beside which columns could lie: include columns in an ivf index".into());
     }
+    Includes::new(&table.schema, &definition.include)?;
     Ok((column, metric))
 }
 

@@ -9,6 +9,7 @@
 
 pub mod build;
 pub mod graph;
+pub mod include;
 pub mod ivf;
 pub mod keeper;
 pub mod progress;

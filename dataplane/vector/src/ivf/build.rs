@@ -27,6 +27,9 @@ use crate::{
     },
 };
 
+/// What an encoded `INCLUDE` column takes at most beside its rows' records.
+const INCLUDE_OVERHEAD_BYTES: usize = 1024;
+
 /// What to build.
 #[derive(Clone, Copy, Debug)]
 pub struct IvfOptions {
@@ -228,7 +231,7 @@ impl IvfBuilder {
         let padded = self.index.rotation.padded();
         let block = (block_bytes(padded) + BlockFactors::BYTES) as u64;
         let row = (8 + 4 + many_bytes(padded, self.index.bits) + self.record_bytes) as u64;
-        let column = 8 + 64; // length, and what encoding a column costs
+        let column = 8 + INCLUDE_OVERHEAD_BYTES; // its length, and what encoding it costs at most
         let head = 16 + (self.index.includes * column) as u64;
         let list = |entry: &ListEntry| match u64::from(entry.rows) {
             0 => 0,
