@@ -145,7 +145,12 @@ async fn run_create(create: Create, global: &Global) -> Result<(), Failure> {
     let (table, column) = (&create.table, &create.column);
     client.create_index(table, create.definition(), create.if_not_exists).await?;
     if create.no_wait {
-        println!("the index of {table}.{column} is being built: `heliostat index ls {table}` says how far it is");
+        match find(&client, table, column).await? {
+            Some(index) if index.state() == State::Ready => println!("index of {table}.{column}: {}", describe(&index)),
+            _ => println!(
+                "the index of {table}.{column} is being built: `heliostat index ls {table}` says how far it is"
+            ),
+        }
         return Ok(());
     }
     let bar = progress_bar(create.quiet);
