@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Float32Type, Int32Type, Int64Type};
-use arrow_array::{Array, Int64Array, RecordBatch};
+use arrow_array::{Int64Array, RecordBatch};
 use arrow_buffer::NullBuffer;
 use cell::{PATIENCE, TestCell, assert_clean};
 use futures::StreamExt;

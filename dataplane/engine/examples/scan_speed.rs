@@ -131,7 +131,7 @@ fn run(compiled: &Arc<CompiledScan>, segments: &[Segment]) -> Result<Run> {
                 Step::Need(columns) => columns.into_iter().try_for_each(|c| scan.supply(c, chunks[c].clone()))?,
                 Step::Image(image) => run.rows += u64::from(image.rows),
                 Step::Progress => {}
-                Step::RowGroupDone | Step::Finished => break,
+                Step::Rows(_) | Step::RowGroupDone | Step::Finished => break,
             }
         }
     }

@@ -70,7 +70,8 @@ mod tests {
             prop_assert!(cut.positions().is_none());
             let longer = DeletionRecord { bitmap: [record.bitmap.as_slice(), &[0]].concat(), ..record.clone() };
             prop_assert!(longer.positions().is_none());
-            prop_assert!(DeletionRecord { rows: record.rows + 1, ..record }.positions().is_none());
+            let wrong_count = DeletionRecord { rows: record.rows + 1, ..record };
+            prop_assert!(wrong_count.positions().is_none());
         }
     }
 
