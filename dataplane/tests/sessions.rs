@@ -217,8 +217,8 @@ fn errors_name_what_is_there_and_bring_the_current_schema() {
     assert_eq!(stale.current_schema_hash, schema().hash());
     let search = proto::VectorSearchRequest { table: "orders".into(), ..Default::default() };
     let search = wire.ask::<proto::Done>(FrameKind::VectorSearchRequest, &search).unwrap_err();
-    assert_eq!(code(&search), ErrorCode::UnsupportedPlan);
-    assert!(search.message.contains("VectorSearchRequest"));
+    assert_eq!(code(&search), ErrorCode::UnknownColumn);
+    assert!(search.message.contains("vector columns are []"), "{}", search.message);
     let kv = wire.ask::<proto::Done>(FrameKind::KeyValueRequest, &proto::KeyValueRequest::default()).unwrap_err();
     assert_eq!(code(&kv), ErrorCode::UnsupportedPlan);
     assert!(kv.message.contains("KeyValueRequest"));
@@ -263,7 +263,7 @@ fn batches_that_break_the_schema_fail_the_load_with_the_number_of_the_batch() {
             break frame.message::<proto::Error>().unwrap();
         }
     };
-    assert!(error.message.starts_with("batch 1: "), "{}", error.message);
+    assert!(error.message.starts_with("batch 1, rows from 10 of the load: "), "{}", error.message);
     // The load can be taken up again from what is durable.
     let mut again = Wire::connect(cell.address);
     let state = again.load_begin([3; 16], "t").unwrap();

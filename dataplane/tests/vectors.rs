@@ -70,7 +70,8 @@ fn components_that_are_not_finite_are_refused_with_the_row_of_the_load() {
     let folder = tempfile::tempdir().unwrap();
     let cell = TestCell::start(folder.path(), &[]);
     runtime().block_on(async {
-        let client = Client::connect(&format!("hidb://{}", cell.address), ConnectOptions::default()).await.unwrap();
+        let client =
+            Client::connect(&format!("hidb+plain://{}", cell.address), ConnectOptions::default()).await.unwrap();
         for element in ["f32", "f16"] {
             let schema = schema(&format!("vector(3,{element})"));
             // The client cuts batches of 16,384 rows: rows are counted over all of them.
@@ -179,7 +180,7 @@ fn vectors_of_bits_are_stored_compared_merged_and_returned() {
         }
         seen
     };
-    let url = format!("hidb://{}", cell.address);
+    let url = format!("hidb+plain://{}", cell.address);
     runtime().block_on(async {
         let client = Client::connect(&url, ConnectOptions::default()).await.unwrap();
         load(&client, "t", &schema, &[rows(0)]).await.unwrap();
@@ -211,7 +212,7 @@ fn vectors_of_bits_are_stored_compared_merged_and_returned() {
     assert!(cell.stop().success());
     assert_clean(folder.path());
     let cell = TestCell::start(folder.path(), &[]);
-    let url = format!("hidb://{}", cell.address);
+    let url = format!("hidb+plain://{}", cell.address);
     runtime().block_on(async {
         let client = Client::connect(&url, ConnectOptions::default()).await.unwrap();
         assert_eq!(check(&read(&client, ScanRequest::table("t")).await), LOADS * ROWS);

@@ -240,7 +240,7 @@ impl Source<'_> {
     /// `1011`, or `[1, 0, 1, 1]`: component 0 first.
     fn bits(&self, dimension: u32) -> Result<ArrayRef, BadField> {
         let width = VectorElement::Bit.row_bytes(dimension);
-        let mut bytes = Vec::with_capacity(self.chunk.rows() * width);
+        let mut bytes: Vec<u8> = Vec::with_capacity(self.chunk.rows() * width);
         let mut present = arrow_buffer::NullBufferBuilder::new(self.chunk.rows());
         self.each(|value| {
             let from = bytes.len();

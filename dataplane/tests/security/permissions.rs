@@ -95,6 +95,22 @@ fn cases() -> Vec<Case> {
             proto::VectorSearchRequest { table: "t".into(), ..Default::default() }.encode_to_vec(),
             Table(Read),
         ),
+        case(
+            FrameKind::DeleteRows,
+            proto::DeleteRows { table: "t".into(), schema_hash: 1, ..Default::default() }.encode_to_vec(),
+            Table(Write),
+        ),
+        case(
+            FrameKind::CreateIndex,
+            proto::CreateIndex { table: "t".into(), ..Default::default() }.encode_to_vec(),
+            Table(Write),
+        ),
+        case(
+            FrameKind::DropIndex,
+            proto::DropIndex { table: "t".into(), column: "v".into(), if_exists: true }.encode_to_vec(),
+            Table(Write),
+        ),
+        case(FrameKind::ListIndexes, proto::ListIndexes { table: "t".into() }.encode_to_vec(), Table(Read)),
         case(FrameKind::KeyValueRequest, key_value(get).encode_to_vec(), Table(Read)),
         case(FrameKind::KeyValueRequest, key_value(put).encode_to_vec(), Table(Write)),
         case(
@@ -209,6 +225,8 @@ fn every_request_needs_what_its_role_and_grants_say() {
         "LoadState",
         "KeyValueResponse",
         "UserList",
+        "RowsDeleted",
+        "IndexList",
     ];
     for kind in left_out {
         assert!(housekeeping.contains(&kind), "{kind}: who may send it?");

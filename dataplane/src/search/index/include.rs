@@ -296,7 +296,8 @@ mod tests {
                 1..3000,
             ),
         ) {
-            let cases: [(&str, fn(&Row) -> bool); 5] = [
+            type Case = (&'static str, fn(&Row) -> bool);
+            let cases: [Case; 5] = [
                 ("small >= 2 and big < 1", |row| row.0.is_some_and(|small| small >= 2) && row.1 < 1),
                 ("small is null or flag", |row| row.0.is_none() || row.2 == Some(true)),
                 ("real > 0.5 and not flag", |row| row.3.is_some_and(|real| real > 0.5) && row.2 == Some(false)),
