@@ -493,7 +493,7 @@ impl Drop for LoadWriter {
             && !self.progress.aborted
         {
             let body = proto::LoadAbort { load_id: self.load_id() };
-            let _ = wire.request.connection().post(FrameKind::LoadAbort, wire.request.id(), &body);
+            let _ = wire.request.connection().post_request(FrameKind::LoadAbort, &body);
         }
     }
 }

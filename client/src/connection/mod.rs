@@ -137,6 +137,12 @@ impl Connection {
         Ok(request)
     }
 
+    /// Queues a request whose answer nobody waits for. Its id is its own: that of a request that was answered a moment ago
+    /// may still be in use at the cell.
+    pub(crate) fn post_request(&self, kind: FrameKind, body: &impl Message) -> Result<()> {
+        self.post(kind, self.shared.next_request.fetch_add(1, Ordering::Relaxed), body)
+    }
+
     /// Queues a frame that gets no answer.
     pub(crate) fn post(&self, kind: FrameKind, request_id: u64, body: &impl Message) -> Result<()> {
         self.shared.send(encode_frame(kind, request_id, body, &[])?.into())
