@@ -10,7 +10,7 @@ const ROWS: usize = 1000;
 
 /// Rows `id, tag, v` with `v = [id, 0]`.
 fn csv(path: &Path, ids: std::ops::Range<usize>) {
-    let tag = |id: usize| if id % 2 == 0 { "even" } else { "odd" };
+    let tag = |id: usize| if id.is_multiple_of(2) { "even" } else { "odd" };
     let rows: String = ids.map(|id| format!("{id},{},\"[{id}, 0]\"\n", tag(id))).collect();
     std::fs::write(path, format!("id,tag,v\n{rows}")).unwrap();
 }

@@ -115,13 +115,16 @@ fn record(seed: u64, steps: usize) -> Run {
     Run { image, events, steps: recorded, manifests, rowids, _folder: folder }
 }
 
+/// A snapshot, and what it held when it was taken.
+type Reader = (Arc<TableSnapshot>, Vec<(i64, i64)>);
+
 struct Workload {
     device: SimDevice,
     store: Arc<Store>,
     model: Model,
     writers: BTreeMap<u8, LoadWriter>,
     /// Snapshots, and what was in them.
-    readers: Vec<(Arc<TableSnapshot>, Vec<(i64, i64)>)>,
+    readers: Vec<Reader>,
     next_load: u8,
     next_key: i64,
 }

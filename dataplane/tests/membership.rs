@@ -376,7 +376,8 @@ fn filters_of_every_type_rule_out_what_is_absent_and_nothing_else_also_after_a_m
                     for value in [values[row].clone(), random_value(kind, &mut rng)] {
                         let equal = values.iter().enumerate().filter(|(_, other)| **other == value);
                         let expected: Vec<i64> = equal.map(|(row, _)| row as i64).collect();
-                        let (found, statistics) = numbers(prepared.execute(&[value.clone()]).await.unwrap()).await;
+                        let (found, statistics) =
+                            numbers(prepared.execute(std::slice::from_ref(&value)).await.unwrap()).await;
                         assert_eq!(found, expected, "{name} = {value:?} in {table}");
                         pruned += statistics.row_groups_pruned;
                     }

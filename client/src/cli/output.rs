@@ -425,12 +425,13 @@ mod tests {
         let schema = arrow_mapping::to_arrow_schema(&hidb::Schema::new(fields).unwrap(), true);
         let columns = vec![vectors(types[0].1, vec![1, 0xff, 0, 0]), vectors(types[1].1, vec![0b101, 0b10, 0, 0])];
         let batch = RecordBatch::try_new(schema.clone(), columns).unwrap();
-        let text = |format| String::from_utf8(written_as(format, schema.clone(), &[batch.clone()])).unwrap();
+        let text =
+            |format| String::from_utf8(written_as(format, schema.clone(), std::slice::from_ref(&batch))).unwrap();
         assert_eq!(text(Format::Csv), "v,b\n\"[1,-1]\",1010000001\n,\n");
         assert_eq!(text(Format::Json), "{\"v\":[1,-1],\"b\":\"1010000001\"}\n{\"v\":null,\"b\":null}\n");
         assert!(text(Format::Table).contains("[1,-1]  1010000001"), "{}", text(Format::Table));
         // What is written as Parquet is read as the same types.
-        let bytes = bytes::Bytes::from(written_as(Format::Parquet, schema.clone(), &[batch.clone()]));
+        let bytes = bytes::Bytes::from(written_as(Format::Parquet, schema.clone(), std::slice::from_ref(&batch)));
         let reader = ParquetRecordBatchReaderBuilder::try_new(bytes).unwrap();
         let read = arrow_mapping::from_arrow_schema(reader.schema()).unwrap();
         assert_eq!(read.fields().iter().map(|f| f.data_type.to_string()).collect::<Vec<_>>(), types.map(|(_, t)| t));
