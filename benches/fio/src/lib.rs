@@ -13,7 +13,7 @@
 //! - `measure`: what is counted.
 //! - `report`: fio's human form, JSON, terse.
 //! - `help`, [`manual`]: the options in text, as a man page, and for completions.
-//! - `compare`, `plot`, `sweep`: two reports, a picture, several runs.
+//! - `compare`, [`plot`], `sweep`: two reports, a picture (whose colours and scales others may use), several runs.
 //! - `files`, `guard`, `verify`: laying out, not destroying, and finding wrong blocks.
 
 mod command;
@@ -28,7 +28,7 @@ pub mod manual;
 mod measure;
 mod pattern;
 #[cfg(feature = "plot")]
-mod plot;
+pub mod plot;
 mod report;
 mod run;
 mod sweep;

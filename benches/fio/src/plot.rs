@@ -10,7 +10,8 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 use serde_json::Value;
 
-const COLOURS: [RGBColor; 7] = [
+/// Of lines, in order.
+pub const COLOURS: [RGBColor; 7] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
     RGBColor(0, 158, 115),
@@ -20,8 +21,10 @@ const COLOURS: [RGBColor; 7] = [
     RGBColor(80, 80, 80),
 ];
 const SIZE: (u32, u32) = (960, 840);
-const INK: RGBColor = RGBColor(60, 60, 60);
-const GRID: RGBColor = RGBColor(225, 225, 225);
+/// Of text and axes.
+pub const INK: RGBColor = RGBColor(60, 60, 60);
+/// Of lines behind the data.
+pub const GRID: RGBColor = RGBColor(225, 225, 225);
 
 /// One job and direction of one report.
 struct Line {
@@ -79,7 +82,7 @@ fn lines_of(report: &Value, mark: &str) -> Vec<Line> {
 }
 
 /// Where a percentile stands on the scale of nines: 0 at 0, 1 at 90, 2 at 99.
-fn nines(percent: f64) -> f64 {
+pub fn nines(percent: f64) -> f64 {
     -(1.0 - percent.min(99.9999) / 100.0).log10()
 }
 
@@ -194,7 +197,7 @@ fn draw_throughput(area: &Area<'_>, lines: &[Line]) -> Result<(), Box<dyn std::e
 }
 
 /// Nanoseconds with the prefix of a second's part.
-fn si(ns: u64) -> String {
+pub fn si(ns: u64) -> String {
     let (value, unit) = match ns {
         0..1_000 => (ns as f64, "n"),
         1_000..1_000_000 => (ns as f64 / 1e3, "µ"),

@@ -152,6 +152,43 @@ impl EngineContext {
     }
 }
 
+/// A number of an engine's own, beside what the job measures.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Figure {
+    /// What was counted, as a key of JSON: `lists_probed`.
+    pub name: String,
+    /// Its sum over everything that was counted.
+    pub total: f64,
+    /// How many things it was summed over: the report shows the mean. `None`: it shows how many a second of the job's time.
+    pub count: Option<u64>,
+}
+
+/// What an engine found out itself, for the report of its job. Those of several clones are added up.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Findings {
+    /// In the order of the report; each name once.
+    pub figures: Vec<Figure>,
+    /// Sentences; what several clones say is shown once.
+    pub notes: Vec<String>,
+}
+
+impl Findings {
+    /// Adds those of another clone.
+    pub(crate) fn merge(&mut self, other: &Findings) {
+        for theirs in &other.figures {
+            match self.figures.iter_mut().find(|ours| ours.name == theirs.name) {
+                Some(ours) => {
+                    ours.total += theirs.total;
+                    ours.count = ours.count.zip(theirs.count).map(|(ours, theirs)| ours + theirs);
+                }
+                None => self.figures.push(theirs.clone()),
+            }
+        }
+        let unknown: Vec<String> = other.notes.iter().filter(|note| !self.notes.contains(note)).cloned().collect();
+        self.notes.extend(unknown);
+    }
+}
+
 /// Why an engine can't go on.
 #[derive(Debug, Error)]
 pub enum EngineError {
@@ -226,6 +263,14 @@ pub trait Engine {
     ) -> Result<(), EngineError>;
     /// The buffer of a slot that is not in flight.
     fn buffer(&mut self, slot: u32) -> &mut [u8];
+    /// Measuring begins, at the start or anew when the ramp is over: what was counted for [`Engine::findings`] so far is
+    /// forgotten.
+    fn start_measuring(&mut self) {}
+    /// What the engine found out itself since then, for the report; asked for after [`Engine::finish`], and for a status in
+    /// between.
+    fn findings(&self) -> Findings {
+        Findings::default()
+    }
     /// Ends what was begun, once the job is over and its ops have completed. An error here is one of the job; the time is not
     /// measured.
     fn finish(&mut self) -> Result<(), EngineError> {

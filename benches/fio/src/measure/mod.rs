@@ -11,6 +11,8 @@
 
 use hdrhistogram::Histogram;
 
+use crate::engine::Findings;
+
 pub(crate) mod cpu;
 pub(crate) mod log;
 mod samples;
@@ -204,6 +206,8 @@ pub(crate) struct JobStats {
     /// Errors in each second from the start of measuring.
     pub errors_per_second: Vec<u32>,
     pub verify: Option<VerifyStats>,
+    /// What the engine found out itself.
+    pub findings: Findings,
     pub thread_id: i32,
     pub clones: u32,
 }
@@ -233,6 +237,7 @@ impl JobStats {
             let room = VerifyStats::REPORTS_MAX - ours.reports.len();
             ours.reports.extend(theirs.reports.iter().take(room).cloned());
         }
+        self.findings.merge(&other.findings);
         if self.thread_id == 0 {
             self.thread_id = other.thread_id;
         }

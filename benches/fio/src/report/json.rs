@@ -1,11 +1,12 @@
 //! fio's JSON: names, nesting and units of version 3.33. `json+` adds the bins of the histograms.
 //!
-//! What fio has not is under one key of its own, `heliostat`, in each job: engine, errors per second, verification, and
-//! the samples over time that `--plot` and `--compare` use.
+//! What fio has not is under one key of its own, `heliostat`, in each job: engine, errors per second, verification, what
+//! the engine counted itself, and the samples over time that `--plot` and `--compare` use.
 
 use serde_json::{Map, Value, json};
 
 use super::{Entry, STEPS, VERSION, decimal, entries};
+use crate::engine::Figure;
 use crate::measure::{CLAT, DirectionStats, LAT, Latency, SLAT, Steps};
 use crate::run::CloneResult;
 
@@ -89,6 +90,20 @@ fn ours(entry: &Entry<'_, '_>) -> Value {
         "errors_per_second": stats.errors_per_second,
         "samples": {"read": series(0), "write": series(1)},
     });
+    if !stats.findings.figures.is_empty() {
+        let of = |figure: &Figure| {
+            let shown = if figure.count.is_some() { "mean" } else { "per_second" };
+            let mut of = json!({"total": decimal(figure.total), shown: decimal(entry.figure(figure))});
+            if let Some(count) = figure.count {
+                of["count"] = count.into();
+            }
+            (figure.name.clone(), of)
+        };
+        out["figures"] = Value::Object(stats.findings.figures.iter().map(of).collect());
+    }
+    if !stats.findings.notes.is_empty() {
+        out["notes"] = json!(stats.findings.notes);
+    }
     if let Some(error) = &stats.first_error {
         out["first_error"] = error.text.as_str().into();
     }

@@ -3,6 +3,7 @@
 //! Pure: text from results. `normal` is fio's human form, `json` its JSON (and json+ with bins), `terse` its version 3;
 //! `live` draws the line on the terminal while jobs run. Called by the command line.
 
+use crate::engine::Figure;
 use crate::measure::{CLAT, JobStats, Spread};
 use crate::run::CloneResult;
 
@@ -140,6 +141,15 @@ impl Entry<'_, '_> {
         let runtime_us = self.stats.clone_runtime_ns as f64 / 1e3;
         let share = |us: u64| if runtime_us > 0.0 { (us as f64 * 100.0 / runtime_us).min(100.0) } else { 0.0 };
         (share(self.stats.cpu.user_us), share(self.stats.cpu.system_us))
+    }
+
+    /// A figure of the engine as the report shows it: per second of the measured time, or the mean.
+    pub(crate) fn figure(&self, figure: &Figure) -> f64 {
+        match figure.count {
+            None => figure.total * 1e9 / self.stats.runtime_ns.max(1) as f64,
+            Some(0) => 0.0,
+            Some(count) => figure.total / count as f64,
+        }
     }
 
     /// Error number as fio reports it: positive, 0 for none.

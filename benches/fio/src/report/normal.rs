@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::{Entry, GroupSummary, STEPS, entries, quantity};
+use crate::engine::Figure;
 use crate::job::{Job, JobSet};
 use crate::measure::{CLAT, LAT, Latency, SLAT};
 use crate::run::CloneResult;
@@ -137,6 +138,18 @@ fn one(out: &mut String, entry: &Entry<'_, '_>, time: &str) {
         let seconds: Vec<String> = stats.errors_per_second.iter().take(60).map(u32::to_string).collect();
         let more = if stats.errors_per_second.len() > 60 { ", ..." } else { "" };
         let _ = writeln!(out, "     errors    : total={}, per second=[{}{more}]", stats.errors(), seconds.join(", "));
+    }
+    let figure = |figure: &Figure| match (entry.figure(figure), figure.count) {
+        (rate, None) => format!("{}={rate:.1}/s", figure.name),
+        // Four digits: a recall of 0.9987 is not one of 1.00.
+        (mean, Some(_)) => format!("{}={mean:.digits$}", figure.name, digits = if mean < 10.0 { 4 } else { 1 }),
+    };
+    for (line, figures) in stats.findings.figures.chunks(4).enumerate() {
+        let label = if line == 0 { "     engine    :" } else { "               " };
+        let _ = writeln!(out, "{label} {}", figures.iter().map(figure).collect::<Vec<_>>().join(", "));
+    }
+    for note in &stats.findings.notes {
+        let _ = writeln!(out, "     note      : {note}");
     }
     if let Some(found) = &stats.verify {
         let _ = writeln!(out, "     verify    : checked={}, wrong={}", found.checked, found.wrong);

@@ -1,11 +1,15 @@
 //! Reports beside those that fio itself wrote (`tests/fio-3.33`, made by the script there).
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use serde_json::Value;
 
 use super::*;
 use crate::engine::null::Null;
+use crate::engine::{
+    Completion, Engine, EngineContext, EngineError, EngineFacts, EngineKind, Engines, Figure, Findings, Op,
+};
 use crate::files::Permissions;
 use crate::job::parse_job_file;
 use crate::measure::{CLAT, DirectionStats, LAT, SLAT};
@@ -20,7 +24,11 @@ impl Watcher for Nobody {
 
 /// Results of real runs of the null engine.
 pub(crate) fn results(text: &str) -> Vec<CloneResult<'static>> {
-    let set = parse_job_file(text, &[&Null]).unwrap_or_else(|error| panic!("{error}"));
+    results_of(text, &[&Null])
+}
+
+fn results_of(text: &str, engines: Engines<'static>) -> Vec<CloneResult<'static>> {
+    let set = parse_job_file(text, engines).unwrap_or_else(|error| panic!("{error}"));
     let tasks = prepare(&set, &Permissions { destructive: Vec::new() }).unwrap();
     run(&tasks, None, &Control::default(), &mut Nobody).unwrap()
 }
@@ -64,6 +72,93 @@ fn json_has_every_key_of_fios_and_only_one_more() {
     let more: Vec<&String> = ours.iter().filter(|path| !fio.contains(*path) && !path.contains("/heliostat/")).collect();
     assert!(missing.is_empty(), "fio has, we have not: {missing:#?}");
     assert!(more.is_empty(), "we have, fio has not: {more:#?}");
+}
+
+/// The null engine, which counts its ops itself, and says in a note how often measuring began.
+struct Counting;
+
+struct CountingEngine {
+    inner: Box<dyn Engine>,
+    clone: u32,
+    ops: u64,
+    begun: u32,
+}
+
+impl EngineKind for Counting {
+    fn name(&self) -> &'static str {
+        "counting"
+    }
+
+    fn help(&self) -> &'static str {
+        "counts"
+    }
+
+    fn facts(&self) -> EngineFacts {
+        Null.facts()
+    }
+
+    fn open(&self, context: &EngineContext) -> Result<Box<dyn Engine>, EngineError> {
+        Ok(Box::new(CountingEngine { inner: Null.open(context)?, clone: context.clone, ops: 0, begun: 0 }))
+    }
+}
+
+impl Engine for CountingEngine {
+    fn submit(&mut self, ops: &[Op]) -> Result<usize, EngineError> {
+        self.inner.submit(ops)
+    }
+
+    fn complete(
+        &mut self,
+        min: usize,
+        max: usize,
+        timeout: Duration,
+        completions: &mut Vec<Completion>,
+    ) -> Result<(), EngineError> {
+        let before = completions.len();
+        self.inner.complete(min, max, timeout, completions)?;
+        self.ops += (completions.len() - before) as u64;
+        Ok(())
+    }
+
+    fn buffer(&mut self, slot: u32) -> &mut [u8] {
+        self.inner.buffer(slot)
+    }
+
+    fn start_measuring(&mut self) {
+        self.ops = 0;
+        self.begun += 1;
+    }
+
+    fn findings(&self) -> Findings {
+        let (ops, share) = (self.ops as f64, f64::from(self.clone) * self.ops as f64);
+        let figure = |name: &str, total, count| Figure { name: name.into(), total, count };
+        Findings {
+            figures: vec![figure("things", ops, None), figure("clone", share, Some(self.ops))],
+            notes: vec![format!("begun {} times", self.begun)],
+        }
+    }
+}
+
+#[test]
+fn what_an_engine_counts_itself_is_added_up_over_clones_and_forgets_the_ramp() {
+    let job = "[x]\nioengine=counting\nrw=read\nbs=4k\nsize=400k\nnumjobs=2\ngroup_reporting\n";
+    let report = json::report(&results_of(job, &[&Counting]), &[], false, ("now", 1));
+    let ours = &report["jobs"][0]["heliostat"];
+    assert_eq!(
+        (&ours["figures"]["things"]["total"], &ours["figures"]["things"]["count"]),
+        (&200.0.into(), &Value::Null)
+    );
+    assert!(ours["figures"]["things"]["per_second"].as_f64().unwrap() > 200.0, "{ours}");
+    // Half of the ops were of clone 0, half of clone 1.
+    assert_eq!((&ours["figures"]["clone"]["mean"], &ours["figures"]["clone"]["count"]), (&0.5.into(), &200.into()));
+    assert_eq!(ours["notes"], serde_json::json!(["begun 1 times"]));
+    let ramped = "[x]\nioengine=counting\nrw=read\nbs=4k\nsize=400k\ntime_based=1\nruntime=200ms\nramp_time=100ms\n";
+    let results = results_of(ramped, &[&Counting]);
+    let stats = &results[0].stats;
+    assert_eq!(stats.findings.figures[0].total, stats.directions[0].ops as f64);
+    let text = normal::report(&results, "now");
+    assert!(text.contains("     engine    : things=") && text.contains("/s, clone=0.0000\n"), "{text}");
+    assert!(text.contains("     note      : begun 2 times\n"), "{text}");
 }
 
 #[test]

@@ -181,6 +181,7 @@ impl<'a> Worker<'a> {
         if let Err(error) = self.engine.finish() {
             self.fail(error);
         }
+        self.stats.findings = self.engine.findings();
         self.shared.set(State::Done);
         Finished { stats: self.stats, logs: self.logs }
     }
@@ -532,6 +533,7 @@ impl<'a> Worker<'a> {
         self.measured_from = self.now;
         self.sampler = Sampler::new(options.sample_ms, self.now);
         self.cpu_before = CpuUsage::of_this_thread();
+        self.engine.start_measuring();
     }
 
     fn sample(&mut self) {
@@ -567,6 +569,7 @@ impl<'a> Worker<'a> {
         copy.runtime_ns = (self.now - self.measured_from).max(1);
         copy.clone_runtime_ns = copy.runtime_ns;
         copy.cpu = CpuUsage::of_this_thread().since(&self.cpu_before);
+        copy.findings = self.engine.findings();
         self.shared.publish(copy);
     }
 }
