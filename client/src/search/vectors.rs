@@ -8,10 +8,15 @@
 //!   that it can. Bits are 0 or 1 and nothing between.
 //! - Unsigned bytes are numbers, but for a column of bits whose packed vectors have as many: then they are these.
 
+use std::io::Read;
+
 use arrow_array::types::{ArrowPrimitiveType, Float16Type};
 use hidb::{DataType, Error, ErrorCode, Result, VectorElement};
 
-use crate::input::arrays::ArrayElement;
+use crate::input::arrays::{ArrayElement, ArrayReader};
+
+/// Rows of an array that are read at a time.
+const ROWS_AT_A_TIME: usize = 1024;
 
 /// IEEE 754 binary16, as Arrow has it.
 type F16 = <Float16Type as ArrowPrimitiveType>::Native;
@@ -27,6 +32,27 @@ impl QueryVector {
     /// Little-endian elements of this type.
     pub fn of_elements(element: ArrayElement, elements: impl Into<Vec<u8>>) -> Self {
         QueryVector { element, elements: elements.into() }
+    }
+
+    /// The vectors of an array, from where its reader stands: at most `vectors_max` of them.
+    ///
+    /// # Errors
+    /// The reader's; `LimitExceeded` when they take more than `bytes_max`.
+    pub fn read<R: Read>(reader: &mut ArrayReader<R>, vectors_max: usize, bytes_max: usize) -> Result<Vec<Self>> {
+        let (mut vectors, mut elements) = (Vec::new(), Vec::new());
+        let (row_bytes, element) = (reader.row_bytes(), reader.element());
+        loop {
+            elements.clear();
+            let wanted = ROWS_AT_A_TIME.min(vectors_max - vectors.len());
+            if wanted == 0 || reader.read_rows(wanted, &mut elements)? == 0 {
+                return Ok(vectors);
+            }
+            vectors.extend(elements.chunks_exact(row_bytes).map(|row| QueryVector::of_elements(element, row)));
+            if vectors.len().saturating_mul(row_bytes) > bytes_max {
+                let text = format!("more than {} MiB of vectors: search in parts", bytes_max >> 20);
+                return Err(Error::new(ErrorCode::LimitExceeded, text));
+            }
+        }
     }
 
     /// Appends its elements as those of a column of this type, little-endian. `query` is its number, for errors.
@@ -139,6 +165,18 @@ mod tests {
         let bytes = QueryVector::of_elements(ArrayElement::U8, [1, 2, 127]);
         assert_eq!(encoded(&bytes, "vector(3,i8)").unwrap(), [1, 2, 127]);
         assert_eq!(encoded(&QueryVector::from(&[-1i8, 5][..]), "vector(2,i8)").unwrap(), [255, 5]);
+    }
+
+    #[test]
+    fn arrays_are_read_up_to_their_limits() {
+        let text = "[[1, 2], [3, 4], [5, 6]]";
+        let reader = || ArrayReader::new("x", text.as_bytes(), None).unwrap();
+        let all = [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]].map(QueryVector::from);
+        assert_eq!(QueryVector::read(&mut reader(), usize::MAX, 24).unwrap(), all);
+        let mut one = reader();
+        assert_eq!(QueryVector::read(&mut one, 2, 24).unwrap(), all[..2]);
+        assert_eq!(QueryVector::read(&mut one, 2, 24).unwrap(), all[2..]);
+        assert_eq!(QueryVector::read(&mut reader(), 3, 23).unwrap_err().code, ErrorCode::LimitExceeded);
     }
 
     #[test]

@@ -15,9 +15,6 @@ use crate::cli::Failure;
 /// The most bytes of vectors that are searched for at once.
 const QUERY_BYTES_MAX: usize = 1 << 30;
 
-/// Rows that are read at a time.
-const ROWS_AT_A_TIME: usize = 1024;
-
 /// Reads vectors from a file, from standard input (`-`), or from the text itself when it is JSON.
 pub async fn read(from: &str) -> Result<Vec<QueryVector>, Failure> {
     if from.trim_start().starts_with('[') {
@@ -35,19 +32,7 @@ pub async fn read(from: &str) -> Result<Vec<QueryVector>, Failure> {
 }
 
 fn vectors<R: Read>(mut reader: ArrayReader<R>) -> Result<Vec<QueryVector>, Error> {
-    let (mut vectors, mut elements) = (Vec::new(), Vec::new());
-    let (row_bytes, element) = (reader.row_bytes(), reader.element());
-    loop {
-        elements.clear();
-        if reader.read_rows(ROWS_AT_A_TIME, &mut elements)? == 0 {
-            return Ok(vectors);
-        }
-        vectors.extend(elements.chunks_exact(row_bytes).map(|row| QueryVector::of_elements(element, row)));
-        if vectors.len().saturating_mul(row_bytes) > QUERY_BYTES_MAX {
-            let text = format!("more than {} MiB of vectors: search in parts", QUERY_BYTES_MAX >> 20);
-            return Err(Error::new(ErrorCode::LimitExceeded, text));
-        }
-    }
+    QueryVector::read(&mut reader, usize::MAX, QUERY_BYTES_MAX)
 }
 
 /// The `_rowid` that `--like-id` means.
