@@ -1,7 +1,7 @@
 //! `heliostat-bench`: measures a Heliostat system.
 //!
 //! Owns the benchmark command line. The commands `ask`, `point` and `ping-pong` are driven by the scripts
-//! `benches/against-duckdb` and `benches/transports`; everything else is fio's command line (`heliostat-fio`) with the
+//! `benches/against-duckdb` and `benches/transports`; `generate` and `recall` are for vector searches; everything else is fio's command line (`heliostat-fio`) with the
 //! engines of [`engines::ENGINES`]. Called by people and scripts only.
 
 use std::io::Write;
@@ -16,10 +16,13 @@ use heliostat_fio::manual;
 
 mod ask;
 mod engines;
+mod generate;
 mod latency;
 mod ping_pong;
 mod point;
 mod profile;
+mod recall;
+mod search;
 
 /// Measure a Heliostat system.
 #[derive(Parser)]
@@ -74,6 +77,17 @@ enum Command {
         #[arg(long, default_value_t = 20_000)]
         count: u32,
     },
+    /// Generate data to measure with.
+    Generate {
+        #[command(subcommand)]
+        what: generate::What,
+    },
+    /// Measure recall against speed of vector searches, over a list of parameters.
+    ///
+    /// Prints a Markdown table: for each parameter recall against the cell's exact answers, queries per second, latency of
+    /// single requests, device reads of a query.
+    #[command(after_help = recall::EXAMPLES)]
+    Recall(Box<recall::Arguments>),
     /// Be the other end of `--ioengine=verbs` jobs on other machines.
     ///
     /// Serves them one after another and beside each other until it is ended. Who can reach the port can use the device:
@@ -180,6 +194,8 @@ async fn run(command: Command) -> Result<()> {
             let clients = try_join_all((0..clients.max(1)).map(|_| way.connect()).collect::<Vec<_>>()).await?;
             point::point(clients, ScanRequest::table(table).filter(predicate), count).await
         }
+        Command::Generate { what } => generate::generate(what).await,
+        Command::Recall(arguments) => recall::recall(*arguments).await,
         Command::ServeVerbs { device, listen } => {
             let listener = std::net::TcpListener::bind(listen).with_context(|| format!("listening on {listen}"))?;
             println!("ready {}", listener.local_addr()?);

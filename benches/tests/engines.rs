@@ -151,12 +151,18 @@ fn the_ready_job_files_are_right() {
         }
         let mut command = Command::new(env!("CARGO_BIN_EXE_heliostat-bench"));
         command.arg("--parse-only").arg(&path).stdin(Stdio::null());
-        command.envs([("CELL", "hidb://cell:7400"), ("DEVICE", "soft"), ("PEER", "peer"), ("TARGET", "/nowhere/file")]);
+        command.envs([
+            ("CELL", "hidb://cell:7400"),
+            ("DEVICE", "soft"),
+            ("PEER", "peer"),
+            ("QUERIES", "q.npy"),
+            ("TARGET", "/nowhere/file"),
+        ]);
         let done = command.output().unwrap();
         assert!(done.status.success(), "{}: {}", path.display(), String::from_utf8_lossy(&done.stderr));
         read += 1;
     }
-    assert!(read >= 9, "{read}");
+    assert!(read >= 10, "{read}");
 }
 
 #[test]

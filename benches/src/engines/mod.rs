@@ -1,13 +1,12 @@
 //! What `--ioengine=` may name: fio's own `io_uring` and `null` from `heliostat-fio`, and every layer of Heliostat.
 //!
-//! Owns [`ENGINES`]. From a query down to the drive and the wire: `hidb-scan`, `hidb-point` and `hidb-load` ask a cell,
-//! `glommio` is the cell's device layer and `nvme_cmd` the same by NVMe passthrough, `verbs` its fabric, `io_uring` the drive
-//! under it.
+//! Owns [`ENGINES`]. From a query down to the drive and the wire: `hidb-scan`, `hidb-point`, `hidb-search` and `hidb-load`
+//! ask a cell, `glommio` is the cell's device layer and `nvme_cmd` the same by NVMe passthrough, `verbs` its fabric,
+//! `io_uring` the drive under it.
 
 mod device;
 mod hidb;
 mod tasks;
-mod unbuilt;
 pub mod verbs;
 
 use heliostat_fio::engine::{Engines, null::Null, uring::IoUring};
@@ -20,7 +19,7 @@ pub const ENGINES: Engines<'static> = &[
     &verbs::Verbs,
     &hidb::scan::HidbScan,
     &hidb::point::HidbPoint,
+    &hidb::search::HidbSearch,
     &hidb::load::HidbLoad,
-    &unbuilt::HIDB_SEARCH,
     &Null,
 ];

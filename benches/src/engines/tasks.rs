@@ -14,7 +14,7 @@ use std::time::Duration;
 use futures::future::LocalBoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
-use heliostat_fio::engine::{Completion, Engine, EngineError, Op};
+use heliostat_fio::engine::{Completion, Engine, EngineError, Findings, Op};
 use hidb::Error;
 
 /// How long an op that failed waits before it says so: a dead cell gives a hundred errors per second and slot, not as many
@@ -25,6 +25,14 @@ const AFTER_FAILURE: Duration = Duration::from_millis(10);
 pub trait Ask {
     /// An op; ends with the bytes of its answer.
     fn ask(&mut self, op: &Op) -> LocalBoxFuture<'static, Result<u64, Error>>;
+
+    /// Measuring begins anew: see [`Engine::start_measuring`].
+    fn start_measuring(&mut self) {}
+
+    /// What was found out since then: see [`Engine::findings`].
+    fn findings(&self) -> Findings {
+        Findings::default()
+    }
 
     /// What is left to do when the job is over.
     fn finish(&mut self) -> LocalBoxFuture<'static, Result<(), Error>> {
@@ -131,6 +139,14 @@ impl<A: Ask> Engine for TaskEngine<A> {
 
     fn buffer(&mut self, _slot: u32) -> &mut [u8] {
         &mut []
+    }
+
+    fn start_measuring(&mut self) {
+        self.asks.start_measuring();
+    }
+
+    fn findings(&self) -> Findings {
+        self.asks.findings()
     }
 
     fn finish(&mut self) -> Result<(), EngineError> {

@@ -117,7 +117,7 @@ pub fn run() -> Result<()> {
     if let Err(error) = profile.cell() {
         profile.notes.push(format!("cell: {error:#}"));
     }
-    profile.notes.push("search: nearest neighbours are not built yet".into());
+    profile.notes.push("search: not in the set; `heliostat-bench recall` measures a table's".into());
     if profile.was_interrupted() {
         profile.notes.push("interrupted: what had not begun is missing".into());
     }

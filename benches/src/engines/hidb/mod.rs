@@ -1,4 +1,4 @@
-//! Engines that are clients of a cell: `hidb-scan`, `hidb-point`, `hidb-load`.
+//! Engines that are clients of a cell: `hidb-scan`, `hidb-point`, `hidb-search`, `hidb-load`.
 //!
 //! Owns what they have in common: the options that say whom to ask, and the connection. Each clone of a job has a
 //! connection of its own; ops of one clone share it. With `iodepth` above 1 they are in flight together.
@@ -10,6 +10,7 @@ mod answer;
 pub mod load;
 pub mod point;
 pub mod scan;
+pub mod search;
 mod template;
 
 use std::fmt::Display;
