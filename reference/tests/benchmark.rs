@@ -107,6 +107,54 @@ async fn point_reads_follow_the_jobs_distribution_and_loads_can_be_given_up() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn searches_are_counted_and_their_recall_is_measured_and_drawn() {
+    let cell = Cell::start(2);
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let connect = ["--connect", &cell.url];
+    let (queries, picture, kept) = (path("q.npy"), path("x.svg"), path("x.json"));
+    let made = ["generate", "vectors", "--rows", "5k", "--dimension", "16", "--table", "points", "--queries", &queries];
+    let made: Vec<&str> = made.into_iter().chain(["--query-count", "50", "--clusters", "20"]).chain(connect).collect();
+    let (code, output, errors) = run(&made);
+    assert_eq!(code, 0, "{output}{errors}");
+    let client = Client::connect(&cell.url, ConnectOptions::default()).await.expect("the cell answers");
+    let tables = client.tables().await.expect("tables");
+    assert_eq!(tables.iter().find(|table| table.name == "points").map(|table| table.rows), Some(5000));
+
+    let url = format!("--connect={}", cell.url);
+    let file = format!("--queries={queries}");
+    let job = ["--name=s", "--ioengine=hidb-search", &url, "--table=points", "--rw=randread", "--bs=4k", "--size=1g"];
+    let job: Vec<&str> = job.into_iter().chain(["--number_ios=40", "--iodepth=4", "--recall_sample=20"]).collect();
+    let with = |more: &[&'static str]| -> Vec<&str> { job.iter().copied().chain(more.iter().copied()).collect() };
+    let words: Vec<&str> = with(&["--queries_per_request=3"]).into_iter().chain([file.as_str()]).collect();
+    let found = report(&words);
+    let (read, ours) = (&found["jobs"][0]["read"], &found["jobs"][0]["heliostat"]);
+    assert_eq!((&read["total_ios"], &ours["figures"]["queries"]["total"]), (&40.into(), &120.0.into()));
+    // Without an index every search is exact, and reads every row.
+    assert_eq!(ours["figures"]["recall_at_10"]["mean"], 1.0);
+    assert_eq!(ours["figures"]["recall_at_10"]["count"], 20);
+    assert!(ours["figures"]["rows_compared"]["mean"].as_f64() > Some(0.0), "{ours}");
+    assert!(ours["notes"][0].as_str().expect("a note").starts_with("plan: exact"), "{ours}");
+    // Rows of the table, with a filter that is another one for each op.
+    let found = report(&with(&["--where=percent = $rand(0,99)", "--query_rows=30", "--k=3"]));
+    let figures = &found["jobs"][0]["heliostat"]["figures"];
+    assert_eq!((&figures["recall_at_3"]["mean"], &figures["queries"]["total"]), (&1.0.into(), &40.0.into()));
+
+    let words =
+        ["recall", "--table", "points", "--queries", &queries, "--seconds", "0.2", "--parameters", "exact,recall=0.9"];
+    let words: Vec<&str> = words.into_iter().chain(["--plot", &picture, "--json", &kept]).chain(connect).collect();
+    let (code, output, errors) = run(&words);
+    assert_eq!(code, 0, "{output}{errors}");
+    assert!(output.contains("| exact         |      1.0000 |"), "{output}");
+    assert!(std::fs::read_to_string(&picture).expect("a picture").contains("over recall"));
+    // What was kept is drawn without a cell.
+    let (code, output, errors) = run(&["recall", "--beside", &kept, "--plot", &picture]);
+    assert_eq!(code, 0, "{output}{errors}");
+    let (code, _, errors) = run(&["recall", "--beside", &queries]);
+    assert!(code != 0 && errors.contains("q.npy"), "{errors}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cell_that_dies_is_errors_in_the_report() {
     let cell = Cell::start(2);
     loaded(&cell).await;
@@ -144,7 +192,12 @@ fn what_can_not_be_measured_is_said_in_one_line() {
         (vec!["--ioengine=hidb-load", "--rw=write", "--size=1m", "--table=t"], "source="),
         (vec!["--ioengine=hidb-scan", "--rw=write", "--size=1m", "--table=t"], "hidb-scan"),
         (vec!["--ioengine=hidb-scan", "--rw=read", "--size=1m", "--table=t", "--where=a = $rand(2,1)"], "is empty"),
-        (vec!["--ioengine=hidb-search", "--rw=read", "--size=1m"], "vector search"),
+        (vec!["--ioengine=hidb-search", "--rw=read", "--size=1m"], "table="),
+        (vec!["--ioengine=hidb-search", "--rw=read", "--size=1m", "--table=t", "--probes=2", "--exact=1"], "probes=2"),
+        (
+            vec!["--ioengine=hidb-search", "--rw=read", "--size=1m", "--table=t", "--queries=/nowhere/q.npy"],
+            "/nowhere/q.npy",
+        ),
     ] {
         let all: Vec<&str> = ["--name=x", "--bs=4k"].into_iter().chain(words.iter().copied()).collect();
         let (code, output, errors) = run(&all);
