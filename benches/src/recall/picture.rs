@@ -55,7 +55,7 @@ fn draw_panels(text: &mut String, curves: &[Curve]) -> Result<(), Box<dyn std::e
         false => String::new(),
     };
     let title = format!("Queries per second over recall{depth}");
-    draw_panel(&upper, &title, &speed.collect::<Vec<_>>(), &|value| grouped(*value))?;
+    draw_panel(&upper, &title, &speed.collect::<Vec<_>>(), SeriesLabelPosition::LowerLeft, &|value| grouped(*value))?;
     let latency = coloured().flat_map(|(curve, colour)| {
         let of = |name: &str, share: f64, value: fn(&Point) -> f64| {
             line(curve, format!("{} {name}", curve.label), colour.mix(share), value)
@@ -63,7 +63,13 @@ fn draw_panels(text: &mut String, curves: &[Curve]) -> Result<(), Box<dyn std::e
         [of("p50", 1.0, |point| point.p50_us), of("p99", 0.45, |point| point.p99_us)]
     });
     let format = |us: &f64| format!("{}s", si((us * 1e3).round() as u64));
-    draw_panel(&lower, "Latency of single requests over recall", &latency.collect::<Vec<_>>(), &format)?;
+    draw_panel(
+        &lower,
+        "Latency of single requests over recall",
+        &latency.collect::<Vec<_>>(),
+        SeriesLabelPosition::UpperLeft,
+        &format,
+    )?;
     root.present()?;
     Ok(())
 }
@@ -104,6 +110,7 @@ fn draw_panel(
     area: &Area<'_>,
     title: &str,
     lines: &[Line],
+    legend: SeriesLabelPosition,
     format: &dyn Fn(&f64) -> String,
 ) -> Result<(), Box<dyn std::error::Error>> {
     let points = || lines.iter().flat_map(|line| &line.points);
@@ -111,7 +118,9 @@ fn draw_panel(
         points().map(of).fold((f64::MAX, f64::MIN), |(low, high), value| (low.min(value), high.max(value)))
     };
     let ((left, right), (low, high)) = (fold(|point| point.0), fold(|point| point.1));
-    let (start, end) = ((left - 0.15).max(0.0), right.max(left + 0.5) + 0.15);
+    // From the mark before the first point, so that there always is one.
+    let start = MARKS.into_iter().map(nines).filter(|mark| *mark <= left).fold(0.0, f64::max);
+    let end = right.max(start + 0.5) + 0.15;
     let (low, high) = (low / 1.6, high * 1.6);
     let mut chart = ChartBuilder::on(area)
         .caption(title, ("sans-serif", 20).into_font().color(&INK))
@@ -155,7 +164,7 @@ fn draw_panel(
     }
     chart
         .configure_series_labels()
-        .position(SeriesLabelPosition::LowerLeft)
+        .position(legend)
         .margin(12)
         .legend_area_size(26)
         .background_style(WHITE.mix(0.85))
