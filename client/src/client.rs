@@ -146,7 +146,8 @@ impl Client {
             return Ok(connection.clone());
         }
         let Inner { address, options, herald, .. } = &*self.inner;
-        let connection = Connection::open(address, options, herald, live.is_none()).await?;
+        // Rare and large: without the box every call's future would have room for it.
+        let connection = Box::pin(Connection::open(address, options, herald, live.is_none())).await?;
         *live = Some(connection.clone());
         Ok(connection)
     }

@@ -368,8 +368,9 @@ async fn run_job<T>(work: impl Future<Output = T>, mut result: oneshot::Sender<R
 }
 
 /// The result of `work`, or an `Internal` error with the message of its panic.
-pub async fn catch_panics<T>(work: impl Future<Output = T>) -> Result<T> {
-    AssertUnwindSafe(work).catch_unwind().await.map_err(|panic| panic_error(&*panic))
+pub fn catch_panics<T>(work: impl Future<Output = T>) -> impl Future<Output = Result<T>> {
+    // Not an async function: its future would hold `work` twice.
+    AssertUnwindSafe(work).catch_unwind().map(|outcome| outcome.map_err(|panic| panic_error(&*panic)))
 }
 
 fn panic_error(panic: &(dyn Any + Send)) -> Error {

@@ -163,7 +163,7 @@ pub async fn read<D: Device>(
     let rows = segment.footer.row_groups.get(row_group).ok_or_else(missing)?.rows;
     let chunk = Chunk::open(bytes, &DataType::Int64, rows)?;
     let mut ids = Vec::with_capacity(chunk.rows());
-    let mut block = [0i64; BLOCK_ROWS];
+    let mut block = Box::new([0i64; BLOCK_ROWS]);
     let mut turn = Turn::default();
     for b in 0..chunk.blocks() {
         chunk.decode_i64(b, &mut block)?;

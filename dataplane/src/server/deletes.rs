@@ -40,7 +40,7 @@ pub async fn answer(
     let started = Instant::now();
     for _ in 0..TRIES_MAX {
         let table = snapshot(session, access, &message.table, message.schema_hash)?;
-        let finding = find(session, &table, message);
+        let finding = Box::pin(find(session, &table, message));
         let found = in_time(session, request, message.timeout_ms, started, finding).await?;
         if let Deletion::Done { rows } = delete(session, table.id, found).await? {
             session.core.recorder.counters.rows_deleted_total.fetch_add(rows, Relaxed);

@@ -165,13 +165,13 @@ async fn answer(
     let way = ResultLink::of(session);
     let compiled = compile(engine_options(session, &way, wishes.memory_bytes_max))?;
     let credits = grant(session, request, wishes.initial_credits);
-    let work = async {
+    let work = Box::pin(async {
         if wishes.explain {
             return explain(Results::new(session, request, way), table, &compiled, started).await;
         }
         let results = Results::new(session, request, way);
         run(results, table, compiled, wishes.bypass_cache, credits, started).await
-    };
+    });
     Ok(in_time(session, request, wishes.timeout_ms, started, work).await?)
 }
 

@@ -2,6 +2,9 @@
 //!
 //! Called by `session` in a task of its own per request; calls `access`, then `catalog`, `questions`, `deletes`, `links`,
 //! `loads` and `administration`.
+//!
+//! Invariant: every request's task has room for the largest future of all kinds, and is moved when it is spawned. What is
+//! larger than a few KB is boxed where it begins, by its kind.
 
 use std::rc::Rc;
 
@@ -28,12 +31,12 @@ pub async fn answer(session: &Rc<Session>, request: &Rc<Request>, frame: Frame) 
         }
         FrameKind::CreateTable => {
             let create = frame.message()?;
-            session.until_stopped(request, catalog::create(cell, create)).await?;
+            session.until_stopped(request, Box::pin(catalog::create(cell, create))).await?;
             outbox.send(FrameKind::Done, id, &proto::Done {}).await?;
         }
         FrameKind::DropTable => {
             let drop = frame.message()?;
-            session.until_stopped(request, catalog::drop(cell, &access, drop)).await?;
+            session.until_stopped(request, Box::pin(catalog::drop(cell, &access, drop))).await?;
             outbox.send(FrameKind::Done, id, &proto::Done {}).await?;
         }
         FrameKind::DescribeCell => outbox.send(FrameKind::CellStatus, id, &catalog::status(cell)).await?,
@@ -54,12 +57,12 @@ pub async fn answer(session: &Rc<Session>, request: &Rc<Request>, frame: Frame) 
         FrameKind::LoadQuery => loads::query(session, request, &frame.message()?).await?,
         FrameKind::CreateIndex => {
             let create = frame.message()?;
-            session.until_stopped(request, indexes::create(cell, &access, create)).await?;
+            session.until_stopped(request, Box::pin(indexes::create(cell, &access, create))).await?;
             outbox.send(FrameKind::Done, id, &proto::Done {}).await?;
         }
         FrameKind::DropIndex => {
             let drop = frame.message()?;
-            session.until_stopped(request, indexes::drop(cell, drop)).await?;
+            session.until_stopped(request, Box::pin(indexes::drop(cell, drop))).await?;
             outbox.send(FrameKind::Done, id, &proto::Done {}).await?;
         }
         FrameKind::ListIndexes => {

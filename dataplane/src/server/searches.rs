@@ -45,7 +45,7 @@ pub async fn answer(
     grant(session, request, message.initial_credits);
     let results = Results::new(session, request, way);
     let timeout_ms = message.timeout_ms;
-    let work = run(results, table, message, options, started);
+    let work = Box::pin(run(results, table, message, options, started));
     Ok(in_time(session, request, timeout_ms, started, work).await?)
 }
 
