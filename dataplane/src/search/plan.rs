@@ -16,6 +16,7 @@
 
 use std::sync::Arc;
 
+use heliostat_segment::all_rows;
 use heliostat_vector::ivf::{IvfIndex, IvfSearchOptions};
 use heliostat_vector::{Neighbor, TopK};
 use hidb::plan::Expr;
@@ -374,7 +375,7 @@ async fn allowed_rows(
         for (row_group, meta) in segment.footer.row_groups.iter().enumerate() {
             let rows = table.live_rows(segment.id, row_group);
             any_deleted |= rows.is_some();
-            let rows = rows.map_or_else(|| all_rows(meta.rows as usize), |rows| rows.to_vec().into());
+            let rows = rows.map_or_else(|| all_rows(meta.rows as usize), |rows| rows.to_vec()).into();
             live.push(FoundRows { ordinal: 0, segment: segment.clone(), row_group, rows });
         }
     }
@@ -383,11 +384,6 @@ async fn allowed_rows(
         false => None,
     };
     Ok(built.rows.get_or_init(|| rows).clone())
-}
-
-fn all_rows(rows: usize) -> Box<[u64]> {
-    let bits = |from: usize| u64::MAX >> (64 - (rows - from).min(64));
-    (0..rows).step_by(64).map(bits).collect()
 }
 
 async fn row_set(table: &TableSnapshot, cache: &BlockCache<UringDevice>, of: Vec<FoundRows>) -> Result<RowSet> {
