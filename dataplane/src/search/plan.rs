@@ -36,7 +36,7 @@ use crate::cores::{
     work::GroupWork,
 };
 use crate::device::uring::UringDevice;
-use crate::store::{BuiltIndex, TableSnapshot};
+use crate::store::{BuiltIndex, SegmentHandle, TableSnapshot};
 
 /// Below this part of the rows a filtered question is answered exactly,
 const EXACT_SELECTIVITY: f64 = 0.02;
@@ -362,35 +362,39 @@ async fn allowed_rows(
 ) -> Result<Option<Arc<RowSet>>> {
     if let Some(passing) = passing {
         let of_index = passing.iter().filter(|passing| built.covers(passing.segment.id));
-        return Ok(Some(Arc::new(row_set(table, cache, of_index.cloned().collect()).await?)));
+        let groups = of_index.map(|passing| (&passing.segment, passing.row_group, &*passing.rows));
+        return Ok(Some(Arc::new(row_set(table, cache, groups).await?)));
     }
     if let Some(rows) = built.rows.get() {
         return Ok(rows.clone());
     }
     let covered = || table.segments.iter().filter(|segment| built.covers(segment.id));
     let rows_now: u64 = covered().map(|segment| segment.footer.rows()).sum();
-    let mut live = Vec::new();
-    let mut any_deleted = false;
-    for segment in covered() {
-        for (row_group, meta) in segment.footer.row_groups.iter().enumerate() {
-            let rows = table.live_rows(segment.id, row_group);
-            any_deleted |= rows.is_some();
-            let rows = rows.map_or_else(|| all_rows(meta.rows as usize), |rows| rows.to_vec()).into();
-            live.push(FoundRows { ordinal: 0, segment: segment.clone(), row_group, rows });
-        }
+    let any_deleted = covered().any(|segment| table.deleted_of(segment.id).is_some());
+    if !any_deleted && rows_now == built.handle.record.rows {
+        return Ok(built.rows.get_or_init(|| None).clone());
     }
-    let rows = match any_deleted || rows_now != built.handle.record.rows {
-        true => Some(Arc::new(row_set(table, cache, live).await?)),
-        false => None,
-    };
-    Ok(built.rows.get_or_init(|| rows).clone())
+    let live = covered().flat_map(|segment| {
+        let metas = segment.footer.row_groups.iter().enumerate();
+        metas.map(move |(row_group, meta)| {
+            let rows = table.live_rows(segment.id, row_group);
+            (segment, row_group, rows.unwrap_or_else(|| all_rows(meta.rows as usize).into()))
+        })
+    });
+    let rows = Arc::new(row_set(table, cache, live).await?);
+    Ok(built.rows.get_or_init(|| Some(rows)).clone())
 }
 
-async fn row_set(table: &TableSnapshot, cache: &BlockCache<UringDevice>, of: Vec<FoundRows>) -> Result<RowSet> {
+/// The ids of rows of row groups, whose bits are set.
+async fn row_set<'t, R: AsRef<[u64]>>(
+    table: &TableSnapshot,
+    cache: &BlockCache<UringDevice>,
+    groups: impl Iterator<Item = (&'t Arc<SegmentHandle>, usize, R)>,
+) -> Result<RowSet> {
     let mut set = RowSet::for_table(table.rowids());
     let mut turn = Turn::default();
-    for FoundRows { segment, row_group, rows, .. } in of {
-        set.add(&rows, &GroupIds::of(&segment, row_group, cache).await?);
+    for (segment, row_group, rows) in groups {
+        set.add(rows.as_ref(), &GroupIds::of(segment, row_group, cache).await?);
         turn.yield_if_due().await;
     }
     Ok(set)
