@@ -226,14 +226,15 @@ fn choose(question: &Question, filtered: Option<u64>) -> Result<Choice<'_>> {
         found.is_some_and(|(column, _)| column == question.column.index)
     };
     let Some(index) = question.table.indexes.iter().find(|index| name(&index.definition)) else {
-        return no_index(question, "the column has no index");
+        return no_index(question.accuracy);
     };
-    let Some(built) = &index.built else { return no_index(question, "the index is not built yet") };
+    let Some(built) = &index.built else { return Ok(Choice::Exact("the index is not built yet".into())) };
     let Some(loaded) = built.handle.loaded.get().cloned() else {
-        return no_index(question, "the index is not read yet");
+        return Ok(Choice::Exact("the index is not read yet".into()));
     };
     if loaded.metric() != question.metric {
-        return no_index(question, &format!("the index is for {:?}, not {:?}", loaded.metric(), question.metric));
+        let why = format!("the index is for {:?}, not {:?}", loaded.metric(), question.metric);
+        return Ok(Choice::Exact(why));
     }
     let vectors = built.handle.record.vectors.max(1);
     let selectivity = filtered.map_or(1.0, |rows| (rows as f64 / vectors as f64).clamp(0.0, 1.0));
@@ -264,10 +265,11 @@ fn wrong_knob(knob: &str, has: &str) -> Error {
     Error::new(ErrorCode::InvalidParameter, format!("the column's index has no {knob}: {has}; or ask for a recall"))
 }
 
-/// Without an index a recall is reached exactly; its own parameters mean nothing.
-fn no_index<'t>(question: &Question, why: &str) -> Result<Choice<'t>> {
-    match question.accuracy {
-        Accuracy::Probes(_) | Accuracy::Ef(_) if question.table.indexes.is_empty() => {
+/// For a column without an index a recall is reached exactly; an index's own parameters mean nothing.
+fn no_index<'t>(accuracy: Accuracy) -> Result<Choice<'t>> {
+    let why = "the column has no index";
+    match accuracy {
+        Accuracy::Probes(_) | Accuracy::Ef(_) => {
             let text = format!("probes and ef are parameters of an index: {why}; create one, or ask for a recall");
             Err(Error::new(ErrorCode::InvalidParameter, text))
         }
