@@ -88,9 +88,7 @@ fn tops(question: &Question) -> Vec<TopK> {
 
 /// One core's part.
 async fn exact_core(question: Arc<Question>, parts: Vec<Part>) -> Result<Compared> {
-    let core = Core::current().ok_or_else(|| Error::new(ErrorCode::Internal, "a search runs on a core"))?;
-    let missing = || Error::new(ErrorCode::Internal, "the cores were started without a volume");
-    let cache = core.cache.clone().ok_or_else(missing)?;
+    let (core, cache, _) = Core::with_volume()?;
     let rowid_column = question.table.schema.len();
     let mut read_ahead = ReadAhead::new(cache, question.bypass_cache, core.arena.bytes(), rowid_column + 1);
     let groups: Vec<GroupWork> = parts.iter().map(|part| part.group.clone()).collect();

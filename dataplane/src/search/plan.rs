@@ -112,7 +112,7 @@ async fn by_included(question: &Arc<Question>, filter: &Expr) -> Result<Option<F
     let Some(list_filter) = ListFilter::new(&includes, filter, &table.schema, question.options.clone())? else {
         return Ok(None);
     };
-    let (cache, device) = cache_and_device()?;
+    let (_, cache, device) = Core::with_volume()?;
     let rows = allowed_rows(table, built, &cache, None).await?;
     let mut allowed = Allowed { rows: rows.as_deref(), filter: Some(list_filter), ..Default::default() };
     let source = source_of(question, built, index, &cache, &device);
@@ -150,13 +150,6 @@ async fn by_included(question: &Arc<Question>, filter: &Expr) -> Result<Option<F
     statistics.plan =
         format!("ivf: probes {probes}, filtered by included columns, of which {:.1}% pass", 100.0 * selectivity);
     Ok(Some(Found { neighbors, statistics }))
-}
-
-/// This core's.
-fn cache_and_device() -> Result<(BlockCache<UringDevice>, UringDevice)> {
-    let core = Core::current().ok_or_else(|| Error::new(ErrorCode::Internal, "a search runs on a core"))?;
-    let missing = || Error::new(ErrorCode::Internal, "the cores were started without a volume");
-    Ok((core.cache.clone().ok_or_else(missing)?, core.device.clone().ok_or_else(missing)?))
 }
 
 fn source_of<'a>(
@@ -323,7 +316,7 @@ async fn by_index(
     passing: Option<&[FoundRows]>,
     statistics: &mut proto::SearchStatistics,
 ) -> Result<Vec<Vec<Neighbor>>> {
-    let (cache, device) = cache_and_device()?;
+    let (_, cache, device) = Core::with_volume()?;
     let rows = allowed_rows(&question.table, built, &cache, passing).await?;
     let queries = question.queries.rows()?;
     let mut found = Vec::with_capacity(queries.count());
