@@ -48,34 +48,40 @@ const EXACT_ROWS: u64 = 2_000;
 /// # Errors
 /// Those of the device, `InvalidParameter` for a knob that the index does not have, what the filter raises.
 pub async fn search(cores: &Cores, home: usize, question: Arc<Question>) -> Result<Found> {
-    let Some(filter) = &question.filter else { return among(cores, home, &question, None).await };
-    if let Some(found) = by_included(&question, filter).await? {
-        return Ok(found);
+    let mut statistics = proto::SearchStatistics::default();
+    let Some(filter) = &question.filter else { return among(cores, home, &question, None, statistics).await };
+    if let Some(neighbors) = by_included(&question, filter, &mut statistics).await? {
+        return Ok(Found { neighbors, statistics });
     }
     let (options, bypass) = (question.options.clone(), question.bypass_cache);
     let (passing, scanned) = find(cores, &question.table, Some(filter), options, None, bypass).await?;
-    let mut found = among(cores, home, &question, Some(passing)).await?;
-    found.statistics.device_bytes += scanned.bytes_read_device;
-    Ok(found)
+    statistics.device_bytes += scanned.bytes_read_device;
+    among(cores, home, &question, Some(passing), statistics).await
 }
 
-/// The answer among the rows that pass, or among all.
-async fn among(cores: &Cores, home: usize, question: &Arc<Question>, passing: Option<Vec<FoundRows>>) -> Result<Found> {
+/// The answer among the rows that pass, or among all. `statistics` are of what was tried before: it was work, too.
+async fn among(
+    cores: &Cores,
+    home: usize,
+    question: &Arc<Question>,
+    passing: Option<Vec<FoundRows>>,
+    mut statistics: proto::SearchStatistics,
+) -> Result<Found> {
     let table = question.table.clone();
     let filtered: Option<u64> = passing.as_ref().map(|passing| passing.iter().map(count).sum());
     let parts = parts_of(&table, passing.as_deref());
+    statistics.rows_filtered = filtered.unwrap_or(0);
     let (built, loaded, parameter, note) = match choose(question, filtered)? {
-        Choice::Exact(why) => return answer_exactly(cores, home, question, parts, why, filtered).await,
+        Choice::Exact(why) => return answer_exactly(cores, home, question, parts, why, statistics).await,
         Choice::Index { built, loaded, parameter, note } => (built, loaded, parameter, note),
     };
-    let mut statistics = proto::SearchStatistics { rows_filtered: filtered.unwrap_or(0), ..Default::default() };
     let of_index = by_index(question, built, &loaded, parameter, passing.as_deref(), &mut statistics).await?;
     let reach = of_index.iter().map(Vec::len).min().unwrap_or(0) as u64;
     let wanted = filtered.unwrap_or(u64::MAX).min(question.k as u64);
     let tail: Vec<Part> = parts.iter().filter(|part| !built.covers(part.group.segment.id)).cloned().collect();
     if filtered.is_some() && tail.is_empty() && reach < wanted && question.distance_max == f32::INFINITY {
         let why = format!("the index found {reach} of the rows that pass");
-        return answer_exactly(cores, home, question, parts, why, filtered).await;
+        return answer_exactly(cores, home, question, parts, why, statistics).await;
     }
     let has_tail = !tail.is_empty();
     let neighbors = if has_tail {
@@ -99,8 +105,13 @@ async fn among(cores: &Cores, home: usize, question: &Arc<Question>, passing: Op
 
 /// Answers a filtered question from the lists alone: when the index is one of lists, has every row, and includes every
 /// column of the filter. How many rows pass is found out from the lists that a search without a filter would read; when they
-/// are few, or fewer are found than were asked for, it is another way's question: `None`.
-async fn by_included(question: &Arc<Question>, filter: &Expr) -> Result<Option<Found>> {
+/// are few, or fewer are found than were asked for, it is another way's question: `None`. Adds to `statistics` what it did
+/// in either case.
+async fn by_included(
+    question: &Question,
+    filter: &Expr,
+    statistics: &mut proto::SearchStatistics,
+) -> Result<Option<Vec<Vec<Neighbor>>>> {
     let Choice::Index { built, loaded, parameter, .. } = choose(question, None)? else { return Ok(None) };
     let Loaded::Ivf(index) = &*loaded else { return Ok(None) };
     let table = &question.table;
@@ -117,10 +128,9 @@ async fn by_included(question: &Arc<Question>, filter: &Expr) -> Result<Option<F
     let mut allowed = Allowed { rows: rows.as_deref(), filter: Some(list_filter), ..Default::default() };
     let source = source_of(question, built, index, &cache, &device);
     let queries = question.queries.rows()?;
-    let mut statistics = proto::SearchStatistics::default();
     let mut options = IvfSearchOptions::new(question.k, parameter);
     options.distance_max = question.distance_max;
-    let first = ivf::search(&source, queries.row(0), options, &mut allowed, &mut statistics).await?;
+    let first = ivf::search(&source, queries.row(0), options, &mut allowed, statistics).await?;
     let selectivity = allowed.passed as f64 / allowed.tested.max(1) as f64;
     let expected = selectivity * built.handle.record.vectors as f64;
     if selectivity < EXACT_SELECTIVITY || expected <= EXACT_ROWS as f64 || allowed.is_incomplete {
@@ -137,7 +147,7 @@ async fn by_included(question: &Arc<Question>, filter: &Expr) -> Result<Option<F
     for query in 0..queries.count() {
         let found = match query {
             0 if options.probes <= parameter => first.clone(),
-            _ => ivf::search(&source, queries.row(query), options, &mut allowed, &mut statistics).await?,
+            _ => ivf::search(&source, queries.row(query), options, &mut allowed, statistics).await?,
         };
         if found.len() < question.k && question.distance_max == f32::INFINITY || allowed.is_incomplete {
             return Ok(None);
@@ -149,7 +159,7 @@ async fn by_included(question: &Arc<Question>, filter: &Expr) -> Result<Option<F
     statistics.rows_filtered = allowed.passed;
     statistics.plan =
         format!("ivf: probes {probes}, filtered by included columns, of which {:.1}% pass", 100.0 * selectivity);
-    Ok(Some(Found { neighbors, statistics }))
+    Ok(Some(neighbors))
 }
 
 fn source_of<'a>(
@@ -293,16 +303,12 @@ async fn answer_exactly(
     question: &Arc<Question>,
     parts: Vec<Part>,
     why: String,
-    filtered: Option<u64>,
+    mut statistics: proto::SearchStatistics,
 ) -> Result<Found> {
     let compared = exact(cores, home, question, parts).await?;
-    let statistics = proto::SearchStatistics {
-        plan: format!("exact: {why}"),
-        rows_compared: compared.rows,
-        device_bytes: compared.device_bytes,
-        rows_filtered: filtered.unwrap_or(0),
-        ..Default::default()
-    };
+    statistics.plan = format!("exact: {why}");
+    statistics.rows_compared += compared.rows;
+    statistics.device_bytes += compared.device_bytes;
     let neighbors = compared.tops.into_iter().map(TopK::into_sorted).collect();
     Ok(Found { neighbors, statistics })
 }
