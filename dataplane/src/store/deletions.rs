@@ -205,16 +205,7 @@ impl Store {
             // Others have deleted the same rows meanwhile.
             return Ok(Deletion::Done { rows: 0 });
         }
-        let base = CommitRecord {
-            table_id,
-            table_name: table.name.clone(),
-            schema: table.schema.clone(),
-            shards: table.shards,
-            replaces: prepared.dropped.clone(),
-            next_rowid,
-            indexes: table.indexes.clone(),
-            ..Default::default()
-        };
+        let base = CommitRecord { replaces: prepared.dropped.clone(), ..table.commit_record(next_rowid) };
         let (records, mut deleted): (Vec<_>, Vec<_>) = prepared.records.into_iter().unzip();
         let mut parts = split(base, records, self.options.commit_bytes_max)?;
         let ids: Vec<u64> = parts.iter().map(|_| changes.take_id()).collect();
