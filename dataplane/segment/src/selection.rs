@@ -69,6 +69,15 @@ impl Selection {
         Selection { words }
     }
 
+    /// The rows of a block in a bitmap over many blocks, whose missing words are zero.
+    #[inline]
+    pub fn of_block(bitmap: &[u64], block: usize) -> Self {
+        let mut words = [0u64; 16];
+        let of_block = bitmap.get(block * 16..).unwrap_or_default();
+        words.iter_mut().zip(of_block).for_each(|(word, bits)| *word = *bits);
+        Selection { words }
+    }
+
     /// The bitmap.
     #[inline]
     pub fn words(&self) -> &[u64; 16] {
@@ -271,5 +280,13 @@ mod tests {
             assert_eq!(words.len(), rows.div_ceil(64));
             assert!((0..64 * words.len()).all(|row| is_in(row) == (row < rows)), "{rows}");
         }
+    }
+
+    #[test]
+    fn blocks_of_a_bitmap_are_its_rows_and_no_others() {
+        let words = all_rows(1500);
+        assert_eq!(Selection::of_block(&words, 0), Selection::all(1024));
+        assert_eq!(Selection::of_block(&words, 1), Selection::all(476));
+        assert_eq!(Selection::of_block(&words, 2), Selection::none());
     }
 }

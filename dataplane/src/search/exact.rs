@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use futures::FutureExt;
 use futures::future::try_join_all;
-use heliostat_segment::{BLOCK_ROWS, Chunk};
+use heliostat_segment::{BLOCK_ROWS, Chunk, Selection};
 use heliostat_vector::{QueryBatch, Rows, TopK};
 use hidb::{DataType, Error, ErrorCode, Result};
 
@@ -111,8 +111,7 @@ async fn exact_core(question: Arc<Question>, parts: Vec<Part>) -> Result<Compare
         };
         turn.restart();
         for block in 0..vectors.blocks() {
-            let among = part.among.as_ref().map(|words| words.get(block * 16..).unwrap_or_default());
-            comparison.block(&vectors, &rowids, block, among, &mut turn).await?;
+            comparison.block(&vectors, &rowids, block, part.among.as_deref(), &mut turn).await?;
         }
     }
     Ok(Compared { tops: comparison.tops, rows: comparison.rows, device_bytes: read_ahead.bytes_read_device })
@@ -148,7 +147,7 @@ impl<'q> Comparison<'q> {
         })
     }
 
-    /// Compares the rows of a block whose bits are set in `among`.
+    /// Compares the rows of a block whose bits are set in `among`, a bitmap over the row group.
     async fn block(
         &mut self,
         vectors: &Chunk,
@@ -158,15 +157,12 @@ impl<'q> Comparison<'q> {
         turn: &mut Turn,
     ) -> Result<()> {
         let rows = vectors.block_rows(block);
-        let mut selected = [0u64; BLOCK_ROWS / 64];
-        let all_valid = vectors.validity(block, &mut selected)?;
-        for (index, word) in selected.iter_mut().enumerate() {
-            let valid = if all_valid { u64::MAX } else { *word };
-            let bits = rows.saturating_sub(64 * index).min(64) as u32;
-            let there = if bits == 0 { 0 } else { u64::MAX >> (64 - bits) };
-            *word = valid & there & among.map_or(u64::MAX, |words| words.get(index).copied().unwrap_or(0));
+        let mut selected = Selection::none();
+        vectors.validity(block, selected.words_mut())?;
+        if let Some(among) = among {
+            selected.and(Selection::of_block(among, block).words());
         }
-        let count: usize = selected.iter().map(|word| word.count_ones() as usize).sum();
+        let count = selected.count();
         if count == 0 {
             return Ok(());
         }
@@ -200,14 +196,9 @@ impl<'q> Comparison<'q> {
     }
 
     /// Compares few rows of a block.
-    async fn sparse(&mut self, all: &Rows<'_>, selected: &[u64], turn: &mut Turn) -> Result<()> {
+    async fn sparse(&mut self, all: &Rows<'_>, selected: &Selection, turn: &mut Turn) -> Result<()> {
         self.picked.clear();
-        for (index, mut word) in selected.iter().copied().enumerate() {
-            while word != 0 {
-                self.picked.push((index * 64) as u32 + word.trailing_zeros());
-                word &= word - 1;
-            }
-        }
+        selected.for_each(|row| self.picked.push(row as u32));
         let distances = &mut self.distances[..self.picked.len()];
         for (batch, tops) in self.batches.iter().zip(self.tops.chunks_mut(QUERY_TILE)) {
             for (query, top) in batch.queries().iter().zip(tops) {
@@ -223,11 +214,10 @@ impl<'q> Comparison<'q> {
 }
 
 /// Pushes the rows `first..` of a block that are selected; `ids` and `distances` begin at row `first`.
-fn push_selected(top: &mut TopK, distances: &[f32], ids: &[i64], selected: &[u64], first: usize) {
+fn push_selected(top: &mut TopK, distances: &[f32], ids: &[i64], selected: &Selection, first: usize) {
     for (index, (distance, id)) in distances.iter().zip(ids).enumerate() {
-        let row = first + index;
         // Most rows are too far: the bit is looked up for the others.
-        if *distance <= top.bound() && selected[row / 64] >> (row % 64) & 1 == 1 {
+        if *distance <= top.bound() && selected.contains(first + index) {
             top.push(*distance, *id as u64);
         }
     }

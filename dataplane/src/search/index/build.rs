@@ -15,7 +15,7 @@
 
 use std::sync::Arc;
 
-use heliostat_segment::{BLOCK_ROWS, Chunk};
+use heliostat_segment::{BLOCK_ROWS, Chunk, Selection};
 use heliostat_vector::calibrate::{Calibration, Calibrator};
 use heliostat_vector::graph::{GraphBuilder, GraphOptions};
 use heliostat_vector::ivf::{IvfBuilder, IvfOptions, IvfSearchOptions};
@@ -136,23 +136,20 @@ impl Group {
         let mut row_ids = Vec::with_capacity(BLOCK_ROWS);
         let mut places = Vec::with_capacity(BLOCK_ROWS);
         for block in 0..self.vectors.blocks() {
-            let rows = self.vectors.block_rows(block);
             self.rowids.decode_i64(block, &mut ids).map_err(damaged)?;
-            let mut valid = [0u64; BLOCK_ROWS / 64];
-            let all_valid = self.vectors.validity(block, &mut valid).map_err(damaged)?;
-            let live = |row: usize| {
-                let at = block * BLOCK_ROWS + row;
-                let of = |words: &Arc<[u64]>| words.get(at / 64).is_some_and(|word| word >> (at % 64) & 1 == 1);
-                (all_valid || valid[row / 64] >> (row % 64) & 1 == 1) && self.live.as_ref().is_none_or(of)
-            };
+            let mut selected = Selection::none();
+            self.vectors.validity(block, selected.words_mut()).map_err(damaged)?;
+            if let Some(live) = &self.live {
+                selected.and(Selection::of_block(live, block).words());
+            }
             let bytes = self.vectors.plain_block(block).map_err(damaged)?;
             row_ids.clear();
             places.clear();
-            for row in (0..rows).filter(|row| live(*row)) {
+            selected.for_each(|row| {
                 kept[row_ids.len() * width..][..width].copy_from_slice(&bytes[row * width..][..width]);
                 row_ids.push(ids[row] as u64);
                 places.push((block * BLOCK_ROWS + row) as u32);
-            }
+            });
             if !row_ids.is_empty() {
                 let some = self.column.rows(&kept[..row_ids.len() * width]).map_err(StoreError::Data)?;
                 visit(&some, &row_ids, &places)?;
