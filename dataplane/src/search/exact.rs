@@ -20,11 +20,9 @@ use heliostat_segment::{BLOCK_ROWS, Chunk, Selection};
 use heliostat_vector::{QueryBatch, Rows, TopK};
 use hidb::{DataType, Error, ErrorCode, Result};
 
-use super::{Question, internal, invalid};
+use super::{QUERY_TILE, Question, internal, invalid};
 use crate::cores::{Core, Cores, Turn, read_ahead::ReadAhead, work::GroupWork};
 
-/// Queries that a block of rows is compared with while it is in the cache.
-const QUERY_TILE: usize = 8;
 /// Multiply-adds between two looks at the clock: about 50 us.
 const STEP_PRODUCTS: usize = 1 << 20;
 /// When fewer than one in so many rows of a block are asked for, they are compared one by one.
@@ -130,15 +128,9 @@ struct Comparison<'q> {
 
 impl<'q> Comparison<'q> {
     fn new(question: &'q Question) -> Result<Self> {
-        let queries = question.queries.rows()?;
-        let tiles = (0..queries.count()).step_by(QUERY_TILE);
-        let batch = |first: usize| {
-            let some = queries.slice(first, QUERY_TILE.min(queries.count() - first));
-            QueryBatch::new(question.column.element, question.metric, &some).map_err(invalid)
-        };
         Ok(Comparison {
             question,
-            batches: tiles.map(batch).collect::<Result<_>>()?,
+            batches: question.column.tiles(question.metric, &question.queries.rows()?).map_err(invalid)?,
             tops: tops(question),
             rows: 0,
             distances: vec![0.0; QUERY_TILE * BLOCK_ROWS],

@@ -32,7 +32,7 @@ use super::{Loaded, LoadedGraph, graph, ivf, unexpected};
 use crate::cache::BlockCache;
 use crate::device::Device;
 use crate::manifest::records::IndexRecord;
-use crate::search::VectorColumn;
+use crate::search::{QUERY_TILE, VectorColumn};
 use crate::store::decode::{decode_chunk, read_chunk};
 use crate::store::{IndexWriter, Result, Store, StoreError, TableSnapshot};
 use crate::workers::offload;
@@ -277,18 +277,11 @@ struct Truths {
     distances: Vec<f32>,
 }
 
-/// Queries compared with a block of rows at once.
-const QUERY_TILE: usize = 8;
-
 impl Truths {
     fn new(column: VectorColumn, metric: Metric, queries: &AlignedBytes, ids: &[u64]) -> Result<Self> {
         let rows = column.rows(queries).map_err(StoreError::Data)?;
-        let batch = |first: usize| {
-            let some = rows.slice(first, QUERY_TILE.min(rows.count() - first));
-            QueryBatch::new(column.element, metric, &some).map_err(unexpected)
-        };
         Ok(Truths {
-            batches: (0..rows.count()).step_by(QUERY_TILE).map(batch).collect::<Result<_>>()?,
+            batches: column.tiles(metric, &rows).map_err(unexpected)?,
             ids: ids.to_vec(),
             tops: vec![TopK::new(K); ids.len()],
             distances: vec![0.0; QUERY_TILE * BLOCK_ROWS],
