@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use heliostat_segment::{BLOCK_ROWS, Chunk, Selection};
 use heliostat_vector::calibrate::{Calibration, Calibrator};
-use heliostat_vector::graph::{GraphBuilder, GraphOptions};
+use heliostat_vector::graph::{GraphBuilder, GraphOptions, normalised};
 use heliostat_vector::ivf::{IvfBuilder, IvfOptions, IvfSearchOptions};
 use heliostat_vector::kmeans::{Centroids, KMeans, KMeansOptions, Reservoir};
 use heliostat_vector::{Metric, Neighbor, QueryBatch, Rows, TopK};
@@ -245,16 +245,15 @@ async fn sample<D: Device>(tools: &Tools<'_, D>, job: &Job) -> Result<Option<Sam
     };
     tools.progress.begin("sampling", 0.05);
     tools.progress.memory(4 * capacity.min(rows as usize) * dimension);
-    let unit = metric == Metric::Cosine && job.kind != IndexKind::Graph;
+    // A graph's builder does it itself.
+    let normalises = job.kind != IndexKind::Graph;
     pass(tools, job, false, start, move |sample, group| {
         let mut float = vec![0.0; dimension];
         group.for_each(|rows, ids| {
             for (row, id) in ids.iter().enumerate() {
                 rows.to_f32(row, &mut float);
-                if unit {
-                    let length = float.iter().map(|x| x * x).sum::<f32>().sqrt();
-                    let inverse = if length > 0.0 { length.recip() } else { 0.0 };
-                    float.iter_mut().for_each(|x| *x *= inverse);
+                if normalises {
+                    normalised(metric, &mut float);
                 }
                 sample.floats.push(&float);
                 if sample.rows % every == every / 2 && (sample.query_ids.len() as u64) < QUERIES {
