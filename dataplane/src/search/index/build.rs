@@ -345,31 +345,30 @@ async fn build_graph<D: Device>(tools: &Tools<'_, D>, job: &Job, sample: Sample)
     let options = GraphOptions { degree, bits, seed: SEED, ..defaults };
     let queries = AlignedBytes::copy_of(&sample.queries);
     let truths = Truths::new(column, metric, &queries, &sample.query_ids)?;
-    let origin = sample.floats.into_rows();
     let rows = sample.rows;
+    let floats = sample.floats.into_rows();
     struct Filling {
-        builder: Option<GraphBuilder>,
+        builder: GraphBuilder,
         rowids: Vec<i64>,
         truths: Truths,
-        memory: usize,
     }
     tools.progress.begin("encoding", 0.15);
-    let start = Filling { builder: None, rowids: Vec::with_capacity(rows as usize), truths, memory: 0 };
-    let filled = pass(tools, job, false, start, move |filling, group| {
+    let builder = offload(&**tools.store.workers(), move || {
+        let sample = Rows::of(&floats, column.dimension)?;
+        GraphBuilder::new(options, metric, column.element, &sample)
+    });
+    let builder = builder.await?.map_err(unexpected)?;
+    let start = Filling { builder, rowids: Vec::with_capacity(rows as usize), truths };
+    let filled = pass(tools, job, false, start, |filling, group| {
         group.for_each(|rows, ids| {
-            let builder = match &mut filling.builder {
-                Some(builder) => builder,
-                empty => empty.insert(first_graph(options, metric, column, &origin, rows)?),
-            };
-            builder.push(rows).map_err(unexpected)?;
+            filling.builder.push(rows).map_err(unexpected)?;
             filling.rowids.extend(ids.iter().map(|id| *id as i64));
-            filling.memory = builder.memory_bytes() + 8 * filling.rowids.len();
             filling.truths.compare(rows, ids)
         })
     })
     .await?;
-    let Some(Filling { builder: Some(mut builder), rowids, truths, memory }) = filled else { return Ok(None) };
-    tools.progress.memory(memory);
+    let Some(Filling { mut builder, rowids, truths }) = filled else { return Ok(None) };
+    tools.progress.memory(builder.memory_bytes() + 8 * rowids.len());
     tools.progress.begin("linking", 0.7);
     loop {
         // A few hundred milliseconds at a time.
@@ -413,22 +412,6 @@ async fn build_graph<D: Device>(tools: &Tools<'_, D>, job: &Job, sample: Sample)
         return Err(error);
     }
     Ok(Some((writer, Loaded::Graph(Box::new(loaded)), rows)))
-}
-
-/// A builder of the column's type; its codes' origin is the mean of the sample.
-fn first_graph(
-    options: GraphOptions,
-    metric: Metric,
-    column: VectorColumn,
-    origin: &[f32],
-    rows: &Rows<'_>,
-) -> Result<GraphBuilder> {
-    // The sample is of floats; a builder's type is that of its sample.
-    if column.element == heliostat_vector::ElementType::F32 {
-        let sample = Rows::of(origin, column.dimension).map_err(unexpected)?;
-        return GraphBuilder::new(options, metric, &sample).map_err(unexpected);
-    }
-    GraphBuilder::new(options, metric, rows).map_err(unexpected)
 }
 
 fn calibrate_graph(
