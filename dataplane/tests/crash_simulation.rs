@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use futures_lite::future::block_on;
-use heliostat_dataplane::manifest::{Batch, Manifest};
+use heliostat_dataplane::manifest::Manifest;
 use heliostat_dataplane::store::{LoadMode, LoadState, LoadWriter, Store, StoreOptions, TableSnapshot, rebuild};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -63,10 +63,7 @@ fn record(seed: u64, steps: usize) -> Run {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     let folder = tempfile::tempdir().unwrap();
     let metadata = folder.path().join("metadata");
-    let (device, superblock) = SimDevice::formatted(VOLUME_BYTES);
-    let mut identity = Batch::new();
-    identity.put_identity(superblock.volume_uuid).put_next_id(1);
-    Manifest::create(&metadata, identity).unwrap();
+    let device = SimDevice::formatted(VOLUME_BYTES, &metadata);
     let first = folder.path().join("manifest-0");
     copy_manifest(&Manifest::folder_of(&metadata), &first);
     let manifests = Arc::new(Mutex::new(vec![first]));

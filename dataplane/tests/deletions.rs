@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use futures_lite::future::block_on;
 use heliostat_dataplane::device::{AlignedBuf, BLOCK_BYTES, Device};
-use heliostat_dataplane::manifest::{Batch, Manifest};
 use heliostat_dataplane::store::{
     Deletion, LoadMode, LoadRequest, RowsToDelete, Store, StoreError, StoreOptions, rebuild,
 };
@@ -20,11 +19,8 @@ struct Fixture {
 
 impl Fixture {
     fn new(size_bytes: u64) -> Self {
-        let (device, superblock) = SimDevice::formatted(size_bytes);
         let folder = tempfile::tempdir().unwrap();
-        let mut identity = Batch::new();
-        identity.put_identity(superblock.volume_uuid).put_next_id(1);
-        Manifest::create(folder.path(), identity).unwrap();
+        let device = SimDevice::formatted(size_bytes, folder.path());
         Fixture { device, options: StoreOptions::new(folder.path()), folder }
     }
 

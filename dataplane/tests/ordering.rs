@@ -11,7 +11,7 @@ use arrow_array::cast::AsArray;
 use arrow_array::types::Int64Type;
 use futures_lite::future::block_on;
 use heliostat_dataplane::device::Device;
-use heliostat_dataplane::manifest::{Batch, Manifest};
+use heliostat_dataplane::manifest::Manifest;
 use heliostat_dataplane::store::decode::{DecodedRowGroup, read_row_group};
 use heliostat_dataplane::store::{
     LoadMode, LoadRequest, LoadState, LoadWriter, Observer, Store, StoreError, StoreOptions, TableSnapshot, rebuild,
@@ -25,11 +25,8 @@ use simulation::{Event, Replay, SimDevice, batch, contents, copy_manifest, keys,
 
 /// A device and the options of its stores: runs of 8 MiB.
 fn fixture(size_bytes: u64) -> (SimDevice, StoreOptions, tempfile::TempDir) {
-    let (device, superblock) = SimDevice::formatted(size_bytes);
     let folder = tempfile::tempdir().unwrap();
-    let mut identity = Batch::new();
-    identity.put_identity(superblock.volume_uuid).put_next_id(1);
-    Manifest::create(folder.path(), identity).unwrap();
+    let device = SimDevice::formatted(size_bytes, folder.path());
     let options = StoreOptions { sort_run_bytes_max: 8 << 20, ..StoreOptions::new(folder.path()) };
     (device, options, folder)
 }

@@ -504,6 +504,18 @@ fn what_is_wrong_with_a_search_is_said() {
         // A graph has no probes.
         let error = ask(&client, query().accuracy(Accuracy::Probes(4)), 1).await.unwrap_err();
         assert_eq!(error.code, ErrorCode::InvalidParameter, "{error}");
+        // Nor has a column without an index, whatever other columns have.
+        let columns = [("n", DataType::Int64), ("v", vectors.data_type()), ("w", vectors.data_type())];
+        let fields = columns.map(|(name, data_type)| Field::new(name, data_type, true));
+        client.create_table("two", &Schema::new(fields.to_vec()).unwrap(), 0).await.unwrap();
+        client.create_index("two", definition(IndexKind::Ivf), false).await.unwrap();
+        let probing = |column: &str| {
+            let request = SearchRequest::table("two").column(column).vector(QueryVector::from(vec![0.0; 4]));
+            request.accuracy(Accuracy::Probes(4))
+        };
+        ask(&client, probing("v"), 1).await.unwrap();
+        let error = ask(&client, probing("w"), 1).await.unwrap_err();
+        assert_eq!(error.code, ErrorCode::InvalidParameter, "{error}");
         drop(client);
         cell.stop();
     });

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use futures_lite::future::block_on;
 use heliostat_dataplane::device::file::FileDevice;
 use heliostat_dataplane::device::{BLOCK_BYTES, Device};
-use heliostat_dataplane::manifest::{Batch, Manifest};
 use heliostat_dataplane::store::{
     LoadMode, LoadRequest, LoadState, Store, StoreError, StoreOptions, check, format, rebuild,
 };
@@ -22,11 +21,8 @@ struct Fixture {
 
 impl Fixture {
     fn new(size_bytes: u64) -> Self {
-        let (device, superblock) = SimDevice::formatted(size_bytes);
         let folder = tempfile::tempdir().unwrap();
-        let mut identity = Batch::new();
-        identity.put_identity(superblock.volume_uuid).put_next_id(1);
-        Manifest::create(folder.path(), identity).unwrap();
+        let device = SimDevice::formatted(size_bytes, folder.path());
         Fixture { device, folder }
     }
 

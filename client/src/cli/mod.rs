@@ -3,6 +3,7 @@
 //! Owns [`Arguments`] and [`Failure`]. Each command has a module of its own; `text` and `quantity` hold how things
 //! are written for people.
 
+mod answer;
 mod cell;
 mod delete;
 mod dev;

@@ -1,14 +1,14 @@
 //! `heliostat scan` and `heliostat explain`.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use futures::StreamExt;
 use heliostat_client::{ScanRequest, ScanStream, ScanText};
 use hidb::proto::ScanStatistics;
 
-use super::output::{Format, Output};
+use super::answer::{AnswerArguments, StatsFormat, connect_options};
+use super::output::Output;
 use super::text::{one_line, split_list, write_properties};
 use super::{Failure, Global, quantity};
 
@@ -68,64 +68,25 @@ impl Question {
 pub struct ScanArguments {
     #[command(flatten)]
     question: Question,
-    /// How the answer is written. When left out, as the extension of --output says; without --output, as a table.
-    #[arg(long, value_enum)]
-    format: Option<Format>,
-    /// Write to this file instead of standard output; its extension (csv, json, jsonl, ndjson, arrow, parquet) chooses
-    /// the format when --format is left out.
-    #[arg(long, short, value_name = "FILE")]
-    output: Option<PathBuf>,
-    /// Say on standard error what the scan cost.
-    #[arg(long, value_enum, value_name = "FORMAT")]
-    stats: Option<StatsFormat>,
-    /// Read every chunk from the drive instead of the cell's cache, for measurements.
-    #[arg(long)]
-    bypass_cache: bool,
-}
-
-/// How statistics are written.
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum StatsFormat {
-    /// For people.
-    Text,
-    /// One JSON object.
-    Json,
+    #[command(flatten)]
+    answer: AnswerArguments,
 }
 
 pub async fn run(arguments: ScanArguments, global: &Global) -> Result<(), Failure> {
-    let ScanArguments { question, format, output, stats, bypass_cache } = arguments;
-    let format = chosen_format(format, output.as_deref())?;
-    if Output::would_garble_terminal(format, output.as_deref()) {
-        return Err(Failure::Usage("this format is not text: write it to a file with --output FILE".into()));
-    }
-    let mut options = global.options();
-    // Other readers of Arrow and Parquet files know Decimal128, but not all know Decimal64.
-    options.decimal64 = !matches!(format, Format::Arrow | Format::Parquet);
-    let client = global.connect(options).await?;
-    let mut stream = client.scan(question.request().bypass_cache(bypass_cache)).await?;
-    let mut sink = Output::open(format, output.as_deref(), stream.schema())?;
+    let ScanArguments { question, answer } = arguments;
+    let format = answer.chosen_format()?;
+    answer.check_terminal(format)?;
+    let client = global.connect(connect_options(global, format)).await?;
+    let mut stream = client.scan(question.request().bypass_cache(answer.bypass_cache)).await?;
+    let mut sink = Output::open(format, answer.output.as_deref(), stream.schema())?;
     while let Some(batch) = stream.next().await {
         sink.write(&batch?)?;
     }
     let elapsed = stream.elapsed().unwrap_or_default();
     sink.finish(&format!("{} in {}", quantity::rows(stream.rows()), quantity::duration(elapsed)))?;
-    match stats {
+    match answer.stats {
         Some(format) => print_statistics(&stream, format),
         None => Ok(()),
-    }
-}
-
-/// The format that was asked for, else the one that the name of the file says.
-pub fn chosen_format(format: Option<Format>, output: Option<&Path>) -> Result<Format, Failure> {
-    match (format, output) {
-        (Some(format), _) => Ok(format),
-        (None, None) => Ok(Format::Table),
-        (None, Some(path)) => Format::of_file(path).ok_or_else(|| {
-            Failure::Usage(format!(
-                "the name of {} does not say how to write it: add --format csv, json, arrow, parquet or table",
-                path.display()
-            ))
-        }),
     }
 }
 
@@ -190,27 +151,6 @@ pub fn statistics_json(statistics: &ScanStatistics, elapsed_us: u64) -> serde_js
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_extension_chooses_the_format_unless_one_is_named() {
-        let chosen = |format, output: &str| chosen_format(format, Some(Path::new(output))).ok();
-        for (name, format) in [
-            ("a.csv", Format::Csv),
-            ("a.json", Format::Json),
-            ("a.jsonl", Format::Json),
-            ("a.ndjson", Format::Json),
-            ("a.b/c.ARROW", Format::Arrow),
-            ("a.parquet", Format::Parquet),
-        ] {
-            assert_eq!(chosen(None, name), Some(format), "{name}");
-            assert_eq!(chosen(Some(Format::Table), name), Some(Format::Table), "{name}");
-        }
-        for name in ["a", "a.txt", "a.csv/b", ".csv"] {
-            assert_eq!(chosen(None, name), None, "{name}");
-            assert_eq!(chosen(Some(Format::Csv), name), Some(Format::Csv), "{name}");
-        }
-        assert_eq!(chosen_format(None, None).ok(), Some(Format::Table));
-    }
 
     #[test]
     fn statistics_have_exactly_the_documented_keys() {

@@ -79,17 +79,7 @@ impl CompiledScan {
     /// A scan which finds out where the rows are for which `filter` is true (all, without one) and reads nothing else:
     /// it answers with [`Step::Rows`](crate::Step::Rows), and its images have no columns and are not made.
     pub fn positions(filter: Option<&Expr>, schema: &Schema, options: EngineOptions) -> Result<Arc<CompiledScan>> {
-        let plan = ScanPlan {
-            table: String::new(),
-            filter: filter.cloned(),
-            aggregation: None,
-            having: None,
-            outputs: Vec::new(),
-            visible: 0,
-            sort: Vec::new(),
-            offset: 0,
-            limit: None,
-        };
+        let plan = ScanPlan::of_rows("", filter.cloned(), Vec::new());
         Ok(Arc::new(CompiledScan { yields_positions: true, ..Self::build(&plan, schema, options)? }))
     }
 

@@ -103,7 +103,11 @@ impl RowGroup {
         let rows = self.block_rows(block);
         match &self.among {
             None => Survivors::all(block, rows),
-            Some(among) => Survivors::new(block, rows, selection_of(among, block, rows)),
+            Some(among) => {
+                let mut live = Selection::of_block(among, block);
+                live.and(Selection::all(rows).words());
+                Survivors::new(block, rows, live)
+            }
         }
     }
 
@@ -132,14 +136,6 @@ impl RowGroup {
 
 /// Words of a bitmap over a block.
 const BLOCK_WORDS: usize = BLOCK_ROWS / 64;
-
-/// The part of a row group's bitmap that is about a block of so many rows.
-fn selection_of(among: &[u64], block: usize, block_rows: usize) -> Selection {
-    let mut selection = Selection::all(block_rows);
-    let of_block = among.iter().skip(block * BLOCK_WORDS).copied().chain(std::iter::repeat(0));
-    selection.words_mut().iter_mut().zip(of_block).for_each(|(word, live)| *word &= live);
-    selection
-}
 
 /// Whether one of the first `rows` bits is set.
 fn has_bit(words: &[u64], rows: usize) -> bool {

@@ -41,7 +41,7 @@ pub use membership::{MembershipFilter, MembershipMeta, hash_bytes, hash_i64, has
 pub use order::{OrderedRun, RowOrder};
 pub use predicate::{BlockMatch, BytesTest, ChunkPredicate, CompiledPredicate};
 pub use segment::{FinishedSegment, SegmentBuilder, SegmentHeader, SegmentIdentity, verify_chunk, verify_membership};
-pub use selection::{Rows, Selection};
+pub use selection::{Rows, Selection, all_rows};
 pub use simd::SimdLevel;
 pub use zone::{ZONE_BYTES_MAX, ZoneMap};
 

@@ -1,6 +1,7 @@
 //! Selections: which of a block's 1,024 rows are still in.
 //!
-//! Owns [`Selection`] and [`Rows`], the same as positions. Written by chunk filters, read by gathers and by the engine.
+//! Owns [`Selection`] and [`Rows`], the same as positions, and [`all_rows`], the bitmap of more rows than a block has.
+//! Written by chunk filters, read by gathers and by the engine.
 
 use crate::BLOCK_ROWS;
 
@@ -65,6 +66,15 @@ impl Selection {
 
     /// From a bitmap.
     pub const fn from_words(words: [u64; 16]) -> Self {
+        Selection { words }
+    }
+
+    /// The rows of a block in a bitmap over many blocks, whose missing words are zero.
+    #[inline]
+    pub fn of_block(bitmap: &[u64], block: usize) -> Self {
+        let mut words = [0u64; 16];
+        let of_block = bitmap.get(block * 16..).unwrap_or_default();
+        words.iter_mut().zip(of_block).for_each(|(word, bits)| *word = *bits);
         Selection { words }
     }
 
@@ -245,5 +255,38 @@ impl Selection {
             position += count;
         }
         (out, position)
+    }
+}
+
+/// A bitmap with the bits of `rows` rows set, which may be more than a block has: row `i` is bit `i % 64` of word `i / 64`.
+/// It has as many words as that takes, where a [`Selection`] has those of whole blocks.
+pub fn all_rows(rows: usize) -> Vec<u64> {
+    let mut words = vec![u64::MAX; rows.div_ceil(64)];
+    if let (Some(last), rest @ 1..) = (words.last_mut(), rows % 64) {
+        *last = (1u64 << rest) - 1;
+    }
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bitmap_of_all_rows_has_their_bits_and_no_others() {
+        for rows in [0, 1, 63, 64, 65, 1023, 1024, 1025, 131_072] {
+            let words = all_rows(rows);
+            let is_in = |row: usize| words[row / 64] >> (row % 64) & 1 == 1;
+            assert_eq!(words.len(), rows.div_ceil(64));
+            assert!((0..64 * words.len()).all(|row| is_in(row) == (row < rows)), "{rows}");
+        }
+    }
+
+    #[test]
+    fn blocks_of_a_bitmap_are_its_rows_and_no_others() {
+        let words = all_rows(1500);
+        assert_eq!(Selection::of_block(&words, 0), Selection::all(1024));
+        assert_eq!(Selection::of_block(&words, 1), Selection::all(476));
+        assert_eq!(Selection::of_block(&words, 2), Selection::none());
     }
 }

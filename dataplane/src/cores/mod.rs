@@ -174,14 +174,25 @@ impl Core {
         self.device.as_ref().map_or(&self.ring, UringDevice::ring)
     }
 
-    /// The device of this core.
+    /// The core this runs on, its cache and its device: what work on the volume's data needs.
     ///
     /// # Errors
     /// `Internal` when called off a core, or when the cores were started without a volume.
+    pub fn with_volume() -> Result<(Rc<Core>, BlockCache<UringDevice>, UringDevice)> {
+        let internal = |text: &str| Error::new(ErrorCode::Internal, text);
+        let core = Self::current().ok_or_else(|| internal("what needs the volume runs on a core"))?;
+        let (Some(cache), Some(device)) = (core.cache.clone(), core.device.clone()) else {
+            return Err(internal("the cores were started without a volume"));
+        };
+        Ok((core, cache, device))
+    }
+
+    /// The device of this core.
+    ///
+    /// # Errors
+    /// As [`Core::with_volume`].
     pub fn device() -> Result<UringDevice> {
-        Self::current()
-            .and_then(|core| core.device.clone())
-            .ok_or_else(|| Error::new(ErrorCode::Internal, "no volume is open on this thread"))
+        Self::with_volume().map(|(_, _, device)| device)
     }
 }
 

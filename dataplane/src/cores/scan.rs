@@ -258,9 +258,7 @@ async fn scan_core(
     share: Option<Vec<GroupWork>>,
     images: flume::Sender<ResultImage>,
 ) -> Result<CoreOutcome> {
-    let internal = |text: &str| Error::new(ErrorCode::Internal, text);
-    let core = Core::current().ok_or_else(|| internal("a scan runs on a core"))?;
-    let cache = core.cache.clone().ok_or_else(|| internal("the cores were started without a volume"))?;
+    let (core, cache, _) = Core::with_volume()?;
     let mut turn = Turn::default();
     let work = match share {
         Some(share) => share,

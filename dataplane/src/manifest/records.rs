@@ -11,6 +11,7 @@ use prost::Message;
 use super::users::UserRecord;
 use crate::store::error::{Result, StoreError};
 use crate::volume::deletion::DeletionRecord;
+use crate::volume::object::CommitRecord;
 use crate::volume::{EXTENT_UNIT_BYTES, Extent, ObjectKind};
 
 /// The version of the records this build writes, and the newest it reads. Version 2 brought users: a build that does
@@ -65,6 +66,22 @@ pub struct TableRecord {
     /// The indexes that it is to have.
     #[prost(message, repeated, tag = "30")]
     pub indexes: Vec<hidb::proto::IndexDefinition>,
+}
+
+impl TableRecord {
+    /// What every commit object of the table says, whatever it changes: `rebuild` takes the definition from the last one, so
+    /// that what is left out there is lost with the manifest.
+    pub fn commit_record(&self, next_rowid: i64) -> CommitRecord {
+        CommitRecord {
+            table_id: self.id,
+            table_name: self.name.clone(),
+            schema: self.schema.clone(),
+            shards: self.shards,
+            next_rowid,
+            indexes: self.indexes.clone(),
+            ..Default::default()
+        }
+    }
 }
 
 /// What a table hands out; beside the table, because a load that makes a table has it before the table exists.

@@ -156,17 +156,7 @@ impl Projection {
 fn rows_plan(table: &TableSnapshot, mut outputs: Vec<Output>) -> ScanPlan {
     let rowid = Expr::column(table.schema.len(), DataType::Int64, false);
     outputs.push(Output { name: ROWID_COLUMN.into(), expr: rowid });
-    ScanPlan {
-        table: table.name.clone(),
-        filter: None,
-        aggregation: None,
-        having: None,
-        visible: outputs.len(),
-        outputs,
-        sort: Vec::new(),
-        offset: 0,
-        limit: None,
-    }
+    ScanPlan::of_rows(&table.name, None, outputs)
 }
 
 /// One column of a table as [`read_rows`] reads it.

@@ -16,15 +16,13 @@ use std::sync::Arc;
 
 use futures::FutureExt;
 use futures::future::try_join_all;
-use heliostat_segment::{BLOCK_ROWS, Chunk};
+use heliostat_segment::{BLOCK_ROWS, Chunk, Selection};
 use heliostat_vector::{QueryBatch, Rows, TopK};
 use hidb::{DataType, Error, ErrorCode, Result};
 
-use super::{Question, internal, invalid};
+use super::{QUERY_TILE, Question, internal, invalid};
 use crate::cores::{Core, Cores, Turn, read_ahead::ReadAhead, work::GroupWork};
 
-/// Queries that a block of rows is compared with while it is in the cache.
-const QUERY_TILE: usize = 8;
 /// Multiply-adds between two looks at the clock: about 50 us.
 const STEP_PRODUCTS: usize = 1 << 20;
 /// When fewer than one in so many rows of a block are asked for, they are compared one by one.
@@ -88,9 +86,7 @@ fn tops(question: &Question) -> Vec<TopK> {
 
 /// One core's part.
 async fn exact_core(question: Arc<Question>, parts: Vec<Part>) -> Result<Compared> {
-    let core = Core::current().ok_or_else(|| Error::new(ErrorCode::Internal, "a search runs on a core"))?;
-    let missing = || Error::new(ErrorCode::Internal, "the cores were started without a volume");
-    let cache = core.cache.clone().ok_or_else(missing)?;
+    let (core, cache, _) = Core::with_volume()?;
     let rowid_column = question.table.schema.len();
     let mut read_ahead = ReadAhead::new(cache, question.bypass_cache, core.arena.bytes(), rowid_column + 1);
     let groups: Vec<GroupWork> = parts.iter().map(|part| part.group.clone()).collect();
@@ -113,8 +109,7 @@ async fn exact_core(question: Arc<Question>, parts: Vec<Part>) -> Result<Compare
         };
         turn.restart();
         for block in 0..vectors.blocks() {
-            let among = part.among.as_ref().map(|words| words.get(block * 16..).unwrap_or_default());
-            comparison.block(&vectors, &rowids, block, among, &mut turn).await?;
+            comparison.block(&vectors, &rowids, block, part.among.as_deref(), &mut turn).await?;
         }
     }
     Ok(Compared { tops: comparison.tops, rows: comparison.rows, device_bytes: read_ahead.bytes_read_device })
@@ -133,15 +128,9 @@ struct Comparison<'q> {
 
 impl<'q> Comparison<'q> {
     fn new(question: &'q Question) -> Result<Self> {
-        let queries = question.queries.rows()?;
-        let tiles = (0..queries.count()).step_by(QUERY_TILE);
-        let batch = |first: usize| {
-            let some = queries.slice(first, QUERY_TILE.min(queries.count() - first));
-            QueryBatch::new(question.column.element, question.metric, &some).map_err(invalid)
-        };
         Ok(Comparison {
             question,
-            batches: tiles.map(batch).collect::<Result<_>>()?,
+            batches: question.column.tiles(question.metric, &question.queries.rows()?).map_err(invalid)?,
             tops: tops(question),
             rows: 0,
             distances: vec![0.0; QUERY_TILE * BLOCK_ROWS],
@@ -150,7 +139,7 @@ impl<'q> Comparison<'q> {
         })
     }
 
-    /// Compares the rows of a block whose bits are set in `among`.
+    /// Compares the rows of a block whose bits are set in `among`, a bitmap over the row group.
     async fn block(
         &mut self,
         vectors: &Chunk,
@@ -160,15 +149,12 @@ impl<'q> Comparison<'q> {
         turn: &mut Turn,
     ) -> Result<()> {
         let rows = vectors.block_rows(block);
-        let mut selected = [0u64; BLOCK_ROWS / 64];
-        let all_valid = vectors.validity(block, &mut selected)?;
-        for (index, word) in selected.iter_mut().enumerate() {
-            let valid = if all_valid { u64::MAX } else { *word };
-            let bits = rows.saturating_sub(64 * index).min(64) as u32;
-            let there = if bits == 0 { 0 } else { u64::MAX >> (64 - bits) };
-            *word = valid & there & among.map_or(u64::MAX, |words| words.get(index).copied().unwrap_or(0));
+        let mut selected = Selection::none();
+        vectors.validity(block, selected.words_mut())?;
+        if let Some(among) = among {
+            selected.and(Selection::of_block(among, block).words());
         }
-        let count: usize = selected.iter().map(|word| word.count_ones() as usize).sum();
+        let count = selected.count();
         if count == 0 {
             return Ok(());
         }
@@ -202,14 +188,9 @@ impl<'q> Comparison<'q> {
     }
 
     /// Compares few rows of a block.
-    async fn sparse(&mut self, all: &Rows<'_>, selected: &[u64], turn: &mut Turn) -> Result<()> {
+    async fn sparse(&mut self, all: &Rows<'_>, selected: &Selection, turn: &mut Turn) -> Result<()> {
         self.picked.clear();
-        for (index, mut word) in selected.iter().copied().enumerate() {
-            while word != 0 {
-                self.picked.push((index * 64) as u32 + word.trailing_zeros());
-                word &= word - 1;
-            }
-        }
+        selected.for_each(|row| self.picked.push(row as u32));
         let distances = &mut self.distances[..self.picked.len()];
         for (batch, tops) in self.batches.iter().zip(self.tops.chunks_mut(QUERY_TILE)) {
             for (query, top) in batch.queries().iter().zip(tops) {
@@ -225,11 +206,10 @@ impl<'q> Comparison<'q> {
 }
 
 /// Pushes the rows `first..` of a block that are selected; `ids` and `distances` begin at row `first`.
-fn push_selected(top: &mut TopK, distances: &[f32], ids: &[i64], selected: &[u64], first: usize) {
+fn push_selected(top: &mut TopK, distances: &[f32], ids: &[i64], selected: &Selection, first: usize) {
     for (index, (distance, id)) in distances.iter().zip(ids).enumerate() {
-        let row = first + index;
         // Most rows are too far: the bit is looked up for the others.
-        if *distance <= top.bound() && selected[row / 64] >> (row % 64) & 1 == 1 {
+        if *distance <= top.bound() && selected.contains(first + index) {
             top.push(*distance, *id as u64);
         }
     }

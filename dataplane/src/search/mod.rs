@@ -23,7 +23,7 @@ pub mod rowids;
 use std::sync::Arc;
 
 use heliostat_engine::EngineOptions;
-use heliostat_vector::{ElementType, K_MAX, Metric, Neighbor, Rows, VectorError};
+use heliostat_vector::{ElementType, K_MAX, Metric, Neighbor, QueryBatch, Rows, VectorError};
 use hidb::aligned::AlignedBytes;
 use hidb::plan::Expr;
 use hidb::{DataType, Error, ErrorCode, Result, Schema, VectorElement, proto};
@@ -34,6 +34,9 @@ use crate::store::TableSnapshot;
 pub const QUERIES_MAX: usize = 1024;
 /// The most neighbours that a request may ask for, over all its queries: they are sorted and looked up in memory.
 pub const NEIGHBORS_MAX: usize = 1 << 20;
+
+/// Queries that a block of rows is compared with while it is in the cache.
+pub const QUERY_TILE: usize = 8;
 
 /// How near the answer must be to the exact one.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -90,6 +93,18 @@ impl VectorColumn {
     /// `Internal` when they don't, or are not whole vectors.
     pub fn rows<'a>(&self, bytes: &'a [u8]) -> Result<Rows<'a>> {
         Rows::from_bytes(self.element, self.dimension, bytes).map_err(internal)
+    }
+
+    /// Queries against the column in batches of [`QUERY_TILE`]; the last has what is left.
+    ///
+    /// # Errors
+    /// As [`QueryBatch::new`].
+    pub fn tiles(&self, metric: Metric, queries: &Rows<'_>) -> Result<Vec<QueryBatch>, VectorError> {
+        let tile = |first: usize| {
+            let some = queries.slice(first, QUERY_TILE.min(queries.count() - first));
+            QueryBatch::new(self.element, metric, &some)
+        };
+        (0..queries.count()).step_by(QUERY_TILE).map(tile).collect()
     }
 }
 

@@ -16,6 +16,7 @@
 
 use std::sync::Arc;
 
+use heliostat_segment::all_rows;
 use heliostat_vector::ivf::{IvfIndex, IvfSearchOptions};
 use heliostat_vector::{Neighbor, TopK};
 use hidb::plan::Expr;
@@ -35,7 +36,7 @@ use crate::cores::{
     work::GroupWork,
 };
 use crate::device::uring::UringDevice;
-use crate::store::{BuiltIndex, TableSnapshot};
+use crate::store::{BuiltIndex, SegmentHandle, TableSnapshot};
 
 /// Below this part of the rows a filtered question is answered exactly,
 const EXACT_SELECTIVITY: f64 = 0.02;
@@ -47,34 +48,40 @@ const EXACT_ROWS: u64 = 2_000;
 /// # Errors
 /// Those of the device, `InvalidParameter` for a knob that the index does not have, what the filter raises.
 pub async fn search(cores: &Cores, home: usize, question: Arc<Question>) -> Result<Found> {
-    let Some(filter) = &question.filter else { return among(cores, home, &question, None).await };
-    if let Some(found) = by_included(&question, filter).await? {
-        return Ok(found);
+    let mut statistics = proto::SearchStatistics::default();
+    let Some(filter) = &question.filter else { return among(cores, home, &question, None, statistics).await };
+    if let Some(neighbors) = by_included(&question, filter, &mut statistics).await? {
+        return Ok(Found { neighbors, statistics });
     }
     let (options, bypass) = (question.options.clone(), question.bypass_cache);
     let (passing, scanned) = find(cores, &question.table, Some(filter), options, None, bypass).await?;
-    let mut found = among(cores, home, &question, Some(passing)).await?;
-    found.statistics.device_bytes += scanned.bytes_read_device;
-    Ok(found)
+    statistics.device_bytes += scanned.bytes_read_device;
+    among(cores, home, &question, Some(passing), statistics).await
 }
 
-/// The answer among the rows that pass, or among all.
-async fn among(cores: &Cores, home: usize, question: &Arc<Question>, passing: Option<Vec<FoundRows>>) -> Result<Found> {
+/// The answer among the rows that pass, or among all. `statistics` are of what was tried before: it was work, too.
+async fn among(
+    cores: &Cores,
+    home: usize,
+    question: &Arc<Question>,
+    passing: Option<Vec<FoundRows>>,
+    mut statistics: proto::SearchStatistics,
+) -> Result<Found> {
     let table = question.table.clone();
     let filtered: Option<u64> = passing.as_ref().map(|passing| passing.iter().map(count).sum());
     let parts = parts_of(&table, passing.as_deref());
+    statistics.rows_filtered = filtered.unwrap_or(0);
     let (built, loaded, parameter, note) = match choose(question, filtered)? {
-        Choice::Exact(why) => return answer_exactly(cores, home, question, parts, why, filtered).await,
+        Choice::Exact(why) => return answer_exactly(cores, home, question, parts, why, statistics).await,
         Choice::Index { built, loaded, parameter, note } => (built, loaded, parameter, note),
     };
-    let mut statistics = proto::SearchStatistics { rows_filtered: filtered.unwrap_or(0), ..Default::default() };
     let of_index = by_index(question, built, &loaded, parameter, passing.as_deref(), &mut statistics).await?;
     let reach = of_index.iter().map(Vec::len).min().unwrap_or(0) as u64;
     let wanted = filtered.unwrap_or(u64::MAX).min(question.k as u64);
     let tail: Vec<Part> = parts.iter().filter(|part| !built.covers(part.group.segment.id)).cloned().collect();
     if filtered.is_some() && tail.is_empty() && reach < wanted && question.distance_max == f32::INFINITY {
         let why = format!("the index found {reach} of the rows that pass");
-        return answer_exactly(cores, home, question, parts, why, filtered).await;
+        return answer_exactly(cores, home, question, parts, why, statistics).await;
     }
     let has_tail = !tail.is_empty();
     let neighbors = if has_tail {
@@ -98,8 +105,13 @@ async fn among(cores: &Cores, home: usize, question: &Arc<Question>, passing: Op
 
 /// Answers a filtered question from the lists alone: when the index is one of lists, has every row, and includes every
 /// column of the filter. How many rows pass is found out from the lists that a search without a filter would read; when they
-/// are few, or fewer are found than were asked for, it is another way's question: `None`.
-async fn by_included(question: &Arc<Question>, filter: &Expr) -> Result<Option<Found>> {
+/// are few, or fewer are found than were asked for, it is another way's question: `None`. Adds to `statistics` what it did
+/// in either case.
+async fn by_included(
+    question: &Question,
+    filter: &Expr,
+    statistics: &mut proto::SearchStatistics,
+) -> Result<Option<Vec<Vec<Neighbor>>>> {
     let Choice::Index { built, loaded, parameter, .. } = choose(question, None)? else { return Ok(None) };
     let Loaded::Ivf(index) = &*loaded else { return Ok(None) };
     let table = &question.table;
@@ -111,15 +123,14 @@ async fn by_included(question: &Arc<Question>, filter: &Expr) -> Result<Option<F
     let Some(list_filter) = ListFilter::new(&includes, filter, &table.schema, question.options.clone())? else {
         return Ok(None);
     };
-    let (cache, device) = cache_and_device()?;
+    let (_, cache, device) = Core::with_volume()?;
     let rows = allowed_rows(table, built, &cache, None).await?;
     let mut allowed = Allowed { rows: rows.as_deref(), filter: Some(list_filter), ..Default::default() };
     let source = source_of(question, built, index, &cache, &device);
     let queries = question.queries.rows()?;
-    let mut statistics = proto::SearchStatistics::default();
     let mut options = IvfSearchOptions::new(question.k, parameter);
     options.distance_max = question.distance_max;
-    let first = ivf::search(&source, queries.row(0), options, &mut allowed, &mut statistics).await?;
+    let first = ivf::search(&source, queries.row(0), options, &mut allowed, statistics).await?;
     let selectivity = allowed.passed as f64 / allowed.tested.max(1) as f64;
     let expected = selectivity * built.handle.record.vectors as f64;
     if selectivity < EXACT_SELECTIVITY || expected <= EXACT_ROWS as f64 || allowed.is_incomplete {
@@ -136,7 +147,7 @@ async fn by_included(question: &Arc<Question>, filter: &Expr) -> Result<Option<F
     for query in 0..queries.count() {
         let found = match query {
             0 if options.probes <= parameter => first.clone(),
-            _ => ivf::search(&source, queries.row(query), options, &mut allowed, &mut statistics).await?,
+            _ => ivf::search(&source, queries.row(query), options, &mut allowed, statistics).await?,
         };
         if found.len() < question.k && question.distance_max == f32::INFINITY || allowed.is_incomplete {
             return Ok(None);
@@ -148,14 +159,7 @@ async fn by_included(question: &Arc<Question>, filter: &Expr) -> Result<Option<F
     statistics.rows_filtered = allowed.passed;
     statistics.plan =
         format!("ivf: probes {probes}, filtered by included columns, of which {:.1}% pass", 100.0 * selectivity);
-    Ok(Some(Found { neighbors, statistics }))
-}
-
-/// This core's.
-fn cache_and_device() -> Result<(BlockCache<UringDevice>, UringDevice)> {
-    let core = Core::current().ok_or_else(|| Error::new(ErrorCode::Internal, "a search runs on a core"))?;
-    let missing = || Error::new(ErrorCode::Internal, "the cores were started without a volume");
-    Ok((core.cache.clone().ok_or_else(missing)?, core.device.clone().ok_or_else(missing)?))
+    Ok(Some(neighbors))
 }
 
 fn source_of<'a>(
@@ -225,14 +229,15 @@ fn choose(question: &Question, filtered: Option<u64>) -> Result<Choice<'_>> {
         found.is_some_and(|(column, _)| column == question.column.index)
     };
     let Some(index) = question.table.indexes.iter().find(|index| name(&index.definition)) else {
-        return no_index(question, "the column has no index");
+        return no_index(question.accuracy);
     };
-    let Some(built) = &index.built else { return no_index(question, "the index is not built yet") };
+    let Some(built) = &index.built else { return Ok(Choice::Exact("the index is not built yet".into())) };
     let Some(loaded) = built.handle.loaded.get().cloned() else {
-        return no_index(question, "the index is not read yet");
+        return Ok(Choice::Exact("the index is not read yet".into()));
     };
     if loaded.metric() != question.metric {
-        return no_index(question, &format!("the index is for {:?}, not {:?}", loaded.metric(), question.metric));
+        let why = format!("the index is for {:?}, not {:?}", loaded.metric(), question.metric);
+        return Ok(Choice::Exact(why));
     }
     let vectors = built.handle.record.vectors.max(1);
     let selectivity = filtered.map_or(1.0, |rows| (rows as f64 / vectors as f64).clamp(0.0, 1.0));
@@ -263,10 +268,11 @@ fn wrong_knob(knob: &str, has: &str) -> Error {
     Error::new(ErrorCode::InvalidParameter, format!("the column's index has no {knob}: {has}; or ask for a recall"))
 }
 
-/// Without an index a recall is reached exactly; its own parameters mean nothing.
-fn no_index<'t>(question: &Question, why: &str) -> Result<Choice<'t>> {
-    match question.accuracy {
-        Accuracy::Probes(_) | Accuracy::Ef(_) if question.table.indexes.is_empty() => {
+/// For a column without an index a recall is reached exactly; an index's own parameters mean nothing.
+fn no_index<'t>(accuracy: Accuracy) -> Result<Choice<'t>> {
+    let why = "the column has no index";
+    match accuracy {
+        Accuracy::Probes(_) | Accuracy::Ef(_) => {
             let text = format!("probes and ef are parameters of an index: {why}; create one, or ask for a recall");
             Err(Error::new(ErrorCode::InvalidParameter, text))
         }
@@ -297,16 +303,12 @@ async fn answer_exactly(
     question: &Arc<Question>,
     parts: Vec<Part>,
     why: String,
-    filtered: Option<u64>,
+    mut statistics: proto::SearchStatistics,
 ) -> Result<Found> {
     let compared = exact(cores, home, question, parts).await?;
-    let statistics = proto::SearchStatistics {
-        plan: format!("exact: {why}"),
-        rows_compared: compared.rows,
-        device_bytes: compared.device_bytes,
-        rows_filtered: filtered.unwrap_or(0),
-        ..Default::default()
-    };
+    statistics.plan = format!("exact: {why}");
+    statistics.rows_compared += compared.rows;
+    statistics.device_bytes += compared.device_bytes;
     let neighbors = compared.tops.into_iter().map(TopK::into_sorted).collect();
     Ok(Found { neighbors, statistics })
 }
@@ -320,7 +322,7 @@ async fn by_index(
     passing: Option<&[FoundRows]>,
     statistics: &mut proto::SearchStatistics,
 ) -> Result<Vec<Vec<Neighbor>>> {
-    let (cache, device) = cache_and_device()?;
+    let (_, cache, device) = Core::with_volume()?;
     let rows = allowed_rows(&question.table, built, &cache, passing).await?;
     let queries = question.queries.rows()?;
     let mut found = Vec::with_capacity(queries.count());
@@ -361,40 +363,39 @@ async fn allowed_rows(
 ) -> Result<Option<Arc<RowSet>>> {
     if let Some(passing) = passing {
         let of_index = passing.iter().filter(|passing| built.covers(passing.segment.id));
-        return Ok(Some(Arc::new(row_set(table, cache, of_index.cloned().collect()).await?)));
+        let groups = of_index.map(|passing| (&passing.segment, passing.row_group, &*passing.rows));
+        return Ok(Some(Arc::new(row_set(table, cache, groups).await?)));
     }
     if let Some(rows) = built.rows.get() {
         return Ok(rows.clone());
     }
     let covered = || table.segments.iter().filter(|segment| built.covers(segment.id));
     let rows_now: u64 = covered().map(|segment| segment.footer.rows()).sum();
-    let mut live = Vec::new();
-    let mut any_deleted = false;
-    for segment in covered() {
-        for (row_group, meta) in segment.footer.row_groups.iter().enumerate() {
-            let rows = table.live_rows(segment.id, row_group);
-            any_deleted |= rows.is_some();
-            let rows = rows.map_or_else(|| all_rows(meta.rows as usize), |rows| rows.to_vec().into());
-            live.push(FoundRows { ordinal: 0, segment: segment.clone(), row_group, rows });
-        }
+    let any_deleted = covered().any(|segment| table.deleted_of(segment.id).is_some());
+    if !any_deleted && rows_now == built.handle.record.rows {
+        return Ok(built.rows.get_or_init(|| None).clone());
     }
-    let rows = match any_deleted || rows_now != built.handle.record.rows {
-        true => Some(Arc::new(row_set(table, cache, live).await?)),
-        false => None,
-    };
-    Ok(built.rows.get_or_init(|| rows).clone())
+    let live = covered().flat_map(|segment| {
+        let metas = segment.footer.row_groups.iter().enumerate();
+        metas.map(move |(row_group, meta)| {
+            let rows = table.live_rows(segment.id, row_group);
+            (segment, row_group, rows.unwrap_or_else(|| all_rows(meta.rows as usize).into()))
+        })
+    });
+    let rows = Arc::new(row_set(table, cache, live).await?);
+    Ok(built.rows.get_or_init(|| Some(rows)).clone())
 }
 
-fn all_rows(rows: usize) -> Box<[u64]> {
-    let bits = |from: usize| u64::MAX >> (64 - (rows - from).min(64));
-    (0..rows).step_by(64).map(bits).collect()
-}
-
-async fn row_set(table: &TableSnapshot, cache: &BlockCache<UringDevice>, of: Vec<FoundRows>) -> Result<RowSet> {
+/// The ids of rows of row groups, whose bits are set.
+async fn row_set<'t, R: AsRef<[u64]>>(
+    table: &TableSnapshot,
+    cache: &BlockCache<UringDevice>,
+    groups: impl Iterator<Item = (&'t Arc<SegmentHandle>, usize, R)>,
+) -> Result<RowSet> {
     let mut set = RowSet::for_table(table.rowids());
     let mut turn = Turn::default();
-    for FoundRows { segment, row_group, rows, .. } in of {
-        set.add(&rows, &GroupIds::of(&segment, row_group, cache).await?);
+    for (segment, row_group, rows) in groups {
+        set.add(rows.as_ref(), &GroupIds::of(segment, row_group, cache).await?);
         turn.yield_if_due().await;
     }
     Ok(set)

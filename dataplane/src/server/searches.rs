@@ -69,11 +69,9 @@ async fn run(
     started: Instant,
 ) -> Result<()> {
     let server = results.core();
-    let core = Core::current().ok_or_else(|| Error::new(ErrorCode::Internal, "a search runs on a core"))?;
-    let no_volume = || Error::new(ErrorCode::Internal, "the cores were started without a volume");
-    let cache = core.cache.as_ref().ok_or_else(no_volume)?;
+    let (_, cache, _) = Core::with_volume()?;
     let column = VectorColumn::find(&table.schema, &message.column)?;
-    let queries = queries_of(&table, column, cache, &message, &options).await?;
+    let queries = queries_of(&table, column, &cache, &message, &options).await?;
     let accuracy = accuracy_of(message.accuracy);
     let k = message.k as usize;
     let distance_max = message.distance_max.unwrap_or(f32::INFINITY);
@@ -99,7 +97,7 @@ async fn run(
     let mut found = search(&server.cell.cores, server.index, question).await?;
     let first = proto::FilteredResultSet { table_generation: table.generation, ..Default::default() };
     results.first = Some((first, projection.schema_message()));
-    let (images, bytes_read) = projection.images(&table, cache, &found.neighbors, options.image_bytes_max).await?;
+    let (images, bytes_read) = projection.images(&table, &cache, &found.neighbors, options.image_bytes_max).await?;
     for image in images {
         results.send_image(image).await?;
     }

@@ -105,18 +105,7 @@ mod tests {
     use super::*;
 
     fn statement(hash: u64) -> Statement {
-        let plan = ScanPlan {
-            table: "t".into(),
-            filter: None,
-            aggregation: None,
-            having: None,
-            outputs: vec![],
-            visible: 0,
-            sort: vec![],
-            offset: 0,
-            limit: None,
-        };
-        Statement::new(plan, hash, vec![])
+        Statement::new(ScanPlan::of_rows("t", None, vec![]), hash, vec![])
     }
 
     #[test]

@@ -17,7 +17,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use heliostat_segment::SegmentFooter;
+use heliostat_segment::{SegmentFooter, all_rows};
 use hidb::{Error, ErrorCode};
 use roaring::RoaringBitmap;
 
@@ -66,7 +66,7 @@ impl Deleted {
             let mut among: Option<Vec<u64>> = None;
             let mut rows = group.rows;
             for position in positions.range(start..start + group.rows) {
-                let words = among.get_or_insert_with(|| all_rows(group.rows));
+                let words = among.get_or_insert_with(|| all_rows(group.rows as usize));
                 let row = position - start;
                 words[row as usize / 64] &= !(1 << (row % 64));
                 rows -= 1;
@@ -92,15 +92,6 @@ impl Deleted {
     pub fn is_all_of(&self, row_group: usize) -> bool {
         self.live_rows(row_group) == Some(0)
     }
-}
-
-/// A bitmap of so many ones.
-fn all_rows(rows: u32) -> Vec<u64> {
-    let mut words = vec![u64::MAX; (rows as usize).div_ceil(64)];
-    if let (Some(last), rest @ 1..) = (words.last_mut(), rows % 64) {
-        *last = (1 << rest) - 1;
-    }
-    words
 }
 
 /// Rows of a row group that are to be deleted.
@@ -214,16 +205,7 @@ impl Store {
             // Others have deleted the same rows meanwhile.
             return Ok(Deletion::Done { rows: 0 });
         }
-        let base = CommitRecord {
-            table_id,
-            table_name: table.name.clone(),
-            schema: table.schema.clone(),
-            shards: table.shards,
-            replaces: prepared.dropped.clone(),
-            next_rowid,
-            indexes: table.indexes.clone(),
-            ..Default::default()
-        };
+        let base = CommitRecord { replaces: prepared.dropped.clone(), ..table.commit_record(next_rowid) };
         let (records, mut deleted): (Vec<_>, Vec<_>) = prepared.records.into_iter().unzip();
         let mut parts = split(base, records, self.options.commit_bytes_max)?;
         let ids: Vec<u64> = parts.iter().map(|_| changes.take_id()).collect();

@@ -26,7 +26,6 @@ use crate::manifest::records::IndexRecord;
 use crate::manifest::{Batch, LoadRecord, ObjectRecord, ObjectState, TableRecord};
 use crate::search::index::Loaded;
 use crate::search::rowids::RowSet;
-use crate::volume::object::CommitRecord;
 use crate::volume::{EXTENT_UNIT_BYTES, Extent, ObjectHeader, ObjectKind};
 
 /// An index object on the volume.
@@ -194,15 +193,7 @@ impl Store {
         mut batch: Batch,
     ) -> Result<()> {
         let next_rowid = self.state().counter(table.id).next_rowid;
-        let record = CommitRecord {
-            table_id: table.id,
-            table_name: table.name.clone(),
-            schema: table.schema.clone(),
-            shards: table.shards,
-            next_rowid,
-            indexes: table.indexes.clone(),
-            ..Default::default()
-        };
+        let record = table.commit_record(next_rowid);
         let commit: WrittenCommit = self.write_commit(device, changes, ObjectKind::Commit, &record, &[]).await?;
         batch.put_object(commit.id, &commit.live(&record));
         batch.put_table(&TableRecord { generation: table.generation + 1, definition_object: commit.id, ..table });

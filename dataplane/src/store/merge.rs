@@ -226,15 +226,9 @@ impl Store {
             return Ok(None);
         };
         let record = CommitRecord {
-            table_id: table.id,
-            table_name: table.name.clone(),
-            schema: table.schema.clone(),
-            shards: table.shards,
             segments: written.iter().map(|segment| segment.id).collect(),
             replaces: job.inputs.iter().map(|input| input.segment.id).collect(),
-            next_rowid,
-            indexes: table.indexes.clone(),
-            ..Default::default()
+            ..table.commit_record(next_rowid)
         };
         let pending: Vec<(u64, ObjectRecord)> =
             written.iter().map(|segment| (segment.id, segment.record(ObjectState::Pending, &[]))).collect();

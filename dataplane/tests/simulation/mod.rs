@@ -14,6 +14,7 @@ use arrow_array::types::Int64Type;
 use arrow_array::{Array, Int64Array, RecordBatch, StringArray};
 use bytes::Bytes;
 use heliostat_dataplane::device::{AlignedBuf, BLOCK_BYTES, Device, DeviceError};
+use heliostat_dataplane::manifest::{Batch, Manifest};
 use heliostat_dataplane::store::decode::read_row_group;
 use heliostat_dataplane::store::{Deletion, LoadMode, LoadRequest, RowsToDelete, Store, TableSnapshot};
 use heliostat_dataplane::volume::Superblock;
@@ -59,14 +60,17 @@ impl SimDevice {
         }
     }
 
-    /// A formatted device.
-    pub fn formatted(size_bytes: u64) -> (Self, Superblock) {
+    /// A formatted device whose manifest is in this folder.
+    pub fn formatted(size_bytes: u64, metadata_folder: &Path) -> Self {
         let superblock = Superblock::new(size_bytes);
         let mut bytes = vec![0; size_bytes as usize];
         for at in superblock.offsets() {
             bytes[at as usize..at as usize + BLOCK_BYTES].copy_from_slice(&superblock.encode());
         }
-        (SimDevice::new(bytes), superblock)
+        let mut identity = Batch::new();
+        identity.put_identity(superblock.volume_uuid).put_next_id(1);
+        Manifest::create(metadata_folder, identity).unwrap();
+        SimDevice::new(bytes)
     }
 
     pub fn log(&self) -> Log {

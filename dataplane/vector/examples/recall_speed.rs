@@ -205,7 +205,8 @@ fn main() -> Result<(), Box<dyn Error>> {
             ..GraphOptions::default()
         };
         let start = cpu_seconds();
-        let mut builder = GraphBuilder::new(options, metric, &rows.slice(0, rows.count().min(10_000)))?;
+        let sample = rows.slice(0, rows.count().min(10_000));
+        let mut builder = GraphBuilder::new(options, metric, rows.element_type(), &sample)?;
         builder.push(&rows)?;
         let encoded = cpu_seconds() - start;
         while !builder.step(256).is_finished() {}

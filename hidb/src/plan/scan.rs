@@ -122,6 +122,21 @@ impl Aggregation {
 }
 
 impl ScanPlan {
+    /// The rows of a table for which `filter` is true (all, without one), in any order. All outputs are returned.
+    pub fn of_rows(table: impl Into<String>, filter: Option<Expr>, outputs: Vec<Output>) -> Self {
+        ScanPlan {
+            table: table.into(),
+            filter,
+            aggregation: None,
+            having: None,
+            visible: outputs.len(),
+            outputs,
+            sort: Vec::new(),
+            offset: 0,
+            limit: None,
+        }
+    }
+
     /// The schema of the answer.
     pub fn result_schema(&self) -> Schema {
         let visible = &self.outputs[..self.visible];

@@ -6,14 +6,12 @@
 mod queries;
 mod report;
 
-use std::path::PathBuf;
-
 use clap::{ArgGroup, Args};
 use futures::StreamExt;
 use heliostat_client::{Accuracy, Metric, SearchRequest};
 
-use super::output::{Format, Output};
-use super::scan::{StatsFormat, chosen_format};
+use super::answer::{AnswerArguments, StatsFormat, connect_options};
+use super::output::Output;
 use super::text::split_list;
 use super::{Failure, Global, quantity};
 
@@ -79,23 +77,12 @@ pub struct Arguments {
     /// Only neighbours at most this far, in the metric.
     #[arg(long, value_name = "DISTANCE", allow_hyphen_values = true)]
     distance_max: Option<f32>,
-    /// How the answer is written. When left out, as the extension of --output says; without --output, as a table.
-    #[arg(long, value_enum)]
-    format: Option<Format>,
-    /// Write to this file instead of standard output; its extension (csv, json, jsonl, ndjson, arrow, parquet) chooses
-    /// the format when --format is left out.
-    #[arg(long, short, value_name = "FILE")]
-    output: Option<PathBuf>,
-    /// Say on standard error what the search did and cost.
-    #[arg(long, value_enum, value_name = "FORMAT")]
-    stats: Option<StatsFormat>,
     /// Search, and print what was done in place of the rows: the plan, lists probed, codes scanned, candidates re-ranked,
     /// bytes and reads of the drive. As JSON with --stats json.
     #[arg(long, conflicts_with_all = ["format", "output"])]
     explain: bool,
-    /// Read everything from the drive instead of the cell's cache, for measurements.
-    #[arg(long)]
-    bypass_cache: bool,
+    #[command(flatten)]
+    answer: AnswerArguments,
 }
 
 impl Arguments {
@@ -119,7 +106,7 @@ impl Arguments {
             .k(self.k)
             .accuracy(self.accuracy())
             .select(columns)
-            .bypass_cache(self.bypass_cache);
+            .bypass_cache(self.answer.bypass_cache);
         if let Some(column) = &self.column {
             request = request.column(column);
         }
@@ -137,19 +124,16 @@ impl Arguments {
 }
 
 pub async fn run(arguments: Arguments, global: &Global) -> Result<(), Failure> {
-    let format = chosen_format(arguments.format, arguments.output.as_deref())?;
-    if !arguments.explain && Output::would_garble_terminal(format, arguments.output.as_deref()) {
-        return Err(Failure::Usage("this format is not text: write it to a file with --output FILE".into()));
+    let format = arguments.answer.chosen_format()?;
+    if !arguments.explain {
+        arguments.answer.check_terminal(format)?;
     }
     let request = match &arguments.vector {
         // Before the cell is asked anything: most mistakes are here.
         Some(vectors) => arguments.request().vectors(queries::read(vectors).await?),
         None => arguments.request(),
     };
-    let mut options = global.options();
-    // Other readers of Arrow and Parquet files know Decimal128, but not all know Decimal64.
-    options.decimal64 = !matches!(format, Format::Arrow | Format::Parquet);
-    let client = global.connect(options).await?;
+    let client = global.connect(connect_options(global, format)).await?;
     let request = match &arguments.like_id {
         Some(id) => {
             let rowid = queries::row_of(&client, &arguments.table, arguments.id_column.as_deref(), id).await?;
@@ -162,15 +146,19 @@ pub async fn run(arguments: Arguments, global: &Global) -> Result<(), Failure> {
         while let Some(batch) = stream.next().await {
             batch?;
         }
-        return report::print(&stream, arguments.stats.unwrap_or(StatsFormat::Text), &mut std::io::stdout().lock());
+        return report::print(
+            &stream,
+            arguments.answer.stats.unwrap_or(StatsFormat::Text),
+            &mut std::io::stdout().lock(),
+        );
     }
-    let mut sink = Output::open(format, arguments.output.as_deref(), stream.schema())?;
+    let mut sink = Output::open(format, arguments.answer.output.as_deref(), stream.schema())?;
     while let Some(batch) = stream.next().await {
         sink.write(&batch?)?;
     }
     let elapsed = stream.elapsed().unwrap_or_default();
     sink.finish(&format!("{} in {}", quantity::rows(stream.rows()), quantity::duration(elapsed)))?;
-    match arguments.stats {
+    match arguments.answer.stats {
         Some(format) => report::print(&stream, format, &mut std::io::stderr().lock()),
         None => Ok(()),
     }

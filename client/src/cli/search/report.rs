@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use heliostat_client::{ScanStatistics, SearchStatistics, SearchStream};
 
-use crate::cli::scan::{StatsFormat, statistics_json};
+use crate::cli::answer::StatsFormat;
+use crate::cli::scan::statistics_json;
 use crate::cli::text::write_properties;
 use crate::cli::{Failure, quantity};
 

@@ -157,12 +157,8 @@ impl Keeper {
         let core = cores.count() - 1;
         let built = cores.run_on(core, move || async move {
             run_in_background(async move {
-                let core =
-                    Core::current().ok_or_else(|| Error::new(ErrorCode::Internal, "an index is built on a core"))?;
-                let missing = || Error::new(ErrorCode::Internal, "the cores were started without a volume");
-                let device = core.device.as_ref().ok_or_else(missing)?;
-                let cache = core.cache.as_ref().ok_or_else(missing)?;
-                let tools = Tools { store: &store, device, cache, progress: &progress };
+                let (_, cache, device) = Core::with_volume()?;
+                let tools = Tools { store: &store, device: &device, cache: &cache, progress: &progress };
                 build(&tools, &job).await.map_err(Error::from)
             })
             .await?

@@ -82,12 +82,13 @@ pub struct GraphBuilder {
 const BUILD_ENTRIES: usize = 64;
 
 impl GraphBuilder {
-    /// A graph for rows like those of `sample` (at least one), whose mean becomes the origin of the codes.
+    /// A graph for rows of `element` type like those of `sample`, whose mean becomes the origin of the codes. The sample may
+    /// be of any type: it tells the dimension and where the rows lie, as floats.
     ///
     /// # Errors
     /// [`VectorError::Parameter`], [`VectorError::Metric`], [`VectorError::NotFinite`].
-    pub fn new(options: GraphOptions, metric: Metric, sample: &Rows<'_>) -> Result<Self> {
-        metric.check(sample.element_type())?;
+    pub fn new(options: GraphOptions, metric: Metric, element: ElementType, sample: &Rows<'_>) -> Result<Self> {
+        metric.check(element)?;
         sample.check_finite()?;
         if !(4..=128).contains(&options.degree) {
             return Err(VectorError::parameter("degree", options.degree, "4 to 128"));
@@ -110,7 +111,7 @@ impl GraphBuilder {
         Ok(GraphBuilder {
             options,
             metric,
-            element: sample.element_type(),
+            element,
             dimension,
             rotation,
             origin,
@@ -119,7 +120,7 @@ impl GraphBuilder {
             norm_max: 0.0,
             lifted: 0,
             small,
-            vectors: options.keep_vectors.then(|| Vectors::new(sample.element_type())),
+            vectors: options.keep_vectors.then(|| Vectors::new(element)),
             links: Vec::new(),
             stride: options.degree + options.degree / 2,
             order: Vec::new(),

@@ -176,8 +176,9 @@ impl Graph {
     }
 }
 
-/// The float form of a row or query as the codes see it: of length 1 for the cosine.
-pub(crate) fn normalised(metric: Metric, vector: &mut [f32]) {
+/// The float form of a row or query as the codes see it: of length 1 for the cosine. What lists are trained on is to be of
+/// this form, too.
+pub fn normalised(metric: Metric, vector: &mut [f32]) {
     if metric == Metric::Cosine {
         let square: f32 = vector.iter().map(|x| x * x).sum();
         if square > 0.0 && square.is_finite() {

@@ -12,7 +12,7 @@ fn exact(query: &Query, rows: &Rows<'_>, k: usize, pass: impl Fn(u64) -> bool) -
 }
 
 fn build(rows: &Rows<'_>, metric: Metric, options: GraphOptions) -> Graph {
-    let mut builder = GraphBuilder::new(options, metric, rows).unwrap();
+    let mut builder = GraphBuilder::new(options, metric, rows.element_type(), rows).unwrap();
     builder.push(rows).unwrap();
     while !builder.step(100).is_finished() {}
     builder.finish().unwrap()
@@ -82,7 +82,7 @@ fn duplicates_small_tables_and_odd_questions_are_answered() {
     assert!(found.len() == 5 && found.iter().all(|n| n.distance == 0.0));
     for count in [0usize, 1, 2, 7] {
         let rows = rows.slice(0, count);
-        let mut builder = GraphBuilder::new(GraphOptions::default(), Metric::L2, &rows).unwrap();
+        let mut builder = GraphBuilder::new(GraphOptions::default(), Metric::L2, ElementType::F32, &rows).unwrap();
         builder.push(&rows).unwrap();
         let graph = builder.finish().unwrap();
         let (found, _) = graph.search(Elements::F32(&[0.0; 3]), search, None, &mut scratch).unwrap();
@@ -114,7 +114,8 @@ fn rows_added_later_are_found() {
     let data = Clustered { dimension: 32, intrinsic: 8, clusters: 20, spread: 0.5, seed: 3 };
     let (base, asked) = (data.rows(0, 3000), data.rows(3000, 30));
     let (rows, queries) = (Rows::of(&base, 32).unwrap(), Rows::of(&asked, 32).unwrap());
-    let mut builder = GraphBuilder::new(GraphOptions::default(), Metric::L2, &rows.slice(0, 100)).unwrap();
+    let sample = rows.slice(0, 100);
+    let mut builder = GraphBuilder::new(GraphOptions::default(), Metric::L2, ElementType::F32, &sample).unwrap();
     for start in (0..3000).step_by(1000) {
         builder.push(&rows.slice(start, 1000)).unwrap();
         while !builder.step(64).is_finished() {}
