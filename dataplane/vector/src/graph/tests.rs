@@ -147,6 +147,25 @@ fn a_graph_comes_back_from_its_bytes() {
     assert!(matches!(Graph::from_bytes(&flipped), Err(crate::VectorError::Checksum { .. })));
 }
 
+#[test]
+fn an_object_is_the_graph_with_its_row_ids_and_nothing_else() {
+    let graph = small_graph();
+    let rowids: Vec<i64> = (0..120).map(|row| row * 1_000_000_007 - 5).collect();
+    let object = graph.to_object(&rowids);
+    let (back, ids) = Graph::from_object(&object, 120).unwrap();
+    assert_eq!((back.to_bytes(), ids), (graph.to_bytes(), rowids));
+    for rows in [0, 119, 121, 510, 511, 1 << 40, u64::MAX / 8, u64::MAX] {
+        assert!(Graph::from_object(&object, rows).is_err(), "{rows} rows");
+    }
+    assert!(Graph::from_object(&graph.to_object(&[7; 119]), 119).is_err(), "a node without an id");
+    assert!(Graph::from_object(&object[..4096], 120).is_err());
+    for at in [0, 8 * 120 - 1, 4096 - 16, 4096 - 8, 4096 + 500] {
+        let mut flipped = object.clone();
+        flipped[at] ^= 4;
+        assert!(Graph::from_object(&flipped, 120).is_err(), "byte {at}");
+    }
+}
+
 proptest::proptest! {
     #[test]
     fn damaged_graphs_are_errors_or_searched(at in 0usize..100_000, with in 1u8..=255) {
