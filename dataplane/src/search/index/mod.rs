@@ -107,7 +107,13 @@ pub async fn load<D: Device>(device: &D, handle: &IndexHandle) -> Result<Loaded>
             let (place, checksum) = read_trailer(&trailer, length).map_err(damaged)?;
             let tail = read_payload(device, handle, place.start).await?;
             let metadata = tail.get(..(place.end - place.start) as usize).ok_or_else(short)?;
-            Ok(Loaded::Ivf(Box::new(IvfIndex::read(metadata, &place, checksum).map_err(damaged)?)))
+            let index = IvfIndex::read(metadata, &place, checksum).map_err(damaged)?;
+            let expected = handle.record.definition.as_ref().map_or(0, |definition| definition.include.len());
+            if index.includes() != expected {
+                let text = format!("{} included columns where {expected} are defined", index.includes());
+                return Err(handle.corruption(place.start, &text));
+            }
+            Ok(Loaded::Ivf(Box::new(index)))
         }
         kind => Err(handle.corruption(0, &format!("an index of kind {kind:?} is not known"))),
     }

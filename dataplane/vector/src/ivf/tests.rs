@@ -245,6 +245,14 @@ fn an_index_of_nothing_answers_nothing() {
     assert!(search.finish().0.is_empty());
 }
 
+#[test]
+fn metadata_without_lists_are_refused() {
+    // One bit, one dimension; no lists, columns, rows or calibration. Nothing else is wrong with it.
+    let mut metadata = vec![Metric::L2 as u8, ElementType::F32 as u8, 1, 0, 1, 0, 0, 0];
+    metadata.resize(16 + 16 + 4 + 8, 0);
+    assert!(matches!(IvfIndex::decode(&metadata, 0), Err(VectorError::Corrupt { .. })));
+}
+
 /// An object of which some bytes were changed, with checksums that are right again, so that the decoders see them.
 fn damage(object: &mut Vec<u8>, at: usize, with: u8, cut: usize) {
     let meta_end = object.len() - TRAILER_BYTES;
