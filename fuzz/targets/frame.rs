@@ -61,6 +61,9 @@ fn read_body(frame: &Frame) {
         }
         FrameKind::LoadBegin => drop(frame.message::<proto::LoadBegin>()),
         FrameKind::Execute => drop(frame.message::<proto::Execute>()),
+        FrameKind::VectorSearchRequest => drop(frame.message::<proto::VectorSearchRequest>()),
+        FrameKind::DeleteRows => drop(frame.message::<proto::DeleteRows>()),
+        FrameKind::CreateIndex => drop(frame.message::<proto::CreateIndex>()),
         _ => drop(frame.message::<proto::PredicatePushdownRequest>()),
     }
 }

@@ -1,4 +1,7 @@
-//! Writes the seed corpora: `cd fuzz && cargo run --example seeds`.
+//! Writes the seed corpora: `cd fuzz && cargo run --example seeds`. Then `git add fuzz/corpus` takes in those that are new:
+//! what fuzzers find has names of 40 digits, which `.gitignore` leaves out.
+
+mod indexes;
 
 use std::fs;
 use std::path::Path;
@@ -17,6 +20,15 @@ use hidb::plan::sql::{ScanText, parse_predicate, parse_scan};
 use hidb::plan::substrait::{filter_to_substrait, to_substrait};
 use hidb::session::frames::slot_head;
 use hidb::{Field, Schema, convert, proto};
+use prost::Message as _;
+use roaring::RoaringBitmap;
+
+#[path = "../../dataplane/src/volume/deletion.rs"]
+#[allow(dead_code, reason = "records are written here, not read")]
+mod deletion;
+
+use deletion::DeletionRecord;
+use indexes::Input;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let columns = [
@@ -105,6 +117,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     write("job_file", "values", every.as_bytes())?;
 
     chunks()?;
+    index_objects()?;
+    arrays()?;
+    for (name, mut positions) in [("few", RoaringBitmap::from([0, 3, 70_000])), ("runs", (5..9000).collect())] {
+        positions.optimize();
+        let record = DeletionRecord::new(7, &positions);
+        write("deletion", name, &record.encode_to_vec())?;
+        write("deletion", &format!("{name}-bitmap"), &record.bitmap)?;
+    }
 
     for rows in [0, 5] {
         let mut image = ImageWriter::new(&ImageLayout::new(&schema, true, 4096)?);
@@ -255,6 +275,59 @@ fn chunks() -> Result<(), Box<dyn std::error::Error>> {
         println!("chunk {name}: {} {} bytes", encoded.meta.encoding.name(), bytes.len());
     }
     Ok(())
+}
+
+/// Indexes of every element type, whole and as what `targets/indexes.rs` makes them of.
+fn index_objects() -> std::io::Result<()> {
+    let mut state = 7u32;
+    let mut random = move || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 24) as u8
+    };
+    for (number, name) in (0u8..).zip(["f32", "f16", "i8", "bit"]) {
+        // Bits, columns, lists, rows; element, metric. Then vectors and records; what is left overwrites bytes.
+        let mut ivf = vec![2 * number, number + 2, 2, 19, number, number];
+        ivf.extend((0..900).map(|_| random()));
+        write("ivf", name, &[&[2 * number][..], &indexes::ivf(&mut Input(&ivf))[..]].concat())?;
+        write("ivf", &format!("{name}-made"), &[&[2 * number + 1][..], &ivf[..]].concat())?;
+        // Bits of codes, whether vectors are kept, degree, rows; element, metric.
+        let mut graph = vec![number % 2, number / 2, 1, 30, number, number];
+        graph.extend((0..200).map(|_| random()));
+        let (rows, object) = indexes::graph(&mut Input(&graph));
+        write("graph", name, &[&[0, rows as u8, 0][..], &object[..]].concat())?;
+        write("graph", &format!("{name}-made"), &[&[1][..], &graph[..]].concat())?;
+    }
+    Ok(())
+}
+
+/// An array of three rows of two numbers in every format. The first bytes are what `targets/array.rs` says.
+fn arrays() -> std::io::Result<()> {
+    let numbers = [1.0f32, -2.5, 3.0, 0.0, 65.0, 7.0];
+    let elements: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+    for (name, descr, elements) in [
+        ("f4", "<f4", &elements[..]),
+        ("f4-big", ">f4", &elements[..]),
+        ("f2", "<f2", &elements[..12]),
+        ("u1", "|u1", &elements[..6]),
+    ] {
+        let dictionary = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': (3, 2), }}\n");
+        let mut npy = b"\x01\x01\x93NUMPY\x01\x00".to_vec();
+        npy.extend((dictionary.len() as u16).to_le_bytes());
+        npy.extend(dictionary.as_bytes());
+        npy.extend(elements);
+        write("array", &format!("{name}.npy"), &npy)?;
+    }
+    let rows = |how: u8, width: usize| {
+        let mut bytes = vec![how, 1];
+        elements.chunks(2 * width).take(3).for_each(|row| {
+            bytes.extend(2u32.to_le_bytes());
+            bytes.extend(row);
+        });
+        bytes
+    };
+    write("array", "fvecs", &rows(0, 4))?;
+    write("array", "bvecs", &rows(3, 1))?;
+    write("array", "json", b"\x01\x00[[1, -2.5], [3e0, 0], [65, 7]]")
 }
 
 fn write(target: &str, name: &str, bytes: &[u8]) -> std::io::Result<()> {

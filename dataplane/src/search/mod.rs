@@ -268,3 +268,61 @@ pub struct Found {
     /// What it took.
     pub statistics: proto::SearchStatistics,
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn accuracy() -> impl Strategy<Value = Accuracy> {
+        prop_oneof![
+            Just(Accuracy::Exact),
+            any::<f32>().prop_map(Accuracy::Recall),
+            (0usize..3).prop_map(Accuracy::Probes),
+            any::<usize>().prop_map(Accuracy::Ef),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn bytes_of_queries_are_finite_vectors_or_refused(
+            element in prop_oneof![
+                Just(ElementType::F32),
+                Just(ElementType::F16),
+                Just(ElementType::I8),
+                Just(ElementType::Bit),
+            ],
+            dimension in 1usize..20,
+            count in prop_oneof![0usize..4, Just(QUERIES_MAX + 1), any::<usize>()],
+            mut bytes in proptest::collection::vec(any::<u8>(), 0..200),
+            fits in any::<bool>(),
+        ) {
+            let column = VectorColumn { index: 0, element, dimension };
+            if fits {
+                bytes.resize(count.min(9) * column.row_bytes(), 0x3c);
+            }
+            match Queries::new(column, &bytes, count) {
+                Ok(queries) => {
+                    let rows = queries.rows().unwrap();
+                    prop_assert_eq!((rows.count(), queries.count()), (count, count));
+                    prop_assert!(rows.check_finite().is_ok());
+                }
+                Err(error) => prop_assert_eq!(error.code, ErrorCode::InvalidParameter),
+            }
+        }
+
+        #[test]
+        fn numbers_of_a_question_are_in_their_ranges_or_refused(
+            k in prop_oneof![0usize..3, K_MAX - 1..K_MAX + 2, any::<usize>()],
+            queries in 1usize..=QUERIES_MAX,
+            distance_max in any::<f32>(),
+            accuracy in accuracy(),
+        ) {
+            if Question::check(k, queries, distance_max, accuracy).is_ok() {
+                prop_assert!((1..=K_MAX).contains(&k) && k * queries <= NEIGHBORS_MAX && !distance_max.is_nan());
+                prop_assert!(!matches!(accuracy, Accuracy::Recall(recall) if recall.is_nan() || recall <= 0.0));
+            }
+        }
+    }
+}

@@ -3,9 +3,7 @@
 //! Owns [`Loaded`] (what of an index stays in memory), its reading, and [`filter`](RowFilter). `build` makes indexes,
 //! `keeper` decides when, `ivf` and `graph` search them. What an index is as an object is `store::index`.
 //!
-//! Payload of an index object: for IVF what `heliostat_vector::ivf` says, from the first byte. For a graph the row ids of
-//! its rows (64 bits each), their CRC32C and count in the last 16 bytes of as many whole pages as that takes, then the
-//! graph's bytes.
+//! Payload of an index object: what `heliostat_vector::ivf` or `heliostat_vector::graph` says, from the first byte.
 
 pub mod build;
 pub mod graph;
@@ -88,50 +86,6 @@ impl Loaded {
     }
 }
 
-impl LoadedGraph {
-    /// The bytes of the object's payload.
-    pub fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        self.rowids.iter().for_each(|id| bytes.extend_from_slice(&id.to_le_bytes()));
-        let checksum = crc32c::crc32c(&bytes);
-        let end = (bytes.len() + 16).next_multiple_of(BLOCK_BYTES);
-        bytes.resize(end - 16, 0);
-        bytes.extend_from_slice(&u64::from(checksum).to_le_bytes());
-        bytes.extend_from_slice(&(self.rowids.len() as u64).to_le_bytes());
-        bytes.append(&mut self.graph.to_bytes());
-        bytes
-    }
-
-    /// Where the graph's bytes begin in the payload of an index of `rows` rows.
-    fn graph_offset(rows: usize) -> usize {
-        (8 * rows + 16).next_multiple_of(BLOCK_BYTES)
-    }
-
-    /// A graph of `vectors` rows from its payload.
-    ///
-    /// # Errors
-    /// What is wrong with the bytes, as text.
-    fn from_bytes(bytes: &[u8], vectors: u64) -> std::result::Result<Self, String> {
-        let rows = usize::try_from(vectors).map_err(|_| format!("{vectors} rows"))?;
-        let at = rows.checked_mul(8).map(|_| Self::graph_offset(rows));
-        let Some((head, graph)) = at.and_then(|at| bytes.split_at_checked(at)) else {
-            return Err(format!("{} bytes are too few for the ids of {rows} rows", bytes.len()));
-        };
-        let (ids, rest) = head.split_at(8 * rows);
-        let word = |from: usize| u64::from_le_bytes(std::array::from_fn(|i| rest[rest.len() - from + i]));
-        let computed = u64::from(crc32c::crc32c(ids));
-        if word(8) != vectors || word(16) != computed {
-            return Err(format!("the row ids have checksum {computed:#x}, not {:#x}", word(16)));
-        }
-        let graph = Graph::from_bytes(graph).map_err(|error| error.to_string())?;
-        if graph.count() != rows {
-            return Err(format!("{} nodes for {rows} row ids", graph.count()));
-        }
-        let ids = ids.as_chunks::<8>().0.iter().map(|bytes| i64::from_le_bytes(*bytes));
-        Ok(LoadedGraph { graph, rowids: ids.collect() })
-    }
-}
-
 /// Reads what stays in memory of an index.
 ///
 /// # Errors
@@ -140,9 +94,9 @@ pub async fn load<D: Device>(device: &D, handle: &IndexHandle) -> Result<Loaded>
     match handle.record.kind() {
         IndexKind::Graph => {
             let bytes = read_payload(device, handle, 0).await?;
-            let vectors = handle.record.vectors;
-            let loaded = LoadedGraph::from_bytes(&bytes, vectors).map_err(|reason| handle.corruption(0, &reason))?;
-            Ok(Loaded::Graph(Box::new(loaded)))
+            let damaged = |error: heliostat_vector::VectorError| handle.corruption(0, &error.to_string());
+            let (graph, rowids) = Graph::from_object(&bytes, handle.record.vectors).map_err(damaged)?;
+            Ok(Loaded::Graph(Box::new(LoadedGraph { graph, rowids })))
         }
         IndexKind::Ivf => {
             let length = handle.record.payload_bytes;
@@ -153,7 +107,13 @@ pub async fn load<D: Device>(device: &D, handle: &IndexHandle) -> Result<Loaded>
             let (place, checksum) = read_trailer(&trailer, length).map_err(damaged)?;
             let tail = read_payload(device, handle, place.start).await?;
             let metadata = tail.get(..(place.end - place.start) as usize).ok_or_else(short)?;
-            Ok(Loaded::Ivf(Box::new(IvfIndex::read(metadata, &place, checksum).map_err(damaged)?)))
+            let index = IvfIndex::read(metadata, &place, checksum).map_err(damaged)?;
+            let expected = handle.record.definition.as_ref().map_or(0, |definition| definition.include.len());
+            if index.includes() != expected {
+                let text = format!("{} included columns where {expected} are defined", index.includes());
+                return Err(handle.corruption(place.start, &text));
+            }
+            Ok(Loaded::Ivf(Box::new(index)))
         }
         kind => Err(handle.corruption(0, &format!("an index of kind {kind:?} is not known"))),
     }

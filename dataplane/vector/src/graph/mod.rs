@@ -1,7 +1,7 @@
 //! A graph over vectors in memory: the fastest way to the nearest of them.
 //!
-//! Owns [`GraphBuilder`] (links vectors, step by step), [`Graph`] (what is searched), its byte layout and [`Scratch`] (what
-//! a search reuses). Called by the cell for tables whose index fits in memory.
+//! Owns [`GraphBuilder`] (links vectors, step by step), [`Graph`] (what is searched), its byte layout, that of the index
+//! object around it, and [`Scratch`] (what a search reuses). Called by the cell for tables whose index fits in memory.
 //!
 //! The graph is Vamana's (Subramanya et al., "DiskANN", NeurIPS 2019): each node has up to `degree` neighbours, chosen so
 //! that none is much nearer to another neighbour than to the node. Insertion is incremental, in random order. Layers, as
@@ -31,6 +31,7 @@
 mod build;
 mod bytes;
 mod codes;
+mod object;
 mod pool;
 mod search;
 

@@ -148,6 +148,28 @@ fn a_graph_comes_back_from_its_bytes() {
     assert!(matches!(Graph::from_bytes(&flipped), Err(crate::VectorError::Checksum { .. })));
 }
 
+#[test]
+fn an_object_is_the_graph_with_its_row_ids_and_nothing_else() {
+    let graph = small_graph();
+    let rowids: Vec<i64> = (0..120).map(|row| row * 1_000_000_007 - 5).collect();
+    let object = graph.to_object(&rowids);
+    let (back, ids) = Graph::from_object(&object, 120).unwrap();
+    assert_eq!((back.to_bytes(), ids), (graph.to_bytes(), rowids));
+    for rows in [0, 119, 121, 510, 511, 1 << 40, u64::MAX / 8, u64::MAX] {
+        assert!(Graph::from_object(&object, rows).is_err(), "{rows} rows");
+    }
+    assert!(Graph::from_object(&graph.to_object(&[7; 119]), 119).is_err(), "a node without an id");
+    assert!(Graph::from_object(&object[..4096], 120).is_err());
+    for at in [0, 8 * 120 - 1, 4096 - 16, 4096 - 8, 4096 + 500] {
+        let mut flipped = object.clone();
+        flipped[at] ^= 4;
+        assert!(Graph::from_object(&flipped, 120).is_err(), "byte {at}");
+    }
+}
+
+/// Counts that overflow sums, floats that overflow products or are none.
+static WORDS: [u32; 9] = [0, 1, 64, 0x7fff_ffff, u32::MAX, 0x7f7f_ffff, 0xff7f_ffff, 0x7f80_0000, 0x7fc0_0000];
+
 proptest::proptest! {
     #[test]
     fn damaged_graphs_are_errors_or_searched(at in 0usize..100_000, with in 1u8..=255) {
@@ -161,6 +183,43 @@ proptest::proptest! {
             let query = vec![0.3; graph.dimension()];
             let search = GraphSearch { k: 5, ef: 20, rerank: 0 };
             let _ = graph.search(Elements::F32(&query), search, None, &mut Scratch::default());
+        }
+    }
+
+    #[test]
+    fn objects_of_odd_words_are_errors_or_searched(
+        four_bits in proptest::bool::ANY,
+        words in proptest::collection::vec((0usize..3, 0usize..100_000, proptest::sample::select(&WORDS[..])), 1..6),
+        filter in proptest::option::of(0u64..=u64::MAX),
+    ) {
+        static OBJECTS: std::sync::OnceLock<[Vec<u8>; 2]> = std::sync::OnceLock::new();
+        let objects = OBJECTS.get_or_init(|| {
+            let base = Clustered { dimension: 6, intrinsic: 3, clusters: 4, spread: 0.5, seed: 8 }.rows(0, 120);
+            let rows = Rows::of(&base, 6).unwrap();
+            // Codes of four bits without vectors, and of seven with them.
+            let options = GraphOptions { bits: 4, degree: 6, keep_vectors: false, ..GraphOptions::default() };
+            let rowids: Vec<i64> = (0..120).collect();
+            [small_graph().to_object(&rowids), build(&rows, Metric::L2, options).to_object(&rowids)]
+        });
+        let mut object = objects[usize::from(four_bits)].clone();
+        for (part, at, word) in words {
+            let (from, to) = [(0, 8 * 120), (4080, 4096), (4112, object.len())][part];
+            let at = from + at % ((to - from) / 4) * 4;
+            object[at..at + 4].copy_from_slice(&word.to_le_bytes());
+        }
+        let checksum = u64::from(crc32c::crc32c(&object[..8 * 120]));
+        object[4080..4088].copy_from_slice(&checksum.to_le_bytes());
+        let checksum = crc32c::crc32c(&object[4112..]);
+        object[4108..4112].copy_from_slice(&checksum.to_le_bytes());
+        if let Ok((graph, rowids)) = Graph::from_object(&object, 120) {
+            assert!(graph.count() == 120 && rowids.len() == 120);
+            let query = vec![0.3; graph.dimension()];
+            let bitmap = filter.map(|word| vec![word; 2]);
+            let search = GraphSearch { k: 5, ef: 20, rerank: 0 };
+            let mut scratch = Scratch::default();
+            if let Ok((found, _)) = graph.search(Elements::F32(&query), search, bitmap.as_deref(), &mut scratch) {
+                assert!(found.iter().all(|n| filter.is_none_or(|word| word >> (n.row % 64) & 1 == 1)));
+            }
         }
     }
 }

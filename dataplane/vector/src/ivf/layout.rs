@@ -106,7 +106,9 @@ impl IvfIndex {
         }
         let (dimension, lists) = (reader.u32()? as usize, reader.u32()? as usize);
         let includes = reader.u32()? as usize;
-        if !(1..=DIMENSION_MAX).contains(&dimension) || lists > LISTS_MAX || includes > INCLUDES_MAX {
+        let counts =
+            (1..=DIMENSION_MAX).contains(&dimension) && (1..=LISTS_MAX).contains(&lists) && includes <= INCLUDES_MAX;
+        if !counts {
             return Err(reader.corrupt(format!("{dimension} dimensions, {lists} lists, {includes} columns")));
         }
         let (seed, rows) = (reader.u64()?, reader.u64()?);
@@ -194,6 +196,11 @@ impl IvfIndex {
     /// The lists.
     pub fn lists(&self) -> &[ListEntry] {
         &self.lists
+    }
+
+    /// `INCLUDE` columns of every list.
+    pub fn includes(&self) -> usize {
+        self.includes
     }
 
     /// The metric it was built for.

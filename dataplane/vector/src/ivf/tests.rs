@@ -245,49 +245,102 @@ fn an_index_of_nothing_answers_nothing() {
     assert!(search.finish().0.is_empty());
 }
 
-/// An object of which some bytes were changed, with checksums that are right again, so that the decoders see them.
-fn damage(object: &mut Vec<u8>, at: usize, with: u8, cut: usize) {
-    let meta_end = object.len() - TRAILER_BYTES;
-    let (place, _) = read_trailer(&object[meta_end..], object.len() as u64).unwrap();
-    let at = at % meta_end;
-    object[at] ^= with;
-    let checksum = crc32c::crc32c(&object[place.start as usize..place.end as usize]);
-    object[meta_end + 12..meta_end + 16].copy_from_slice(&checksum.to_le_bytes());
-    let checksum = crc32c::crc32c(&object[meta_end..meta_end + 60]);
-    let end = object.len();
-    object[end - 4..].copy_from_slice(&checksum.to_le_bytes());
-    object.truncate(end - cut);
+#[test]
+fn metadata_without_lists_are_refused() {
+    // One bit, one dimension; no lists, columns, rows or calibration. Nothing else is wrong with it.
+    let mut metadata = vec![Metric::L2 as u8, ElementType::F32 as u8, 1, 0, 1, 0, 0, 0];
+    metadata.resize(16 + 16 + 4 + 8, 0);
+    assert!(matches!(IvfIndex::decode(&metadata, 0), Err(VectorError::Corrupt { .. })));
 }
+
+/// Vectors, and objects of them with codes of one bit and of three.
+fn small_objects() -> &'static (Vec<f32>, [Vec<u8>; 2]) {
+    static BUILT: std::sync::OnceLock<(Vec<f32>, [Vec<u8>; 2])> = std::sync::OnceLock::new();
+    BUILT.get_or_init(|| {
+        let base = Clustered { dimension: 5, ..DATA }.rows(0, 300);
+        let object = |bits| build(&Rows::of(&base, 5).unwrap(), Metric::L2, bits, 8, usize::MAX).object;
+        let objects = [object(1), object(3)];
+        (base, objects)
+    })
+}
+
+/// Where the metadata of a whole object lie.
+fn metadata_of(object: &[u8]) -> std::ops::Range<usize> {
+    let (place, _) = read_trailer(&object[object.len() - TRAILER_BYTES..], object.len() as u64).unwrap();
+    place.start as usize..place.end as usize
+}
+
+/// Puts the right checksums into an object whose metadata were changed, so that the decoders see them.
+fn mend(object: &mut [u8], metadata: std::ops::Range<usize>) {
+    let trailer = object.len() - TRAILER_BYTES;
+    let checksum = crc32c::crc32c(&object[metadata]);
+    object[trailer + 12..trailer + 16].copy_from_slice(&checksum.to_le_bytes());
+    let checksum = crc32c::crc32c(&object[trailer..trailer + 60]);
+    object[trailer + 60..].copy_from_slice(&checksum.to_le_bytes());
+}
+
+/// Opens bytes that may lie, and searches what opens; `filter` is a word of every list's bitmap.
+fn open_and_search(object: &[u8], rows: &Rows<'_>, filter: Option<u64>) {
+    let Ok(index) = open(object) else { return };
+    let query = vec![0.5; index.dimension()];
+    let Ok(mut search) = IvfSearch::new(&index, Elements::F32(&query), IvfSearchOptions::new(10, 8)) else { return };
+    for (list, entry) in search.reads().collect::<Vec<_>>() {
+        let bytes = &object[entry.offset as usize..][..entry.bytes as usize];
+        if let Ok(view) = ListView::new(&index, list, bytes) {
+            let included: usize = (0..index.includes()).map(|column| view.include(column).len()).sum();
+            assert!(included <= bytes.len());
+            let words = filter.map(|word| vec![word; view.rows().div_ceil(64)]);
+            search.scan(list, &view, words.as_deref()).unwrap();
+        }
+    }
+    for id in search.candidates().into_iter().map(|candidate| candidate.row).filter(|id| id / 3 < 300) {
+        let _ = search.compare(&[id], &rows.slice((id / 3) as usize, 1));
+    }
+    let (found, statistics) = search.finish();
+    assert!(found.len() <= 10 && statistics.reranked <= 40, "{statistics:?}");
+    assert!(found.is_sorted_by(|a, b| a.order(b).is_lt()), "sorted, no row twice");
+}
+
+/// Counts and lengths that overflow sums, floats that overflow products or are none.
+static WORDS: [u32; 9] = [0, 1, 32, 0x7fff_ffff, u32::MAX, 0x7f7f_ffff, 0xff7f_ffff, 0x7f80_0000, 0x7fc0_0000];
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
     #[test]
-    fn damaged_objects_are_errors_or_answers(at in any::<usize>(), meta in any::<bool>(), with in 1u8..=255, cut in prop_oneof![9 => Just(0usize), 1 => 1usize..200]) {
-        static BUILT: std::sync::OnceLock<(Vec<u8>, Vec<f32>)> = std::sync::OnceLock::new();
-        let (object, base) = BUILT.get_or_init(|| {
-            let base = Clustered { dimension: 5, ..DATA }.rows(0, 300);
-            (build(&Rows::of(&base, 5).unwrap(), Metric::L2, 3, 8, usize::MAX).object, base)
-        });
-        let rows = Rows::of(base, 5).unwrap();
+    fn damaged_objects_are_errors_or_answers(
+        at in any::<usize>(),
+        meta in any::<bool>(),
+        with in 1u8..=255,
+        cut in prop_oneof![9 => Just(0usize), 1 => 1usize..200],
+    ) {
+        let (base, [_, object]) = small_objects();
+        let metadata = metadata_of(object);
+        let at = if meta { metadata.end - 1 - at % 400 } else { at % metadata.end };
         let mut damaged = object.clone();
-        let at = if meta { object.len() - TRAILER_BYTES - 1 - at % 400 } else { at };
-        damage(&mut damaged, at, with, cut);
-        if let Ok(index) = open(&damaged) {
-            let query = vec![0.5; index.dimension()];
-            let options = IvfSearchOptions::new(10, 8);
-            let Ok(mut search) = IvfSearch::new(&index, Elements::F32(&query), options) else { return Ok(()) };
-            for (list, entry) in search.reads().collect::<Vec<_>>() {
-                let bytes = &damaged[entry.offset as usize..][..entry.bytes as usize];
-                if let Ok(view) = ListView::new(&index, list, bytes) {
-                    search.scan(list, &view, None).unwrap();
-                }
-            }
-            for id in search.candidates().into_iter().map(|candidate| candidate.row).filter(|id| id / 3 < 300) {
-                let _ = search.compare(&[id], &rows.slice((id / 3) as usize, 1));
-            }
-            search.finish();
+        damaged[at] ^= with;
+        mend(&mut damaged, metadata);
+        damaged.truncate(object.len() - cut);
+        open_and_search(&damaged, &Rows::of(base, 5).unwrap(), None);
+    }
+
+    #[test]
+    fn objects_of_odd_words_are_errors_or_answers(
+        several_bits in any::<bool>(),
+        words in proptest::collection::vec((any::<bool>(), any::<usize>(), proptest::sample::select(&WORDS[..])), 1..6),
+        filter in proptest::option::of(any::<u64>()),
+    ) {
+        let (base, objects) = small_objects();
+        let object = &objects[usize::from(several_bits)];
+        let metadata = metadata_of(object);
+        let mut damaged = object.clone();
+        for (meta, at, word) in words {
+            let part = if meta { metadata.clone() } else { 0..metadata.start };
+            let at = part.start + at % (part.len() / 4) * 4;
+            damaged[at..at + 4].copy_from_slice(&word.to_le_bytes());
         }
+        mend(&mut damaged, metadata);
+        open_and_search(&damaged, &Rows::of(base, 5).unwrap(), filter);
     }
 
     #[test]

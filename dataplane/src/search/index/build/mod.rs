@@ -235,7 +235,7 @@ async fn build_graph<D: Device>(tools: &Tools<'_, D>, job: &Job, sample: Sample)
         let mut loaded = LoadedGraph { graph, rowids };
         let calibration = calibrate_graph(&loaded, &truths)?;
         loaded.graph.set_calibration(calibration);
-        let bytes = loaded.to_bytes();
+        let bytes = loaded.graph.to_object(&loaded.rowids);
         Ok((loaded, bytes))
     })
     .await??;
