@@ -511,6 +511,11 @@ impl CoreScan {
         Some(image)
     }
 
+    /// Tells that the positions that [`Step::Rows`] gave are held no longer: they count for the request's memory until then.
+    pub fn let_positions_go(&mut self) {
+        self.positions_bytes = 0;
+    }
+
     /// Closes the image being filled, so that rows found so far can be sent (for latency).
     pub fn flush(&mut self) -> Result<Option<ResultImage>> {
         self.emitter.flush()?;

@@ -192,7 +192,9 @@ impl RowSet {
         let least = rowids.intervals.first().map_or(0, |interval| interval.least);
         let greatest = rowids.intervals.last().map_or(-1, |interval| interval.greatest_so_far);
         let base = least.div_euclid(64) * 64;
-        let words = usize::try_from((greatest - base).div_euclid(64) + 1).unwrap_or(0);
+        // Wide enough for row groups of which no bounds are known.
+        let span = i128::from(greatest) - i128::from(base);
+        let words = usize::try_from(span.div_euclid(64) + 1).unwrap_or(0);
         RowSet { base, words: vec![0; words], count: 0 }
     }
 

@@ -233,6 +233,7 @@ impl ListFilter {
                 }
                 Step::Rows(bits) => {
                     passing.copy_from_slice(&bits);
+                    self.scan.let_positions_go();
                     break;
                 }
                 Step::Progress => {}
