@@ -23,7 +23,7 @@ pub mod rowids;
 use std::sync::Arc;
 
 use heliostat_engine::EngineOptions;
-use heliostat_vector::{ElementType, K_MAX, Metric, Neighbor, QueryBatch, Rows, VectorError};
+use heliostat_vector::{COMPONENT_MAX, ElementType, K_MAX, Metric, Neighbor, QueryBatch, Rows, VectorError};
 use hidb::aligned::AlignedBytes;
 use hidb::plan::Expr;
 use hidb::{DataType, Error, ErrorCode, Result, Schema, VectorElement, proto};
@@ -165,7 +165,7 @@ impl Queries {
     ///
     /// # Errors
     /// `InvalidParameter` when there are none, too many, or not as many bytes as they take, and for a component that is
-    /// not a finite number.
+    /// not a finite number, or too large.
     pub fn new(column: VectorColumn, bytes: &[u8], count: usize) -> Result<Queries> {
         let refuse = |text: String| Err(Error::new(ErrorCode::InvalidParameter, text));
         if !(1..=QUERIES_MAX).contains(&count) {
@@ -183,7 +183,7 @@ impl Queries {
         queries.rows()?.check_finite().map_err(|error| match error {
             VectorError::NotFinite { row, component } => Error::new(
                 ErrorCode::InvalidParameter,
-                format!("component {component} of query vector {row} is not a finite number"),
+                format!("component {component} of query vector {row} is NaN, infinite or beyond {COMPONENT_MAX:e}"),
             ),
             other => invalid(other),
         })?;

@@ -1,4 +1,4 @@
-//! Vectors that enter a table hold finite numbers only.
+//! Vectors that enter a table hold finite numbers only, none so large that a distance overflows.
 //!
 //! Owns [`check`]. Called by [`super::load`] for every batch it takes. Distances to NaN and infinity order nothing, so no
 //! search could place such a row: it is refused here, once, and no search looks for it again.
@@ -12,7 +12,7 @@ use std::fmt::Display;
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Float16Type, Float32Type};
 use arrow_array::{Array, ArrayRef, FixedSizeListArray, RecordBatch};
-use heliostat_vector::{Element, Rows, VectorError};
+use heliostat_vector::{COMPONENT_MAX, Element, Rows, VectorError};
 use hidb::{DataType, Error, ErrorCode, Field, Result, Schema, VectorElement};
 
 /// Checks the vectors of a batch of canonical arrays of `schema`. `first_row` is the number of its first row in errors.
@@ -78,8 +78,8 @@ fn first_not_finite<E: Element + Display>(
 
 fn refusal(field: &Field, first_row: u64, found: &NotFinite) -> Error {
     let text = format!(
-        "column {:?} ({}): row {}: component {} is {}, and vectors are of finite numbers: correct the vector, make it \
-         NULL, or leave the row out",
+        "column {:?} ({}): row {}: component {} is {}, and vectors are of numbers of at most {COMPONENT_MAX:e}: correct the \
+         vector, make it NULL, or leave the row out",
         field.name,
         field.data_type,
         first_row + found.row as u64,

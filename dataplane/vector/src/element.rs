@@ -10,7 +10,7 @@
 
 use half::f16;
 
-use crate::{DIMENSION_MAX, Result, VectorError};
+use crate::{COMPONENT_MAX, DIMENSION_MAX, Result, VectorError};
 
 /// The type of a vector's components.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -237,7 +237,7 @@ impl<'a> Rows<'a> {
         }
     }
 
-    /// Checks that every component is a finite number. One pass over the bytes, at the speed of memory.
+    /// Checks that every component is a finite number, and at most [`COMPONENT_MAX`]. One pass over the bytes, at the speed of memory.
     ///
     /// # Errors
     /// [`VectorError::NotFinite`] with the first row and component that is not.
@@ -291,7 +291,8 @@ crate::simd::dispatch! {
 const BLOCK: usize = 4096;
 
 fn first_bad_f32(elements: &[f32]) -> Option<usize> {
-    let bad = |e: &f32| e.to_bits() & 0x7f80_0000 == 0x7f80_0000;
+    // Magnitudes order like their bits, and infinity and NaN come last.
+    let bad = |e: &f32| e.to_bits() & 0x7fff_ffff > COMPONENT_MAX.to_bits();
     elements.chunks(BLOCK).enumerate().find_map(|(block, chunk)| {
         // Counted without a branch, so that the loop vectorises; looked for only where there is one.
         let any = chunk.iter().fold(0u32, |n, e| n + u32::from(bad(e)));
@@ -329,6 +330,8 @@ mod tests {
         values[3 * 4500] = f32::NAN;
         let found = Rows::of(&values, 3).unwrap().check_finite();
         assert_eq!(found, Err(VectorError::NotFinite { row: 4000, component: 2 }));
+        let long = Rows::of(&[1e16f32, -1e16, 1.0, 1.1e16], 2).unwrap().check_finite();
+        assert_eq!(long, Err(VectorError::NotFinite { row: 1, component: 1 }));
         let halves: Vec<f16> = [1.0, 2.0, f32::NAN, 65504.0].map(f16::from_f32).to_vec();
         let found = Rows::of(&halves, 2).unwrap().check_finite();
         assert_eq!(found, Err(VectorError::NotFinite { row: 1, component: 0 }));

@@ -34,8 +34,8 @@ pub enum VectorError {
         /// The column's elements.
         element: ElementType,
     },
-    /// A NaN or an infinity.
-    #[error("row {row} is not finite: component {component} is NaN or infinite")]
+    /// A NaN, an infinity, or a component above [`crate::COMPONENT_MAX`].
+    #[error("row {row}: component {component} is NaN, infinite or beyond {:e}", crate::COMPONENT_MAX)]
     NotFinite {
         /// First such row of the batch.
         row: usize,

@@ -41,5 +41,8 @@ pub use top_k::{Neighbor, TopK};
 
 /// Most dimensions of a vector; the limit of the column type.
 pub const DIMENSION_MAX: usize = 65_535;
+/// The largest magnitude of a component: the squared distance of two such vectors of [`DIMENSION_MAX`] components is a finite
+/// float, with room for the sums that codes make of them.
+pub const COMPONENT_MAX: f32 = 1e16;
 /// Most neighbours one search returns.
 pub const K_MAX: usize = 10_000;

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::simd::at_every_level;
+use crate::{COMPONENT_MAX, simd::at_every_level};
 
 fn reference(metric: Metric, q: &[f64], x: &[f64]) -> f64 {
     let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
@@ -123,7 +123,7 @@ fn the_longest_extreme_bytes_do_not_overflow() {
 
 #[test]
 fn what_overflows_is_infinitely_far() {
-    let (q, x) = ([f32::MAX, f32::MAX], [f32::MAX, -f32::MAX, -f32::MAX, -f32::MAX]);
+    let (q, x) = ([COMPONENT_MAX, COMPONENT_MAX], [f32::MAX, -f32::MAX, -f32::MAX, -f32::MAX]);
     let rows = Rows::of(&x, 2).unwrap();
     for metric in [Metric::L2, Metric::InnerProduct] {
         let query = Query::new(ElementType::F32, 2, metric, Elements::F32(&q)).unwrap();
