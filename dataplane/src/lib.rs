@@ -17,6 +17,7 @@ pub mod config;
 pub mod cores;
 pub mod device;
 pub mod fabric;
+pub mod huge_pages;
 pub mod manifest;
 pub mod metrics;
 pub mod search;

@@ -94,8 +94,9 @@ impl Keeper {
                     index.built.as_ref().map(|built| &built.handle).filter(|h| h.loaded.get().is_none())
                 {
                     let handle = handle.clone();
+                    let store = store.clone();
                     let read = cores.run_on(0, move || async move {
-                        loaded(&Core::device()?, &handle).await.map(|_| ()).map_err(Error::from)
+                        loaded(&Core::device()?, &**store.workers(), &handle).await.map(|_| ()).map_err(Error::from)
                     });
                     self.note(&key, read.await.and_then(|read| read))?;
                     return Ok(true);

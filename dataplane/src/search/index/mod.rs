@@ -21,6 +21,7 @@ use hidb::proto::IndexKind;
 
 use crate::device::{BLOCK_BYTES, Device};
 use crate::store::{IndexHandle, Result, StoreError};
+use crate::workers::{Workers, offload};
 
 /// One read of a graph.
 const READ_BYTES: usize = 1 << 20;
@@ -42,6 +43,16 @@ pub struct LoadedGraph {
     pub graph: Graph,
     /// Row id of each row.
     pub rowids: Vec<i64>,
+}
+
+impl LoadedGraph {
+    /// A graph whose rows have these ids, in huge pages where the kernel has any. Takes a pass over its memory.
+    pub fn new(graph: Graph, rowids: Vec<i64>) -> Self {
+        let ids = (rowids.as_ptr().cast(), size_of_val(&rowids[..]));
+        let [codes, terms, links, vectors] = graph.regions();
+        crate::huge_pages::collapse(&[codes, terms, links, vectors, ids]);
+        LoadedGraph { graph, rowids }
+    }
 }
 
 impl Loaded {
@@ -86,17 +97,20 @@ impl Loaded {
     }
 }
 
-/// Reads what stays in memory of an index.
+/// Reads what stays in memory of an index. A graph is checked and put into place by a worker thread.
 ///
 /// # Errors
 /// [`StoreError::Corruption`], the device's.
-pub async fn load<D: Device>(device: &D, handle: &IndexHandle) -> Result<Loaded> {
+pub async fn load<D: Device>(device: &D, workers: &dyn Workers, handle: &IndexHandle) -> Result<Loaded> {
     match handle.record.kind() {
         IndexKind::Graph => {
             let bytes = read_payload(device, handle, 0).await?;
             let damaged = |error: heliostat_vector::VectorError| handle.corruption(0, &error.to_string());
-            let (graph, rowids) = Graph::from_object(&bytes, handle.record.vectors).map_err(damaged)?;
-            Ok(Loaded::Graph(Box::new(LoadedGraph { graph, rowids })))
+            let rows = handle.record.vectors;
+            let read = offload(workers, move || {
+                Graph::from_object(&bytes, rows).map(|(graph, rowids)| LoadedGraph::new(graph, rowids))
+            });
+            Ok(Loaded::Graph(Box::new(read.await?.map_err(damaged)?)))
         }
         IndexKind::Ivf => {
             let length = handle.record.payload_bytes;
@@ -146,11 +160,11 @@ async fn read_payload<D: Device>(device: &D, handle: &IndexHandle, from: u64) ->
 ///
 /// # Errors
 /// As [`load`].
-pub async fn loaded<D: Device>(device: &D, handle: &IndexHandle) -> Result<Arc<Loaded>> {
+pub async fn loaded<D: Device>(device: &D, workers: &dyn Workers, handle: &IndexHandle) -> Result<Arc<Loaded>> {
     if let Some(loaded) = handle.loaded.get() {
         return Ok(loaded.clone());
     }
-    let loaded = Arc::new(load(device, handle).await?);
+    let loaded = Arc::new(load(device, workers, handle).await?);
     Ok(handle.loaded.get_or_init(|| loaded).clone())
 }
 
