@@ -12,7 +12,7 @@ use heliostat_vector::{ElementType, Elements, Neighbor, SimdLevel};
 use indexes::Input;
 use libfuzzer_sys::fuzz_target;
 
-const SEARCH: GraphSearch = GraphSearch { k: 5, ef: 20, rerank: 12 };
+const SEARCH: GraphSearch = GraphSearch { k: 5, ef: 20, rerank: 12, avoid: None };
 
 fuzz_target!(|bytes: &[u8]| {
     let mut input = Input(bytes);

@@ -17,6 +17,7 @@
 use std::sync::Arc;
 
 use heliostat_segment::all_rows;
+use heliostat_vector::graph::GraphSearch;
 use heliostat_vector::ivf::{IvfIndex, IvfSearchOptions};
 use heliostat_vector::{Neighbor, TopK};
 use hidb::plan::Expr;
@@ -331,8 +332,8 @@ async fn by_index(
         Loaded::Graph(graph) => {
             let filter = rows.as_ref().map(|rows| GraphFilter::of(graph, rows));
             for query in 0..queries.count() {
-                let (mut neighbors, done) =
-                    graph::search(graph, queries.row(query), question.k, parameter, filter.as_ref())?;
+                let options = GraphSearch::new(question.k, parameter);
+                let (mut neighbors, done) = graph::search(graph, queries.row(query), options, filter.as_ref())?;
                 neighbors.retain(|neighbor| neighbor.distance <= question.distance_max);
                 statistics.nodes_visited += done.compared as u64;
                 statistics.candidates_reranked += done.reranked as u64;

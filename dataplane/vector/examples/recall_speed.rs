@@ -223,7 +223,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let mut scratch = Scratch::default();
         let rerank = number("--rerank", 0.0)? as usize;
         table("graph", &points, rounds, &truths, |query, ef| {
-            let search = GraphSearch { k: K, ef, rerank };
+            let search = GraphSearch { rerank, ..GraphSearch::new(K, ef) };
             let (found, statistics) =
                 graph.search(queries.row(query), search, None, &mut scratch).expect("a valid query");
             (found, format!("{statistics:?}"))

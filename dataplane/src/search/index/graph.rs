@@ -45,12 +45,10 @@ impl GraphFilter {
 pub fn search(
     loaded: &LoadedGraph,
     query: Elements<'_>,
-    k: usize,
-    ef: usize,
+    options: GraphSearch,
     filter: Option<&GraphFilter>,
 ) -> Result<(Vec<Neighbor>, GraphStatistics)> {
     let words = filter.map(|filter| &filter.words[..]);
-    let options = GraphSearch { k, ef, rerank: 0 };
     SCRATCH.with_borrow_mut(|scratch| {
         let (mut found, statistics) = loaded.graph.search(query, options, words, scratch).map_err(invalid)?;
         for neighbor in &mut found {

@@ -237,7 +237,7 @@ impl GraphBuilder {
         let graph = Links { links, stride: self.stride };
         // Nodes passed on the way are candidates too, though they fell out of the pool: they become the long links.
         let mut candidates = Vec::with_capacity(2 * self.options.build_ef);
-        walk.run(codes, graph, entries, bytes, self.options.build_ef, distance, |_, _| {});
+        walk.run(codes, graph, entries, bytes, self.options.build_ef, None, distance, |_, _| {});
         candidates.extend(walk.pool.iter());
         let mut passed: Vec<u32> = walk.expanded.clone();
         passed.sort_unstable();

@@ -161,6 +161,19 @@ impl Graph {
         ]
     }
 
+    /// The nodes that rows became; a row that the graph does not have is left out. Rows ascend. Reads all rows of the graph.
+    pub fn nodes_of(&self, rows: &[u32]) -> Vec<u32> {
+        let mut found: Vec<(u32, u32)> = self
+            .rows
+            .iter()
+            .zip(0..)
+            .filter(|(row, _)| rows.binary_search(row).is_ok())
+            .map(|(r, n)| (*r, n))
+            .collect();
+        found.sort_unstable();
+        found.into_iter().map(|(_, node)| node).collect()
+    }
+
     /// Mean number of neighbours.
     pub fn mean_degree(&self) -> f64 {
         self.links.iter().filter(|link| **link != NONE).count() as f64 / self.count().max(1) as f64

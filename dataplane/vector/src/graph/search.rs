@@ -24,6 +24,16 @@ pub struct GraphSearch {
     pub ef: usize,
     /// How many of the best candidates are compared in full precision; 0 leaves it to the graph. At least `k` is used.
     pub rerank: usize,
+    /// A node that the walk keeps away from, as if the graph did not have it ([`Graph::nodes_of`]). What a row of the graph
+    /// would find if it were not in it: recall is measured so.
+    pub avoid: Option<u32>,
+}
+
+impl GraphSearch {
+    /// For `k` neighbours with `ef` candidates, and all else left to the graph.
+    pub fn new(k: usize, ef: usize) -> Self {
+        GraphSearch { k, ef, rerank: 0, avoid: None }
+    }
 }
 
 /// What a search did.
@@ -68,7 +78,7 @@ pub(super) struct Links<'a> {
 
 impl Walk {
     /// Walks from `entries` towards the query whose bytes are `query`, keeping `ef` candidates. `distance` turns a node and
-    /// its product into a distance; `seen` is told of every comparison.
+    /// its product into a distance; `seen` is told of every comparison. It keeps away from `avoid`.
     #[inline(always)]
     #[allow(clippy::too_many_arguments, reason = "two callers; what they pass has nothing in common but this walk")]
     pub(super) fn run(
@@ -78,11 +88,15 @@ impl Walk {
         entries: &[u32],
         query: &[i8],
         ef: usize,
+        avoid: Option<u32>,
         distance: impl Fn(u32, i32) -> f32,
         mut seen: impl FnMut(f32, u32),
     ) {
         self.pool.reset(ef);
         self.visited.reset(codes.count());
+        if let Some(node) = avoid {
+            self.visited.insert(node);
+        }
         self.expanded.clear();
         self.compared = 0;
         self.fresh.clear();
@@ -153,6 +167,9 @@ impl Graph {
         if !(1..=crate::K_MAX).contains(&search.k) {
             return Err(VectorError::parameter("k", search.k, format!("1 to {}", crate::K_MAX)));
         }
+        if let Some(node) = search.avoid.filter(|node| *node as usize >= self.count()) {
+            return Err(VectorError::parameter("avoid", node, format!("a node below {}", self.count())));
+        }
         if let Some(filter) = filter
             && filter.len() < self.count().div_ceil(64)
         {
@@ -178,10 +195,10 @@ impl Graph {
         let terms = &self.codes.terms;
         let distance = |node: u32, product| query.distance(product, terms[node as usize]);
         match filter {
-            None => walk.run(&self.codes, links, nodes, &query.bytes, ef, distance, |_, _| {}),
+            None => walk.run(&self.codes, links, nodes, &query.bytes, ef, search.avoid, distance, |_, _| {}),
             Some(filter) => {
                 let rows = &self.rows;
-                walk.run(&self.codes, links, nodes, &query.bytes, ef, distance, |distance, node| {
+                walk.run(&self.codes, links, nodes, &query.bytes, ef, search.avoid, distance, |distance, node| {
                     let row = rows[node as usize];
                     if distance <= passing.bound() && filter[row as usize / 64] >> (row % 64) & 1 == 1 {
                         passing.push(distance, u64::from(node));

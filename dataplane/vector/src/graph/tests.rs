@@ -39,7 +39,7 @@ fn mean_recall(graph: &Graph, rows: &Rows<'_>, queries: &Rows<'_>, search: Graph
 fn recall_is_high_for_every_metric_and_element() {
     let data = Clustered { dimension: 48, intrinsic: 10, clusters: 30, spread: 0.5, seed: 21 };
     let (base, asked) = (data.rows(0, 3000), data.rows(3000, 40));
-    let search = GraphSearch { k: 10, ef: 64, rerank: 0 };
+    let search = GraphSearch::new(10, 64);
     let halves = |v: &[f32]| v.iter().map(|x| f16::from_f32(*x)).collect::<Vec<_>>();
     let bytes = |v: &[f32]| v.iter().map(|x| (x * 20.0).clamp(-128.0, 127.0) as i8).collect::<Vec<_>>();
     let bits = |v: &[f32]| v.chunks(8).map(|c| c.iter().rev().fold(0u8, |b, x| b << 1 | u8::from(*x > 0.0))).collect();
@@ -66,7 +66,7 @@ fn a_filter_is_kept_and_found_through() {
     let (rows, queries) = (Rows::of(&base, 32).unwrap(), Rows::of(&asked, 32).unwrap());
     let graph = build(&rows, Metric::L2, GraphOptions::default());
     for (every, ef) in [(2, 64), (10, 200), (100, 1500)] {
-        let reached = mean_recall(&graph, &rows, &queries, GraphSearch { k: 10, ef, rerank: 0 }, every);
+        let reached = mean_recall(&graph, &rows, &queries, GraphSearch::new(10, ef), every);
         assert!(reached > 0.95, "{every}: {reached}");
     }
 }
@@ -77,7 +77,7 @@ fn duplicates_small_tables_and_odd_questions_are_answered() {
     let rows = Rows::of(&same, 3).unwrap();
     let graph = build(&rows, Metric::L2, GraphOptions::default());
     let mut scratch = Scratch::default();
-    let search = GraphSearch { k: 5, ef: 20, rerank: 0 };
+    let search = GraphSearch::new(5, 20);
     let (found, _) = graph.search(Elements::F32(&[1.5; 3]), search, None, &mut scratch).unwrap();
     assert!(found.len() == 5 && found.iter().all(|n| n.distance == 0.0));
     for count in [0usize, 1, 2, 7] {
@@ -121,7 +121,7 @@ fn rows_added_later_are_found() {
         while !builder.step(64).is_finished() {}
     }
     let graph = builder.finish().unwrap();
-    assert!(mean_recall(&graph, &rows, &queries, GraphSearch { k: 10, ef: 64, rerank: 0 }, 1) > 0.97);
+    assert!(mean_recall(&graph, &rows, &queries, GraphSearch::new(10, 64), 1) > 0.97);
 }
 
 fn small_graph() -> Graph {
@@ -135,7 +135,7 @@ fn a_graph_comes_back_from_its_bytes() {
     let bytes = graph.to_bytes();
     let back = Graph::from_bytes(&bytes).unwrap();
     assert_eq!(back.to_bytes(), bytes);
-    let search = GraphSearch { k: 5, ef: 20, rerank: 0 };
+    let search = GraphSearch::new(5, 20);
     let query = Elements::F32(&[0.3; 6]);
     let mut scratch = Scratch::default();
     let expected = graph.search(query, search, None, &mut scratch).unwrap();
@@ -146,6 +146,30 @@ fn a_graph_comes_back_from_its_bytes() {
     let mut flipped = bytes;
     flipped[500] ^= 4;
     assert!(matches!(Graph::from_bytes(&flipped), Err(crate::VectorError::Checksum { .. })));
+}
+
+#[test]
+fn a_walk_that_avoids_a_node_answers_as_if_it_was_not_there() {
+    let base = Clustered { dimension: 6, intrinsic: 3, clusters: 4, spread: 0.5, seed: 8 }.rows(0, 120);
+    // Of so many neighbours that no node is reached by one other alone.
+    let options = GraphOptions { bits: 7, degree: 32, ..GraphOptions::default() };
+    let graph = build(&Rows::of(&base, 6).unwrap(), Metric::L2, options);
+    let mut scratch = Scratch::default();
+    let rows: Vec<u32> = (0..120).collect();
+    let nodes = graph.nodes_of(&rows);
+    assert_eq!(graph.nodes_of(&[7, 90, 5000]), [nodes[7], nodes[90]]);
+    for (row, node) in rows.iter().zip(nodes) {
+        let query = graph.vectors.as_ref().unwrap().rows(6).unwrap();
+        let search = GraphSearch::new(6, 120);
+        let (all, _) = graph.search(query.row(node as usize), search, None, &mut scratch).unwrap();
+        let avoiding = GraphSearch { k: 5, avoid: Some(node), ..search };
+        let (others, _) = graph.search(query.row(node as usize), avoiding, None, &mut scratch).unwrap();
+        let mut expected: Vec<Neighbor> = all.into_iter().filter(|found| found.row != u64::from(*row)).collect();
+        expected.truncate(5);
+        assert_eq!(others, expected, "row {row}");
+    }
+    let beyond = GraphSearch { avoid: Some(120), ..GraphSearch::new(5, 20) };
+    assert!(graph.search(Elements::F32(&[0.0; 6]), beyond, None, &mut scratch).is_err());
 }
 
 #[test]
@@ -181,7 +205,7 @@ proptest::proptest! {
         bytes[12..16].copy_from_slice(&checksum.to_le_bytes());
         if let Ok(graph) = Graph::from_bytes(&bytes) {
             let query = vec![0.3; graph.dimension()];
-            let search = GraphSearch { k: 5, ef: 20, rerank: 0 };
+            let search = GraphSearch::new(5, 20);
             let _ = graph.search(Elements::F32(&query), search, None, &mut Scratch::default());
         }
     }
@@ -215,7 +239,7 @@ proptest::proptest! {
             assert!(graph.count() == 120 && rowids.len() == 120);
             let query = vec![0.3; graph.dimension()];
             let bitmap = filter.map(|word| vec![word; 2]);
-            let search = GraphSearch { k: 5, ef: 20, rerank: 0 };
+            let search = GraphSearch::new(5, 20);
             let mut scratch = Scratch::default();
             if let Ok((found, _)) = graph.search(Elements::F32(&query), search, bitmap.as_deref(), &mut scratch) {
                 assert!(found.iter().all(|n| filter.is_none_or(|word| word >> (n.row % 64) & 1 == 1)));

@@ -232,7 +232,7 @@ async fn build_graph<D: Device>(tools: &Tools<'_, D>, job: &Job, sample: Sample)
     tools.progress.begin("measuring recall", 0.05);
     let (loaded, bytes) = offload(&**tools.store.workers(), move || -> Result<(LoadedGraph, Vec<u8>)> {
         let graph = builder.finish().map_err(unexpected)?;
-        let mut loaded = LoadedGraph { graph, rowids };
+        let mut loaded = LoadedGraph::new(graph, rowids);
         let calibration = calibrate_graph(&loaded, &truths)?;
         loaded.graph.set_calibration(calibration);
         let bytes = loaded.graph.to_object(&loaded.rowids);

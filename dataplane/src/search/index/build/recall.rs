@@ -4,11 +4,15 @@
 //! index. Called by the builder: `Truths` is fed in the pass that feeds the index, the rest comes when that is finished.
 //!
 //! Invariants
-//! - The queries are rows of the table. Neither the truth nor what is found has a query's own row.
+//! - The queries are rows of the table. Neither the truth nor what is found has a query's own row, and a graph is walked as
+//!   if it did not have it: a row that lies in the graph is linked to its neighbours, and would find them too easily.
 //! - Distances of the truth are exact.
+
+use std::collections::HashSet;
 
 use heliostat_segment::BLOCK_ROWS;
 use heliostat_vector::calibrate::{Calibration, Calibrator};
+use heliostat_vector::graph::GraphSearch;
 use heliostat_vector::ivf::{IvfIndex, IvfSearchOptions};
 use heliostat_vector::{Metric, Neighbor, QueryBatch, Rows, TopK};
 use hidb::aligned::AlignedBytes;
@@ -23,7 +27,7 @@ use crate::search::{QUERY_TILE, VectorColumn};
 use crate::store::{IndexWriter, Result, StoreError};
 
 /// Queries that recall is measured with, and neighbours of each.
-pub(super) const QUERIES: u64 = 200;
+pub(super) const QUERIES: u64 = 400;
 const K: usize = 10;
 
 /// The queries that recall is measured with, and their true neighbours among the rows that they were compared with.
@@ -98,10 +102,20 @@ fn points(first: usize, most: usize) -> Vec<u32> {
 /// The recall of a graph by `ef`. Takes processor time: tens of milliseconds and more.
 pub(super) fn calibrate_graph(loaded: &LoadedGraph, truths: &Truths) -> Result<Calibration> {
     let rows = truths.rows()?;
+    let own: HashSet<i64> = truths.ids.iter().map(|id| *id as i64).collect();
+    let numbers = loaded.rowids.iter().zip(0..).filter(|(id, _)| own.contains(id)).map(|(_, number)| number);
+    // Queries were drawn in the order in which rows were added.
+    let own = loaded.graph.nodes_of(&numbers.collect::<Vec<u32>>());
+    if own.len() != truths.ids.len() {
+        let text =
+            format!("{} of the {} rows that recall is measured with are in the graph", own.len(), truths.ids.len());
+        return Err(StoreError::Internal(text));
+    }
     let mut calibrator = truths.calibrator(K, loaded.graph.count().clamp(K, 2048))?;
     while let Some((query, ef)) = calibrator.next() {
-        let (found, _) = graph::search(loaded, rows.row(query), K + 1, ef as usize, None).map_err(StoreError::Data)?;
-        calibrator.found(&truths.without_own(query, found));
+        let options = GraphSearch { avoid: own.get(query).copied(), ..GraphSearch::new(K, ef as usize) };
+        let (found, _) = graph::search(loaded, rows.row(query), options, None).map_err(StoreError::Data)?;
+        calibrator.found(&found);
     }
     Ok(calibrator.finish())
 }
