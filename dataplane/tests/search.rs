@@ -484,6 +484,56 @@ fn an_index_never_hides_new_rows_nor_shows_deleted_ones() {
     });
 }
 
+/// The cell remembers the rows of a filter: they must be those of now.
+#[test]
+fn a_filter_that_was_asked_for_before_knows_of_loads_and_deletes() {
+    runtime().block_on(async {
+        let folder = tempfile::tempdir().unwrap();
+        let cell = TestCell::start(folder.path(), &["--cores", "2"]);
+        let client = connect(&cell).await;
+        let vectors = Vectors::random("f32", 24, 12_000, 6);
+        load(&client, &vectors, 0..9000, LoadMode::Create, |row| row % 97 == 3).await;
+        create_index(&client, definition(IndexKind::Graph)).await;
+        let part = |n: i64| n * 7919 % 1000;
+        let mut rows = 9000;
+        let mut is_gone: fn(i64) -> bool = |_| false;
+        for step in 0..4 {
+            match step {
+                2 => {
+                    client.delete_rows("t", Some("part < 10 or n % 3 = 1".into())).await.unwrap();
+                    is_gone = |n| n < 9000 && (n * 7919 % 1000 < 10 || n % 3 == 1);
+                }
+                3 => {
+                    load(&client, &vectors, 9000..12_000, LoadMode::Append, |row| row % 97 == 3).await;
+                    rows = 12_000;
+                }
+                _ => {}
+            }
+            let passes = |n: &i64| part(*n) < 60 && n % 97 != 3 && !is_gone(*n);
+            let every: Vec<(i64, &[f32])> =
+                (0..rows).filter(passes).map(|n| (n, &vectors.rows[n as usize][..])).collect();
+            let queries: Vec<&[f32]> = (0..20).map(|query| &vectors.rows[query * 431 + 1][..]).collect();
+            let request = || {
+                let request = SearchRequest::table("t").column("v").filter("part < 60");
+                request.vectors(queries.iter().map(|query| vectors.query(query)))
+            };
+            let exact = request().accuracy(Accuracy::Exact);
+            let (truth, _) = ask(&client, exact, queries.len()).await.unwrap();
+            // Through the index: of these few rows, the codes of all are compared.
+            let (found, done) = ask(&client, request().accuracy(Accuracy::Recall(0.9)), queries.len()).await.unwrap();
+            assert!(done.plan.contains("codes of all") || step == 3, "{}", done.plan);
+            assert_eq!(done.rows_filtered, (0..rows).filter(|n| part(*n) < 60 && !is_gone(*n)).count() as u64);
+            for ((truth, found), query) in truth.iter().zip(&found).zip(&queries) {
+                check(truth, Metric::L2, query, &every, 10, &format!("step {step}"));
+                check(found, Metric::L2, query, &every, 10, &format!("step {step}: {}", done.plan));
+            }
+        }
+        drop(client);
+        cell.stop();
+        assert_clean(folder.path());
+    });
+}
+
 #[test]
 fn a_cell_that_is_killed_while_it_builds_has_the_old_index_or_none() {
     runtime().block_on(async {

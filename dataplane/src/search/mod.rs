@@ -5,6 +5,7 @@
 //! - `exact` compares every row in full precision, on all cores: what no index covers, what few rows pass a filter, and
 //!   what is asked for exactly;
 //! - `index` has what is built ahead, and its searches; `plan` chooses;
+//! - `passing` has the rows for which a filter is true;
 //! - `rowids` finds rows by their ids, and is what filters and deletions look like to an index;
 //! - `answer` reads the rows that were found and lays them out.
 //!
@@ -17,6 +18,7 @@
 pub mod answer;
 pub mod exact;
 pub mod index;
+pub mod passing;
 pub mod plan;
 pub mod rowids;
 

@@ -205,6 +205,17 @@ impl RowSet {
         self.words.get((bit / 64) as usize).is_some_and(|word| word >> (bit % 64) & 1 == 1)
     }
 
+    /// The 64 ids from `first` on, the first in the lowest bit.
+    pub fn word_from(&self, first: i64) -> u64 {
+        let bit = first.wrapping_sub(self.base) as u64;
+        let word = |at: u64| self.words.get(at as usize).copied().unwrap_or(0);
+        // Ids before the set's first have the last of 2^58 words, behind which the first follows.
+        match bit % 64 {
+            0 => word(bit / 64),
+            by => word(bit / 64) >> by | word((bit / 64 + 1) % (1 << 58)) << (64 - by),
+        }
+    }
+
     /// How many ids are in.
     pub fn count(&self) -> u64 {
         self.count
@@ -312,6 +323,10 @@ mod tests {
             }
             prop_assert!(!run.contains(first - 1));
             prop_assert!(!run.contains(i64::MIN));
+            for start in -130..1100i64 {
+                let word = run.word_from(start);
+                prop_assert!((0..64).all(|bit| word >> bit & 1 == u64::from(run.contains(start + bit))), "from {start}");
+            }
         }
     }
 

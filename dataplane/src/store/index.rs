@@ -25,7 +25,7 @@ use crate::device::{AlignedBuf, Device};
 use crate::manifest::records::IndexRecord;
 use crate::manifest::{Batch, LoadRecord, ObjectRecord, ObjectState, TableRecord};
 use crate::search::index::Loaded;
-use crate::search::rowids::RowSet;
+use crate::search::passing::AllowedRows;
 use crate::volume::{EXTENT_UNIT_BYTES, Extent, ObjectHeader, ObjectKind};
 
 /// An index object on the volume.
@@ -76,7 +76,7 @@ pub struct BuiltIndex {
     /// Ids of the segments whose rows it has, ascending.
     pub covered: Vec<u64>,
     /// The rows that it may answer with, when these are not all that it has; made when somebody asks.
-    pub rows: OnceLock<Option<Arc<RowSet>>>,
+    pub rows: OnceLock<Option<Arc<AllowedRows>>>,
 }
 
 impl BuiltIndex {

@@ -12,6 +12,7 @@ pub mod ivf;
 pub mod keeper;
 pub mod progress;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use futures::StreamExt;
@@ -43,15 +44,17 @@ pub struct LoadedGraph {
     pub graph: Graph,
     /// Row id of each row.
     pub rowids: Vec<i64>,
+    /// The rows whose ids follow each other: a table that was loaded once has few.
+    pub runs: Vec<Range<usize>>,
 }
 
 impl LoadedGraph {
     /// A graph whose rows have these ids, in huge pages where the kernel has any. Takes a pass over its memory.
     pub fn new(graph: Graph, rowids: Vec<i64>) -> Self {
         let ids = (rowids.as_ptr().cast(), size_of_val(&rowids[..]));
-        let [codes, terms, links, vectors] = graph.regions();
-        crate::huge_pages::collapse(&[codes, terms, links, vectors, ids]);
-        LoadedGraph { graph, rowids }
+        let [codes, terms, links, rows, vectors] = graph.regions();
+        crate::huge_pages::collapse(&[codes, terms, links, rows, vectors, ids]);
+        LoadedGraph { runs: graph::runs(&rowids), graph, rowids }
     }
 }
 
@@ -76,7 +79,9 @@ impl Loaded {
     pub fn memory_bytes(&self) -> usize {
         match self {
             Loaded::Ivf(index) => index.memory_bytes(),
-            Loaded::Graph(loaded) => loaded.graph.memory_bytes() + size_of_val(&loaded.rowids[..]),
+            Loaded::Graph(loaded) => {
+                loaded.graph.memory_bytes() + size_of_val(&loaded.rowids[..]) + size_of_val(&loaded.runs[..])
+            }
         }
     }
 

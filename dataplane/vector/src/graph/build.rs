@@ -19,7 +19,7 @@ use rand_chacha::ChaCha8Rng;
 use super::{
     ENTRIES_MAX, Graph, NONE, Vectors,
     codes::{Codes, Terms},
-    normalised,
+    nodes_of_rows, normalised,
     search::{Links, Walk},
 };
 use crate::{
@@ -358,6 +358,7 @@ impl GraphBuilder {
             links,
             degree,
             entries,
+            nodes: nodes_of_rows(&nodes),
             rows: nodes,
             vectors,
             calibration: Calibration::default(),

@@ -15,6 +15,7 @@ use half::f16;
 use super::{
     ENTRIES_MAX, Graph, NONE, Vectors,
     codes::{Codes, Line, Terms},
+    nodes_of_rows,
 };
 use crate::{
     DIMENSION_MAX, ElementType, Metric, Result, VectorError,
@@ -145,6 +146,7 @@ impl Graph {
             links,
             degree,
             entries,
+            nodes: nodes_of_rows(&rows),
             rows,
             vectors,
             calibration,

@@ -104,12 +104,21 @@ pub struct Graph {
     entries: usize,
     /// The row of each node.
     rows: Vec<u32>,
+    /// The node of each row; [`NONE`] for a row that there is not.
+    nodes: Vec<u32>,
     vectors: Option<Vectors>,
     calibration: crate::calibrate::Calibration,
 }
 
-/// No neighbour.
+/// No neighbour, no node.
 const NONE: u32 = u32::MAX;
+
+/// The node of each row, from the row of each node: rows below the number of nodes.
+fn nodes_of_rows(rows: &[u32]) -> Vec<u32> {
+    let mut nodes = vec![NONE; rows.len()];
+    rows.iter().zip(0..).for_each(|(row, node)| nodes[*row as usize] = node);
+    nodes
+}
 
 impl Graph {
     /// Nodes.
@@ -140,12 +149,12 @@ impl Graph {
     /// Bytes that it keeps in memory.
     pub fn memory_bytes(&self) -> usize {
         let vectors = if self.has_vectors() { self.count() * self.element.row_bytes(self.dimension) } else { 0 };
-        self.codes.memory_bytes() + 4 * (self.links.len() + self.rows.len()) + vectors
+        self.codes.memory_bytes() + 4 * (self.links.len() + self.rows.len() + self.nodes.len()) + vectors
     }
 
-    /// The memory that a walk reads at random: codes, their terms, links and vectors. In pages of 4 KiB nearly every
+    /// The memory that a walk reads at random: codes, their terms, links, rows and vectors. In pages of 4 KiB nearly every
     /// neighbour is a miss of the TLB; a caller that may advise the kernel asks for huge pages here.
-    pub fn regions(&self) -> [(*const u8, usize); 4] {
+    pub fn regions(&self) -> [(*const u8, usize); 5] {
         let vectors = match &self.vectors {
             None => (std::ptr::null(), 0),
             Some(Vectors::F32(v)) => (v.as_ptr().cast(), size_of_val(&v[..])),
@@ -157,21 +166,14 @@ impl Graph {
             (self.codes.lines.as_ptr().cast(), size_of_val(&self.codes.lines[..])),
             (self.codes.terms.as_ptr().cast(), size_of_val(&self.codes.terms[..])),
             (self.links.as_ptr().cast(), size_of_val(&self.links[..])),
+            (self.rows.as_ptr().cast(), size_of_val(&self.rows[..])),
             vectors,
         ]
     }
 
-    /// The nodes that rows became; a row that the graph does not have is left out. Rows ascend. Reads all rows of the graph.
-    pub fn nodes_of(&self, rows: &[u32]) -> Vec<u32> {
-        let mut found: Vec<(u32, u32)> = self
-            .rows
-            .iter()
-            .zip(0..)
-            .filter(|(row, _)| rows.binary_search(row).is_ok())
-            .map(|(r, n)| (*r, n))
-            .collect();
-        found.sort_unstable();
-        found.into_iter().map(|(_, node)| node).collect()
+    /// The node that a row became; `None` for a row that the graph does not have.
+    pub fn node_of(&self, row: u32) -> Option<u32> {
+        self.nodes.get(row as usize).copied().filter(|node| *node != NONE)
     }
 
     /// Mean number of neighbours.

@@ -6,6 +6,7 @@
 //! Invariants
 //! - A walk expands a node once and compares a node once.
 //! - With a filter it crosses all nodes and collects those that pass, from everything it compared.
+//! - Comparing all rows that pass ([`Graph::search_rows`]) gives the same neighbours but for what codes mistake.
 
 use super::{
     Graph, NONE, codes,
@@ -24,7 +25,7 @@ pub struct GraphSearch {
     pub ef: usize,
     /// How many of the best candidates are compared in full precision; 0 leaves it to the graph. At least `k` is used.
     pub rerank: usize,
-    /// A node that the walk keeps away from, as if the graph did not have it ([`Graph::nodes_of`]). What a row of the graph
+    /// A node that the walk keeps away from, as if the graph did not have it ([`Graph::node_of`]). What a row of the graph
     /// would find if it were not in it: recall is measured so.
     pub avoid: Option<u32>,
 }
@@ -46,6 +47,9 @@ pub struct GraphStatistics {
     /// Rows compared in full precision.
     pub reranked: usize,
 }
+
+/// Codes that are on their way while as many are compared.
+const AHEAD: usize = 64;
 
 /// Memory that searches reuse: one for each core.
 #[derive(Clone, Debug, Default)]
@@ -164,26 +168,13 @@ impl Graph {
         filter: Option<&[u64]>,
         scratch: &mut Scratch,
     ) -> Result<(Vec<Neighbor>, GraphStatistics)> {
-        if !(1..=crate::K_MAX).contains(&search.k) {
-            return Err(VectorError::parameter("k", search.k, format!("1 to {}", crate::K_MAX)));
-        }
-        if let Some(node) = search.avoid.filter(|node| *node as usize >= self.count()) {
-            return Err(VectorError::parameter("avoid", node, format!("a node below {}", self.count())));
-        }
-        if let Some(filter) = filter
-            && filter.len() < self.count().div_ceil(64)
-        {
-            return Err(VectorError::Layout {
-                what: "filter bitmap",
-                detail: format!("{} words for {} rows", filter.len(), self.count()),
-            });
-        }
+        self.check(search, filter)?;
         let exact = Query::new(self.element, self.dimension, self.metric, query)?;
         if self.count() == 0 {
             return Ok((Vec::new(), GraphStatistics::default()));
         }
         self.prepare(&exact, scratch);
-        let Scratch { walk, query, nodes, distances, .. } = scratch;
+        let Scratch { walk, query, nodes, .. } = scratch;
         let ef = search.ef.max(search.k).min(self.count());
         let rerank = if search.rerank == 0 { self.default_rerank(search.k) } else { search.rerank.max(search.k) };
         // The best that pass, when not all do.
@@ -210,21 +201,106 @@ impl Graph {
             None => walk.pool.iter().take(rerank).collect(),
             Some(_) => passing.into_sorted().into_iter().map(|n| (n.distance, n.row as u32)).collect(),
         };
-        let mut statistics = GraphStatistics { expanded: walk.expanded.len(), compared: walk.compared, reranked: 0 };
+        let statistics = GraphStatistics { expanded: walk.expanded.len(), compared: walk.compared, reranked: 0 };
+        self.in_full(&exact, search.k, estimated, statistics, scratch)
+    }
+
+    /// The nearest of the rows of `filter`, nearest first, by comparing the codes of every one: less work than a walk when
+    /// few rows pass, and independent of what the filter has to do with the vectors. `ef` means nothing to it.
+    ///
+    /// Cost: a code's lines for each row, prefetched: 5 to 15 ns, for 128 and 384 dimensions.
+    ///
+    /// # Errors
+    /// As [`Graph::search`].
+    pub fn search_rows(
+        &self,
+        query: Elements<'_>,
+        search: GraphSearch,
+        filter: &[u64],
+        scratch: &mut Scratch,
+    ) -> Result<(Vec<Neighbor>, GraphStatistics)> {
+        self.check(search, Some(filter))?;
+        let exact = Query::new(self.element, self.dimension, self.metric, query)?;
+        self.prepare(&exact, scratch);
+        let Scratch { walk, query, .. } = scratch;
+        // No walk has sorted the nearest out: more of them are looked at again.
+        let rerank = if search.rerank == 0 { 4 * search.k + 40 } else { search.rerank.max(search.k) };
+        let mut top = TopK::new(rerank);
+        let mut compared = 0;
+        let mut compare = |nodes: &[u32]| {
+            compared += nodes.len();
+            walk.products.resize(nodes.len(), 0);
+            self.codes.products(&query.bytes, nodes, &mut walk.products);
+            for (node, product) in nodes.iter().zip(&walk.products) {
+                let distance = query.distance(*product, self.codes.terms[*node as usize]);
+                if distance <= top.bound() {
+                    top.push(distance, u64::from(*node));
+                }
+            }
+        };
+        // The first half was asked for while the second was put together.
+        let fresh = &mut walk.fresh;
+        fresh.clear();
+        for (at, word) in filter.iter().enumerate() {
+            let mut word = *word;
+            while word != 0 {
+                let row = at as u32 * 64 + word.trailing_zeros();
+                word &= word - 1;
+                let Some(node) = self.node_of(row).filter(|node| search.avoid != Some(*node)) else { continue };
+                self.codes.prefetch(node as usize);
+                fresh.push(node);
+                if fresh.len() == 2 * AHEAD {
+                    compare(&fresh[..AHEAD]);
+                    fresh.drain(..AHEAD);
+                }
+            }
+        }
+        compare(fresh);
+        let estimated = top.into_sorted().into_iter().map(|n| (n.distance, n.row as u32)).collect();
+        let statistics = GraphStatistics { expanded: 0, compared, reranked: 0 };
+        self.in_full(&exact, search.k, estimated, statistics, scratch)
+    }
+
+    fn check(&self, search: GraphSearch, filter: Option<&[u64]>) -> Result<()> {
+        if !(1..=crate::K_MAX).contains(&search.k) {
+            return Err(VectorError::parameter("k", search.k, format!("1 to {}", crate::K_MAX)));
+        }
+        if let Some(node) = search.avoid.filter(|node| *node as usize >= self.count()) {
+            return Err(VectorError::parameter("avoid", node, format!("a node below {}", self.count())));
+        }
+        if let Some(filter) = filter
+            && filter.len() < self.count().div_ceil(64)
+        {
+            return Err(VectorError::Layout {
+                what: "filter bitmap",
+                detail: format!("{} words for {} rows", filter.len(), self.count()),
+            });
+        }
+        Ok(())
+    }
+
+    /// The `k` nearest of candidates by their full vectors; all of them as they are when there are none.
+    fn in_full(
+        &self,
+        exact: &Query,
+        k: usize,
+        estimated: Vec<(f32, u32)>,
+        mut statistics: GraphStatistics,
+        scratch: &mut Scratch,
+    ) -> Result<(Vec<Neighbor>, GraphStatistics)> {
+        let row = |node: u32| u64::from(self.rows[node as usize]);
         let Some(vectors) = &self.vectors else {
-            let neighbor =
-                |(distance, node): (f32, u32)| Neighbor { distance, row: u64::from(self.rows[node as usize]) };
+            let neighbor = |(distance, node)| Neighbor { distance, row: row(node) };
             return Ok((estimated.into_iter().map(neighbor).collect(), statistics));
         };
+        let Scratch { nodes, distances, .. } = scratch;
         nodes.clear();
         nodes.extend(estimated.iter().map(|(_, node)| *node));
         distances.resize(nodes.len(), 0.0);
         exact.distances_to(&vectors.rows(self.dimension)?, nodes, distances)?;
         statistics.reranked = nodes.len();
-        let mut top = TopK::new(search.k);
-        for (node, distance) in nodes.iter().zip(distances.iter()) {
-            top.push(*distance, u64::from(self.rows[*node as usize]));
-        }
+        let mut top = TopK::new(k);
+        nodes.iter().zip(distances.iter()).for_each(|(node, distance)| top.push(*distance, row(*node)));
         Ok((top.into_sorted(), statistics))
     }
 

@@ -149,22 +149,50 @@ fn a_graph_comes_back_from_its_bytes() {
 }
 
 #[test]
+fn comparing_all_rows_that_pass_finds_the_nearest_of_them() {
+    let (clusters, queries) = (Clustered { dimension: 48, intrinsic: 10, clusters: 12, spread: 0.4, seed: 5 }, 40);
+    let (data, asked) = (clusters.rows(0, 3000), clusters.rows(3000, queries));
+    let (rows, asked) = (Rows::of(&data, 48).unwrap(), Rows::of(&asked, 48).unwrap());
+    for (metric, bits) in [(Metric::L2, 4), (Metric::Cosine, 7), (Metric::InnerProduct, 4)] {
+        let graph = build(&rows, metric, GraphOptions { bits, ..GraphOptions::default() });
+        let mut scratch = Scratch::default();
+        for every in [1, 10, 700, 5000] {
+            let mut filter = vec![0u64; 3000usize.div_ceil(64)];
+            (1..3000).step_by(every).for_each(|row| filter[row / 64] |= 1 << (row % 64));
+            let (mut reached, mut compared) = (0.0, 0);
+            for query in 0..queries {
+                let passes = |row: u64| filter[row as usize / 64] >> (row % 64) & 1 == 1;
+                let in_full = Query::new(ElementType::F32, 48, metric, asked.row(query)).unwrap();
+                let truth = exact(&in_full, &rows, 10, passes);
+                let search = GraphSearch::new(10, 10);
+                let (found, did) = graph.search_rows(asked.row(query), search, &filter, &mut scratch).unwrap();
+                assert!(found.iter().all(|neighbor| passes(neighbor.row)));
+                reached += recall(&found, &truth) / queries as f32;
+                compared += did.compared;
+            }
+            let passing = filter.iter().map(|word| word.count_ones() as usize).sum::<usize>();
+            assert_eq!(compared, passing * queries, "every row that passes, once a query");
+            assert!(reached > 0.99, "{metric:?}, one in {every}: {reached}");
+        }
+    }
+}
+
+#[test]
 fn a_walk_that_avoids_a_node_answers_as_if_it_was_not_there() {
     let base = Clustered { dimension: 6, intrinsic: 3, clusters: 4, spread: 0.5, seed: 8 }.rows(0, 120);
     // Of so many neighbours that no node is reached by one other alone.
     let options = GraphOptions { bits: 7, degree: 32, ..GraphOptions::default() };
     let graph = build(&Rows::of(&base, 6).unwrap(), Metric::L2, options);
     let mut scratch = Scratch::default();
-    let rows: Vec<u32> = (0..120).collect();
-    let nodes = graph.nodes_of(&rows);
-    assert_eq!(graph.nodes_of(&[7, 90, 5000]), [nodes[7], nodes[90]]);
-    for (row, node) in rows.iter().zip(nodes) {
+    assert_eq!(graph.node_of(120), None);
+    for row in 0..120 {
+        let node = graph.node_of(row).unwrap();
         let query = graph.vectors.as_ref().unwrap().rows(6).unwrap();
         let search = GraphSearch::new(6, 120);
         let (all, _) = graph.search(query.row(node as usize), search, None, &mut scratch).unwrap();
         let avoiding = GraphSearch { k: 5, avoid: Some(node), ..search };
         let (others, _) = graph.search(query.row(node as usize), avoiding, None, &mut scratch).unwrap();
-        let mut expected: Vec<Neighbor> = all.into_iter().filter(|found| found.row != u64::from(*row)).collect();
+        let mut expected: Vec<Neighbor> = all.into_iter().filter(|found| found.row != u64::from(row)).collect();
         expected.truncate(5);
         assert_eq!(others, expected, "row {row}");
     }

@@ -103,9 +103,9 @@ fn points(first: usize, most: usize) -> Vec<u32> {
 pub(super) fn calibrate_graph(loaded: &LoadedGraph, truths: &Truths) -> Result<Calibration> {
     let rows = truths.rows()?;
     let own: HashSet<i64> = truths.ids.iter().map(|id| *id as i64).collect();
-    let numbers = loaded.rowids.iter().zip(0..).filter(|(id, _)| own.contains(id)).map(|(_, number)| number);
     // Queries were drawn in the order in which rows were added.
-    let own = loaded.graph.nodes_of(&numbers.collect::<Vec<u32>>());
+    let numbers = loaded.rowids.iter().zip(0..).filter(|(id, _)| own.contains(id)).map(|(_, number)| number);
+    let own: Vec<u32> = numbers.filter_map(|number| loaded.graph.node_of(number)).collect();
     if own.len() != truths.ids.len() {
         let text =
             format!("{} of the {} rows that recall is measured with are in the graph", own.len(), truths.ids.len());
