@@ -223,11 +223,20 @@ pub struct Question {
     /// How near the answer must be to the exact one.
     pub accuracy: Accuracy,
     /// Only rows for which this is true.
-    pub filter: Option<Expr>,
+    pub filter: Option<Filter>,
     /// What evaluating it may use.
     pub options: EngineOptions,
     /// Reads everything from the device.
     pub bypass_cache: bool,
+}
+
+/// A condition on rows.
+#[derive(Debug)]
+pub struct Filter {
+    /// The condition.
+    pub condition: Expr,
+    /// The plan that it came as: the same condition on the same table is the same bytes.
+    pub plan: Box<[u8]>,
 }
 
 impl Question {

@@ -8,23 +8,24 @@
 //!
 //! Invariants
 //! - What is kept belongs to one snapshot of the table: a load, a delete or a merge makes another. It keeps no segment alive.
-//! - What is kept has at most [`KEPT_BYTES_MAX`] a core, and is dropped with its snapshot, at the next search.
+//! - What is kept has at most [`KEPT_BYTES_MAX`] a core; what belongs to a snapshot that is gone is dropped at the next
+//!   filtered search on the core.
 //!
-//! Cost: a bit a row of row groups in which any row passes; as much again, of the snapshot, for an index.
+//! Cost: a bit a row of row groups in which any row passes; as much again, of all row ids from the least to the greatest, for
+//! an index.
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, OnceLock, Weak};
 
 use heliostat_segment::all_rows;
-use hidb::Result;
-use hidb::plan::Expr;
+use hidb::{Error, ErrorCode, Result};
 
-use super::Question;
 use super::exact::Part;
 use super::index::LoadedGraph;
 use super::index::graph::GraphFilter;
 use super::rowids::{GroupIds, RowSet};
+use super::{Filter, Question};
 use crate::cache::BlockCache;
 use crate::cores::{Cores, Turn, positions::find, work::GroupWork};
 use crate::device::uring::UringDevice;
@@ -33,6 +34,8 @@ use crate::store::{BuiltIndex, SegmentHandle, TableSnapshot};
 /// Bytes of bitmaps that a core keeps, and how many filters.
 const KEPT_BYTES_MAX: usize = 32 << 20;
 const KEPT_MAX: usize = 16;
+/// A condition that took more bytes is not kept: they are compared at each search.
+const PLAN_BYTES_MAX: usize = 64 << 10;
 
 /// Rows of a row group; at least one.
 #[derive(Debug)]
@@ -41,6 +44,8 @@ struct Group {
     segment: u32,
     row_group: u32,
     rows: Arc<[u64]>,
+    /// How many.
+    count: u64,
 }
 
 /// The rows of a snapshot for which a filter is true.
@@ -58,14 +63,16 @@ pub struct Passing {
 pub struct AllowedRows {
     /// By row id.
     pub set: RowSet,
-    /// As a graph numbers them, by the index object's id: made when one is asked.
+    /// As the graph of an index object numbers them, with its id: made when one is asked.
     in_graph: OnceLock<(u64, Arc<GraphFilter>)>,
 }
 
 struct Kept {
     snapshot: Weak<TableSnapshot>,
-    filter: Expr,
+    /// The condition, as it was sent.
+    plan: Box<[u8]>,
     passing: Arc<Passing>,
+    bytes: usize,
 }
 
 thread_local! {
@@ -79,26 +86,37 @@ impl Passing {
     ///
     /// # Errors
     /// As [`find`].
-    pub async fn of(cores: &Cores, question: &Question, filter: &Expr) -> Result<(Arc<Passing>, u64)> {
+    pub async fn of(cores: &Cores, question: &Question, filter: &Filter) -> Result<(Arc<Passing>, u64)> {
         let table = &question.table;
         if let Some(passing) = kept(table, filter).filter(|_| !question.bypass_cache) {
             return Ok((passing, 0));
         }
         let (options, bypass) = (question.options.clone(), question.bypass_cache);
-        let (found, scanned) = find(cores, table, Some(filter), options, None, bypass).await?;
-        let place = |id: u64| table.segments.iter().position(|segment| segment.id == id).unwrap_or_default() as u32;
-        let groups: Vec<Group> = found
-            .into_iter()
-            .map(|found| Group {
-                segment: place(found.segment.id),
+        let (found, scanned) = find(cores, table, Some(&filter.condition), options, None, bypass).await?;
+        let places: HashMap<u64, u32> = table.segments.iter().map(|segment| segment.id).zip(0..).collect();
+        let mut groups = Vec::with_capacity(found.len());
+        let mut turn = Turn::default();
+        for found in found {
+            let place = places.get(&found.segment.id).copied();
+            groups.push(Group {
+                segment: place
+                    .ok_or_else(|| Error::new(ErrorCode::Internal, "rows of a segment of another snapshot"))?,
                 row_group: found.row_group as u32,
+                count: found.rows.iter().map(|word| u64::from(word.count_ones())).sum(),
                 rows: found.rows.into(),
-            })
-            .collect();
-        let rows = groups.iter().flat_map(|group| group.rows.iter()).map(|word| u64::from(word.count_ones())).sum();
+            });
+            turn.yield_if_due().await;
+        }
+        let rows = groups.iter().map(|group| group.count).sum();
         let passing = Arc::new(Passing { groups, rows, of_index: OnceLock::new() });
         keep(table, filter, &passing);
         Ok((passing, scanned.bytes_read_device))
+    }
+
+    /// How many of the rows an index covers.
+    pub fn covered_rows(&self, table: &TableSnapshot, built: &BuiltIndex) -> u64 {
+        let covers = |group: &&Group| table.segments.get(group.segment as usize).is_some_and(|s| built.covers(s.id));
+        self.groups.iter().filter(covers).map(|group| group.count).sum()
     }
 
     /// The row groups to compare, with the rows that pass.
@@ -111,19 +129,18 @@ impl Passing {
         groups.map(part).collect()
     }
 
+    /// With the two sets that it may get.
     fn memory_bytes(&self, table: &TableSnapshot) -> usize {
         let groups: usize = self.groups.iter().map(|group| size_of_val(&*group.rows) + size_of::<Group>()).sum();
-        // The two sets that it may get.
-        groups + 2 * table.rows.div_ceil(8) as usize
+        groups + 2 * RowSet::memory_bytes(table.rowids())
     }
 }
 
 /// Finds a remembered filter, and drops those whose snapshot is gone.
-fn kept(table: &Arc<TableSnapshot>, filter: &Expr) -> Option<Arc<Passing>> {
+fn kept(table: &Arc<TableSnapshot>, filter: &Filter) -> Option<Arc<Passing>> {
     KEPT.with_borrow_mut(|kept| {
         kept.retain(|kept| kept.snapshot.strong_count() > 0);
-        let is_it = |kept: &Kept| std::ptr::eq(kept.snapshot.as_ptr(), Arc::as_ptr(table)) && kept.filter == *filter;
-        let at = kept.iter().position(is_it)?;
+        let at = kept.iter().position(|kept| kept.is_of(table, filter))?;
         let found = kept.remove(at)?;
         let passing = found.passing.clone();
         kept.push_front(found);
@@ -131,18 +148,29 @@ fn kept(table: &Arc<TableSnapshot>, filter: &Expr) -> Option<Arc<Passing>> {
     })
 }
 
-fn keep(table: &Arc<TableSnapshot>, filter: &Expr, passing: &Arc<Passing>) {
+fn keep(table: &Arc<TableSnapshot>, filter: &Filter, passing: &Arc<Passing>) {
+    let bytes = filter.plan.len() + passing.memory_bytes(table);
+    if filter.plan.len() > PLAN_BYTES_MAX || bytes > KEPT_BYTES_MAX {
+        return;
+    }
     KEPT.with_borrow_mut(|kept| {
-        let (snapshot, filter, passing) = (Arc::downgrade(table), filter.clone(), passing.clone());
-        kept.push_front(Kept { snapshot, filter, passing });
-        let mut bytes = 0;
+        kept.retain(|kept| !kept.is_of(table, filter));
+        let snapshot = Arc::downgrade(table);
+        kept.push_front(Kept { snapshot, plan: filter.plan.clone(), passing: passing.clone(), bytes });
+        let mut sum = 0;
         let fits = kept.iter().take(KEPT_MAX).take_while(|kept| {
-            bytes += kept.snapshot.upgrade().map_or(0, |table| kept.passing.memory_bytes(&table));
-            bytes <= KEPT_BYTES_MAX
+            sum += kept.bytes;
+            sum <= KEPT_BYTES_MAX
         });
         let fits = fits.count();
         kept.truncate(fits);
     });
+}
+
+impl Kept {
+    fn is_of(&self, table: &Arc<TableSnapshot>, filter: &Filter) -> bool {
+        std::ptr::eq(self.snapshot.as_ptr(), Arc::as_ptr(table)) && self.plan == filter.plan
+    }
 }
 
 impl AllowedRows {
@@ -167,9 +195,14 @@ impl AllowedRows {
     }
 
     /// The rows as the graph of index object `object` numbers them.
-    pub fn in_graph(&self, object: u64, graph: &LoadedGraph) -> Arc<GraphFilter> {
-        let (of, filter) = self.in_graph.get_or_init(|| (object, Arc::new(GraphFilter::of(graph, &self.set))));
-        if *of == object { filter.clone() } else { Arc::new(GraphFilter::of(graph, &self.set)) }
+    pub async fn in_graph(&self, object: u64, graph: &LoadedGraph) -> Arc<GraphFilter> {
+        if let Some((_, filter)) = self.in_graph.get().filter(|(of, _)| *of == object) {
+            return filter.clone();
+        }
+        let filter = Arc::new(GraphFilter::of(graph, &self.set).await);
+        // Somebody else may have been here meanwhile: one is as good as the other.
+        let _ = self.in_graph.set((object, filter.clone()));
+        filter
     }
 }
 

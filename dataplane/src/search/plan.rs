@@ -28,11 +28,12 @@ use hidb::plan::Expr;
 use hidb::{Error, ErrorCode, Result, proto};
 
 use super::exact::{Part, exact};
-use super::index::graph;
+use super::index::graph::{self, GraphFilter};
 use super::index::include::{Includes, ListFilter};
 use super::index::ivf::Allowed;
 use super::index::{Loaded, ivf};
 use super::passing::{AllowedRows, Passing};
+use super::rowids::RowSet;
 use super::{Accuracy, Found, Question};
 use crate::cache::BlockCache;
 use crate::cores::{Core, Cores, Turn, work::GroupWork};
@@ -55,7 +56,7 @@ const QUERIES_PER_CORE: usize = 4;
 pub async fn search(cores: &Cores, home: usize, question: Arc<Question>) -> Result<Found> {
     let mut statistics = proto::SearchStatistics::default();
     let Some(filter) = &question.filter else { return among(cores, home, &question, None, statistics).await };
-    if let Some(neighbors) = by_included(&question, filter, &mut statistics).await? {
+    if let Some(neighbors) = by_included(&question, &filter.condition, &mut statistics).await? {
         return Ok(Found { neighbors, statistics });
     }
     let (passing, device_bytes) = Passing::of(cores, &question, filter).await?;
@@ -73,22 +74,21 @@ async fn among(
 ) -> Result<Found> {
     let table = &question.table;
     let parts = || passing.map_or_else(|| live_parts(table), |passing| passing.parts(table));
-    let filtered = passing.map(|passing| passing.rows);
-    statistics.rows_filtered = filtered.unwrap_or(0);
-    let chosen = match choose(question, filtered)? {
+    statistics.rows_filtered = passing.map_or(0, |passing| passing.rows);
+    let chosen = match choose(question, passing)? {
         Choice::Exact(why) => return answer_exactly(cores, home, question, parts(), why, statistics).await,
         Choice::Index(chosen) => chosen,
     };
-    let mut neighbors = by_index(cores, home, question, &chosen, passing, &mut statistics).await?;
+    let (mut neighbors, reach) = by_index(cores, home, question, &chosen, passing, &mut statistics).await?;
+    // A walk or a few lists may have met too few of the rows that pass.
+    let wanted = chosen.passing.min(question.k as u64);
+    if (reach as u64) < wanted && !matches!(chosen.way, Way::Codes) {
+        let why = format!("the index found {reach} of the rows that pass");
+        return answer_exactly(cores, home, question, parts(), why, statistics).await;
+    }
     let built = chosen.built(question)?;
+    statistics.plan = chosen.note;
     if table.segments.iter().all(|segment| built.covers(segment.id)) {
-        let reach = neighbors.iter().map(Vec::len).min().unwrap_or(0) as u64;
-        let wanted = filtered.unwrap_or(0).min(question.k as u64);
-        if reach < wanted && question.distance_max == f32::INFINITY {
-            let why = format!("the index found {reach} of the rows that pass");
-            return answer_exactly(cores, home, question, parts(), why, statistics).await;
-        }
-        statistics.plan = chosen.note;
         return Ok(Found { neighbors, statistics });
     }
     let tail: Vec<Part> = parts().into_iter().filter(|part| !built.covers(part.group.segment.id)).collect();
@@ -100,7 +100,7 @@ async fn among(
         of_index.iter().for_each(|neighbor| top.push(neighbor.distance, neighbor.row));
         *of_index = top.into_sorted();
     }
-    statistics.plan = format!("{}; {} rows that it lacks exactly", chosen.note, statistics.unindexed_rows);
+    statistics.plan += &format!("; {} rows that it lacks exactly", statistics.unindexed_rows);
     Ok(Found { neighbors, statistics })
 }
 
@@ -209,6 +209,8 @@ struct Chosen {
     loaded: Arc<Loaded>,
     way: Way,
     note: String,
+    /// Rows that pass the filter, of those that the index covers; 0 without a filter.
+    passing: u64,
 }
 
 /// How an index is asked.
@@ -233,7 +235,7 @@ fn built_at(question: &Question, place: usize) -> Result<&BuiltIndex> {
     built.ok_or_else(|| Error::new(ErrorCode::Internal, "an index went from a snapshot"))
 }
 
-fn choose(question: &Question, filtered: Option<u64>) -> Result<Choice> {
+fn choose(question: &Question, passing: Option<&Passing>) -> Result<Choice> {
     if question.accuracy == Accuracy::Exact {
         return Ok(Choice::Exact("asked for".into()));
     }
@@ -254,11 +256,11 @@ fn choose(question: &Question, filtered: Option<u64>) -> Result<Choice> {
         return Ok(Choice::Exact(why));
     }
     let vectors = built.handle.record.vectors.max(1);
+    let filtered = passing.map(|passing| passing.covered_rows(&question.table, built));
     let selectivity = filtered.map_or(1.0, |rows| (rows as f64 / vectors as f64).clamp(0.0, 1.0));
     let is_ivf = matches!(*loaded, Loaded::Ivf(_));
-    if let Some(rows) = filtered.filter(|_| is_ivf)
-        && (rows <= EXACT_ROWS || selectivity < EXACT_SELECTIVITY)
-    {
+    let is_few = |rows: u64| rows <= EXACT_ROWS || selectivity < EXACT_SELECTIVITY;
+    if let Some(rows) = filtered.filter(|rows| is_ivf && is_few(*rows)) {
         return Ok(Choice::Exact(format!("{rows} rows pass the filter")));
     }
     let (parameter, why) = match question.accuracy {
@@ -275,12 +277,13 @@ fn choose(question: &Question, filtered: Option<u64>) -> Result<Choice> {
     let among = filtered.map(|rows| format!(", among {rows} rows that pass the filter")).unwrap_or_default();
     let (way, note) = match filtered {
         _ if is_ivf => (Way::Lists(parameter), format!("ivf: probes {parameter} {why}{among}")),
-        Some(rows) if rows <= WALK_NODES * parameter as u64 => {
+        // An `ef` that was asked for knows nothing of the filter.
+        Some(rows) if is_few(rows) || rows <= WALK_NODES * parameter.max(question.k) as u64 => {
             (Way::Codes, format!("graph: the codes of all {rows} rows that pass the filter"))
         }
         _ => (Way::Walk(parameter), format!("graph: ef {parameter} {why}{among}")),
     };
-    Ok(Choice::Index(Chosen { place, loaded, way, note }))
+    Ok(Choice::Index(Chosen { place, loaded, way, note, passing: filtered.unwrap_or(0) }))
 }
 
 fn wrong_knob(knob: &str, has: &str) -> Error {
@@ -307,11 +310,11 @@ fn parameter_for(loaded: &Loaded, recall: f32, k: usize, selectivity: f64) -> Op
         return None;
     }
     let measured = calibration.parameter(recall)? as f64;
-    let deeper = (k as f64 / calibration.k().max(1) as f64 / selectivity.max(1e-9)).max(1.0);
+    let more = (k as f64 / calibration.k().max(1) as f64).max(1.0);
     let parameter = match loaded {
         // The lists that hold the nearest k grow slower than k: they are neighbours of each other.
-        Loaded::Ivf(_) => measured * deeper.powf(0.75),
-        Loaded::Graph(_) => measured.max(k as f64) * deeper,
+        Loaded::Ivf(_) => measured * (more / selectivity.max(1e-9)).powf(0.75),
+        Loaded::Graph(_) => (measured * more).max(k as f64) / selectivity.max(1e-9),
     };
     Some(parameter.ceil() as usize)
 }
@@ -332,7 +335,11 @@ async fn answer_exactly(
     Ok(Found { neighbors, statistics })
 }
 
-/// Searches the rows that an index has. The queries of a batch are divided among the cores.
+/// What some queries found, the fewest that one of them met, and what was done.
+type Searched = (Vec<Vec<Neighbor>>, usize, proto::SearchStatistics);
+
+/// Searches the rows that an index has; also returns the fewest rows that a query met, near enough or not. The queries of a
+/// batch to a graph are divided among the cores; lists are read through the cache of one.
 async fn by_index(
     cores: &Cores,
     home: usize,
@@ -340,18 +347,27 @@ async fn by_index(
     chosen: &Chosen,
     passing: Option<&Passing>,
     statistics: &mut proto::SearchStatistics,
-) -> Result<Vec<Vec<Neighbor>>> {
+) -> Result<(Vec<Vec<Neighbor>>, usize)> {
     let (_, cache, _) = Core::with_volume()?;
-    let rows = AllowedRows::of(&question.table, chosen.built(question)?, &cache, passing).await?;
+    let built = chosen.built(question)?;
+    let rows = AllowedRows::of(&question.table, built, &cache, passing).await?;
     let asked = question.queries.count();
-    let shares = (asked / QUERIES_PER_CORE).clamp(1, cores.count());
-    let of_share = asked.div_ceil(shares);
-    let mut works = Vec::with_capacity(shares);
-    for share in (0..shares).rev() {
-        let (question, loaded, rows) = (question.clone(), chosen.loaded.clone(), rows.clone());
-        let (place, way) = (chosen.place, chosen.way);
-        let queries = share * of_share..asked.min((share + 1) * of_share);
-        let work = move || some_by_index(question, place, loaded, way, rows, queries);
+    let filter = match (&*chosen.loaded, &rows) {
+        (Loaded::Ivf(index), _) => {
+            let rows = rows.as_ref().map(|rows| &rows.set);
+            let (found, reach, did) = by_lists(question, built, index, chosen.way, rows).await?;
+            add(statistics, &did);
+            return Ok((found, reach));
+        }
+        (Loaded::Graph(_), None) => None,
+        (Loaded::Graph(graph), Some(rows)) => Some(rows.in_graph(built.handle.id, graph).await),
+    };
+    let of_share = asked.div_ceil((asked / QUERIES_PER_CORE).clamp(1, cores.count()));
+    let mut works = Vec::new();
+    for (share, first) in (0..asked).step_by(of_share.max(1)).enumerate().collect::<Vec<_>>().into_iter().rev() {
+        let (question, loaded, filter) = (question.clone(), chosen.loaded.clone(), filter.clone());
+        let (way, queries) = (chosen.way, first..asked.min(first + of_share));
+        let work = move || by_graph(question, loaded, way, filter, queries);
         // The others are asked before this core, which has the first share, gets busy itself.
         works.push(match share {
             0 => work().boxed_local(),
@@ -361,61 +377,73 @@ async fn by_index(
             }
         });
     }
-    let mut found = Vec::with_capacity(asked);
-    for (of_share, did) in try_join_all(works).await?.into_iter().rev() {
+    let (mut found, mut reach) = (Vec::with_capacity(asked), usize::MAX);
+    for (of_share, reached, did) in try_join_all(works).await?.into_iter().rev() {
         found.extend(of_share);
+        reach = reach.min(reached);
         add(statistics, &did);
     }
-    Ok(found)
+    Ok((found, reach))
 }
 
-/// What one core finds of some of the queries, one after the other.
-async fn some_by_index(
-    question: Arc<Question>,
-    place: usize,
-    loaded: Arc<Loaded>,
+/// Searches the lists of an index, one query after the other.
+async fn by_lists(
+    question: &Question,
+    built: &BuiltIndex,
+    index: &IvfIndex,
     way: Way,
-    rows: Option<Arc<AllowedRows>>,
-    asked: Range<usize>,
-) -> Result<(Vec<Vec<Neighbor>>, proto::SearchStatistics)> {
+    rows: Option<&RowSet>,
+) -> Result<Searched> {
+    let Way::Lists(probes) = way else { return Err(Error::new(ErrorCode::Internal, "lists were to be walked")) };
     let (_, cache, device) = Core::with_volume()?;
-    let built = built_at(&question, place)?;
+    let source = source_of(question, built, index, &cache, &device);
+    let mut allowed = Allowed { rows, ..Default::default() };
+    let distance_max = question.distance_max;
+    let options = IvfSearchOptions { distance_max, ..IvfSearchOptions::new(question.k, probes) };
     let queries = question.queries.rows()?;
     let mut statistics = proto::SearchStatistics::default();
-    let mut found = Vec::with_capacity(asked.len());
+    let mut found = Vec::with_capacity(queries.count());
     let mut turn = Turn::default();
-    match (&*loaded, way) {
-        (Loaded::Ivf(index), Way::Lists(probes)) => {
-            let source = source_of(&question, built, index, &cache, &device);
-            let mut allowed = Allowed { rows: rows.as_ref().map(|rows| &rows.set), ..Default::default() };
-            let distance_max = question.distance_max;
-            let options = IvfSearchOptions { distance_max, ..IvfSearchOptions::new(question.k, probes) };
-            for query in asked {
-                found.push(ivf::search(&source, queries.row(query), options, &mut allowed, &mut statistics).await?);
-                turn.yield_if_due().await;
-            }
-        }
-        (Loaded::Graph(graph), Way::Walk(_) | Way::Codes) => {
-            let filter = rows.map(|rows| rows.in_graph(built.handle.id, graph));
-            for query in asked {
-                let query = queries.row(query);
-                let (mut neighbors, done) = match (way, &filter) {
-                    (Way::Codes, Some(filter)) => graph::search_rows(graph, query, question.k, filter)?,
-                    (Way::Walk(ef), filter) => {
-                        graph::search(graph, query, GraphSearch::new(question.k, ef), filter.as_deref())?
-                    }
-                    _ => return Err(Error::new(ErrorCode::Internal, "no rows to compare the codes of")),
-                };
-                neighbors.retain(|neighbor| neighbor.distance <= question.distance_max);
-                statistics.nodes_visited += done.compared as u64;
-                statistics.candidates_reranked += done.reranked as u64;
-                found.push(neighbors);
-                turn.yield_if_due().await;
-            }
-        }
-        _ => return Err(Error::new(ErrorCode::Internal, "an index of one kind was to be asked like another")),
+    for query in 0..queries.count() {
+        found.push(ivf::search(&source, queries.row(query), options, &mut allowed, &mut statistics).await?);
+        turn.yield_if_due().await;
     }
-    Ok((found, statistics))
+    // Lists leave out what is too far before they are counted: a bound says nothing of what they met.
+    let fewest = found.iter().map(Vec::len).min().unwrap_or(0);
+    let reach = if distance_max == f32::INFINITY { fewest } else { usize::MAX };
+    Ok((found, reach, statistics))
+}
+
+/// What one core finds of some of the queries in a graph, one after the other.
+async fn by_graph(
+    question: Arc<Question>,
+    loaded: Arc<Loaded>,
+    way: Way,
+    filter: Option<Arc<GraphFilter>>,
+    asked: Range<usize>,
+) -> Result<Searched> {
+    let Loaded::Graph(graph) = &*loaded else { return Err(Error::new(ErrorCode::Internal, "lists were to be walked")) };
+    let queries = question.queries.rows()?;
+    let mut statistics = proto::SearchStatistics::default();
+    let (mut found, mut reach) = (Vec::with_capacity(asked.len()), usize::MAX);
+    let mut turn = Turn::default();
+    for query in asked {
+        let query = queries.row(query);
+        let (mut neighbors, done) = match (way, &filter) {
+            (Way::Walk(ef), filter) => {
+                graph::search(graph, query, GraphSearch::new(question.k, ef), filter.as_deref())?
+            }
+            (Way::Codes, Some(filter)) => graph::search_rows(graph, query, question.k, filter, &mut turn).await?,
+            _ => return Err(Error::new(ErrorCode::Internal, "a graph was to be asked like lists")),
+        };
+        reach = reach.min(neighbors.len());
+        neighbors.retain(|neighbor| neighbor.distance <= question.distance_max);
+        statistics.nodes_visited += done.compared as u64;
+        statistics.candidates_reranked += done.reranked as u64;
+        found.push(neighbors);
+        turn.yield_if_due().await;
+    }
+    Ok((found, reach, statistics))
 }
 
 /// Adds what another core did.

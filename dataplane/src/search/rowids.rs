@@ -187,15 +187,25 @@ pub struct RowSet {
 }
 
 impl RowSet {
+    /// Bytes of a set for a snapshot: a bit for each id from the least to the greatest.
+    pub fn memory_bytes(rowids: &RowIds) -> usize {
+        8 * Self::bounds(rowids).1
+    }
+
     /// An empty set with room for the ids of a snapshot.
     pub fn for_table(rowids: &RowIds) -> RowSet {
+        let (base, words) = Self::bounds(rowids);
+        RowSet { base, words: vec![0; words], count: 0 }
+    }
+
+    /// The first id, and how many words.
+    fn bounds(rowids: &RowIds) -> (i64, usize) {
         let least = rowids.intervals.first().map_or(0, |interval| interval.least);
         let greatest = rowids.intervals.last().map_or(-1, |interval| interval.greatest_so_far);
         let base = least.div_euclid(64) * 64;
         // Wide enough for row groups of which no bounds are known.
         let span = i128::from(greatest) - i128::from(base);
-        let words = usize::try_from(span.div_euclid(64) + 1).unwrap_or(0);
-        RowSet { base, words: vec![0; words], count: 0 }
+        (base, usize::try_from(span.div_euclid(64) + 1).unwrap_or(0))
     }
 
     /// Whether an id is in.

@@ -25,7 +25,7 @@ use crate::cores::Core;
 use crate::device::uring::UringDevice;
 use crate::search::answer::{Projection, one_column, read_rows};
 use crate::search::plan::search;
-use crate::search::{Accuracy, Queries, Question, VectorColumn, metric_of};
+use crate::search::{Accuracy, Filter, Queries, Question, VectorColumn, metric_of};
 use crate::store::{TableIndex, TableSnapshot};
 
 /// Recall that is aimed at when the request does not say.
@@ -79,7 +79,10 @@ async fn run(
     let projection = Projection::new(&table, &message.projection, queries.count(), options.clone())?;
     let filter = match message.substrait_filter.is_empty() {
         true => None,
-        false => Some(filter_from_substrait(&message.substrait_filter, &table.schema)?),
+        false => {
+            let condition = filter_from_substrait(&message.substrait_filter, &table.schema)?;
+            Some(Filter { condition, plan: message.substrait_filter.as_slice().into() })
+        }
     };
     let metric = metric_of(message.metric(), metric_of_index(&table, column), column.element)?;
     let question = Arc::new(Question {

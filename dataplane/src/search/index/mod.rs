@@ -12,7 +12,6 @@ pub mod ivf;
 pub mod keeper;
 pub mod progress;
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use futures::StreamExt;
@@ -44,8 +43,9 @@ pub struct LoadedGraph {
     pub graph: Graph,
     /// Row id of each row.
     pub rowids: Vec<i64>,
-    /// The rows whose ids follow each other: a table that was loaded once has few.
-    pub runs: Vec<Range<usize>>,
+    /// The rows where runs of ids that follow each other begin: a table that was loaded once has few. Empty when they are
+    /// short.
+    pub runs: Vec<u32>,
 }
 
 impl LoadedGraph {

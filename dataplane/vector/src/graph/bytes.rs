@@ -114,6 +114,10 @@ impl Graph {
         if !links.iter().all(|link| *link == NONE || node(link)) || !rows.iter().all(node) {
             return Err(reader.corrupt(format!("a link or row beyond {count}")));
         }
+        let nodes = nodes_of_rows(&rows);
+        if nodes.contains(&NONE) {
+            return Err(reader.corrupt("a row twice"));
+        }
         let vectors = match (with_vectors, element) {
             (0, _) => None,
             (1, ElementType::F32) => Some(Vectors::F32(reader.floats(count * dimension)?)),
@@ -146,7 +150,7 @@ impl Graph {
             links,
             degree,
             entries,
-            nodes: nodes_of_rows(&rows),
+            nodes,
             rows,
             vectors,
             calibration,

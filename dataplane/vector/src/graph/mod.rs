@@ -33,9 +33,11 @@ mod bytes;
 mod codes;
 mod object;
 mod pool;
+mod rows;
 mod search;
 
 pub use build::{GraphBuilder, GraphOptions};
+pub use rows::RowsSearch;
 pub use search::{GraphSearch, GraphStatistics, Scratch};
 
 use half::f16;

@@ -6,7 +6,6 @@
 //! Invariants
 //! - A walk expands a node once and compares a node once.
 //! - With a filter it crosses all nodes and collects those that pass, from everything it compared.
-//! - Comparing all rows that pass ([`Graph::search_rows`]) gives the same neighbours but for what codes mistake.
 
 use super::{
     Graph, NONE, codes,
@@ -48,14 +47,11 @@ pub struct GraphStatistics {
     pub reranked: usize,
 }
 
-/// Codes that are on their way while as many are compared.
-const AHEAD: usize = 64;
-
 /// Memory that searches reuse: one for each core.
 #[derive(Clone, Debug, Default)]
 pub struct Scratch {
     walk: Walk,
-    query: codes::CodeQuery,
+    pub(super) query: codes::CodeQuery,
     floats: Vec<f32>,
     rotated: Vec<f32>,
     nodes: Vec<u32>,
@@ -205,63 +201,7 @@ impl Graph {
         self.in_full(&exact, search.k, estimated, statistics, scratch)
     }
 
-    /// The nearest of the rows of `filter`, nearest first, by comparing the codes of every one: less work than a walk when
-    /// few rows pass, and independent of what the filter has to do with the vectors. `ef` means nothing to it.
-    ///
-    /// Cost: a code's lines for each row, prefetched: 5 to 15 ns, for 128 and 384 dimensions.
-    ///
-    /// # Errors
-    /// As [`Graph::search`].
-    pub fn search_rows(
-        &self,
-        query: Elements<'_>,
-        search: GraphSearch,
-        filter: &[u64],
-        scratch: &mut Scratch,
-    ) -> Result<(Vec<Neighbor>, GraphStatistics)> {
-        self.check(search, Some(filter))?;
-        let exact = Query::new(self.element, self.dimension, self.metric, query)?;
-        self.prepare(&exact, scratch);
-        let Scratch { walk, query, .. } = scratch;
-        // No walk has sorted the nearest out: more of them are looked at again.
-        let rerank = if search.rerank == 0 { 4 * search.k + 40 } else { search.rerank.max(search.k) };
-        let mut top = TopK::new(rerank);
-        let mut compared = 0;
-        let mut compare = |nodes: &[u32]| {
-            compared += nodes.len();
-            walk.products.resize(nodes.len(), 0);
-            self.codes.products(&query.bytes, nodes, &mut walk.products);
-            for (node, product) in nodes.iter().zip(&walk.products) {
-                let distance = query.distance(*product, self.codes.terms[*node as usize]);
-                if distance <= top.bound() {
-                    top.push(distance, u64::from(*node));
-                }
-            }
-        };
-        // The first half was asked for while the second was put together.
-        let fresh = &mut walk.fresh;
-        fresh.clear();
-        for (at, word) in filter.iter().enumerate() {
-            let mut word = *word;
-            while word != 0 {
-                let row = at as u32 * 64 + word.trailing_zeros();
-                word &= word - 1;
-                let Some(node) = self.node_of(row).filter(|node| search.avoid != Some(*node)) else { continue };
-                self.codes.prefetch(node as usize);
-                fresh.push(node);
-                if fresh.len() == 2 * AHEAD {
-                    compare(&fresh[..AHEAD]);
-                    fresh.drain(..AHEAD);
-                }
-            }
-        }
-        compare(fresh);
-        let estimated = top.into_sorted().into_iter().map(|n| (n.distance, n.row as u32)).collect();
-        let statistics = GraphStatistics { expanded: 0, compared, reranked: 0 };
-        self.in_full(&exact, search.k, estimated, statistics, scratch)
-    }
-
-    fn check(&self, search: GraphSearch, filter: Option<&[u64]>) -> Result<()> {
+    pub(super) fn check(&self, search: GraphSearch, filter: Option<&[u64]>) -> Result<()> {
         if !(1..=crate::K_MAX).contains(&search.k) {
             return Err(VectorError::parameter("k", search.k, format!("1 to {}", crate::K_MAX)));
         }
@@ -280,7 +220,7 @@ impl Graph {
     }
 
     /// The `k` nearest of candidates by their full vectors; all of them as they are when there are none.
-    fn in_full(
+    pub(super) fn in_full(
         &self,
         exact: &Query,
         k: usize,
@@ -309,7 +249,7 @@ impl Graph {
     }
 
     /// Rotates and rounds the query.
-    fn prepare(&self, exact: &Query, scratch: &mut Scratch) {
+    pub(super) fn prepare(&self, exact: &Query, scratch: &mut Scratch) {
         let Scratch { query, floats, rotated, .. } = scratch;
         floats.resize(self.dimension, 0.0);
         exact.to_f32(floats);

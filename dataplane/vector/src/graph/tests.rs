@@ -165,7 +165,13 @@ fn comparing_all_rows_that_pass_finds_the_nearest_of_them() {
                 let in_full = Query::new(ElementType::F32, 48, metric, asked.row(query)).unwrap();
                 let truth = exact(&in_full, &rows, 10, passes);
                 let search = GraphSearch::new(10, 10);
-                let (found, did) = graph.search_rows(asked.row(query), search, &filter, &mut scratch).unwrap();
+                let mut rows_search = RowsSearch::new(&graph, asked.row(query), search, &mut scratch).unwrap();
+                let (mut at, mut steps) = (0, 0);
+                while at < filter.len() {
+                    (at, steps) = (rows_search.step(&graph, &filter, at, 100), steps + 1);
+                }
+                assert!(steps >= 1 && (every > 1 || steps > 10), "{steps} steps");
+                let (found, did) = rows_search.finish(&graph, &mut scratch).unwrap();
                 assert!(found.iter().all(|neighbor| passes(neighbor.row)));
                 reached += recall(&found, &truth) / queries as f32;
                 compared += did.compared;

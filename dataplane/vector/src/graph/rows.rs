@@ -1,0 +1,105 @@
+//! The nearest of chosen rows, by comparing the codes of each.
+//!
+//! Owns [`RowsSearch`]. Called by the cell when few rows pass a filter: less work than a walk among all, and its recall does
+//! not depend on what the filter has to do with the vectors.
+//!
+//! Invariants
+//! - Every row of the filter that the graph has is compared once.
+//! - A step compares about as many rows as it was asked to: the caller lets others run between two.
+//!
+//! Cost: the lines of a row's code, prefetched: 5 to 15 ns for 128 and 384 dimensions, where they are random.
+
+use super::{
+    Graph,
+    codes::CodeQuery,
+    search::{GraphSearch, GraphStatistics, Scratch},
+};
+use crate::{Elements, Neighbor, Query, Result, TopK};
+
+/// Codes that are on their way while as many are compared.
+const AHEAD: usize = 64;
+
+/// A search among chosen rows that is under way.
+#[derive(Clone, Debug)]
+pub struct RowsSearch {
+    exact: Query,
+    query: CodeQuery,
+    k: usize,
+    avoid: Option<u32>,
+    top: TopK,
+    compared: usize,
+    fresh: Vec<u32>,
+    products: Vec<i32>,
+}
+
+impl RowsSearch {
+    /// Begins. `ef` of `search` means nothing to it.
+    ///
+    /// # Errors
+    /// As [`Graph::search`].
+    pub fn new(graph: &Graph, query: Elements<'_>, search: GraphSearch, scratch: &mut Scratch) -> Result<Self> {
+        graph.check(search, None)?;
+        let exact = Query::new(graph.element, graph.dimension, graph.metric, query)?;
+        graph.prepare(&exact, scratch);
+        // No walk has sorted the nearest out: more of them are looked at again.
+        let rerank = if search.rerank == 0 { search.k + (3 * search.k).min(300) + 40 } else { search.rerank };
+        Ok(RowsSearch {
+            exact,
+            query: scratch.query.clone(),
+            k: search.k,
+            avoid: search.avoid,
+            top: TopK::new(rerank.max(search.k)),
+            compared: 0,
+            fresh: Vec::with_capacity(2 * AHEAD),
+            products: Vec::with_capacity(2 * AHEAD),
+        })
+    }
+
+    /// Compares rows of `filter`, a bitmap by row, from word `from` on: `rows` of them and those that are left of a word.
+    /// Returns the word to go on with, `filter.len()` at the end.
+    pub fn step(&mut self, graph: &Graph, filter: &[u64], from: usize, rows: usize) -> usize {
+        let end = self.compared + rows;
+        let mut at = from;
+        while at < filter.len() && self.compared + self.fresh.len() < end {
+            let mut word = filter[at];
+            while word != 0 {
+                let row = at as u32 * 64 + word.trailing_zeros();
+                word &= word - 1;
+                let Some(node) = graph.node_of(row).filter(|node| self.avoid != Some(*node)) else { continue };
+                graph.codes.prefetch(node as usize);
+                self.fresh.push(node);
+            }
+            at += 1;
+            // The first were asked for while the others were put together.
+            while self.fresh.len() >= 2 * AHEAD {
+                self.compare(graph, AHEAD);
+            }
+        }
+        self.compare(graph, self.fresh.len());
+        at
+    }
+
+    fn compare(&mut self, graph: &Graph, count: usize) {
+        let nodes = &self.fresh[..count];
+        self.products.resize(count, 0);
+        graph.codes.products(&self.query.bytes, nodes, &mut self.products);
+        for (node, product) in nodes.iter().zip(&self.products) {
+            let distance = self.query.distance(*product, graph.codes.terms[*node as usize]);
+            if distance <= self.top.bound() {
+                self.top.push(distance, u64::from(*node));
+            }
+        }
+        self.compared += count;
+        self.fresh.drain(..count);
+    }
+
+    /// The nearest, nearest first, compared in full precision as [`Graph::search`] does.
+    ///
+    /// # Errors
+    /// As [`Graph::search`].
+    pub fn finish(self, graph: &Graph, scratch: &mut Scratch) -> Result<(Vec<Neighbor>, GraphStatistics)> {
+        let nearest = self.top.into_sorted().into_iter().map(|n| (n.distance, n.row as u32)).collect();
+        let statistics = GraphStatistics { expanded: 0, compared: self.compared, reranked: 0 };
+        graph.in_full(&self.exact, self.k, nearest, statistics, scratch)
+    }
+}
