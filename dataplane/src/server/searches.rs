@@ -81,7 +81,7 @@ async fn run(
         true => None,
         false => {
             let condition = filter_from_substrait(&message.substrait_filter, &table.schema)?;
-            Some(Filter { condition, plan: message.substrait_filter.as_slice().into() })
+            Some(Filter { condition, plan: message.substrait_filter[..].into() })
         }
     };
     let metric = metric_of(message.metric(), metric_of_index(&table, column), column.element)?;
