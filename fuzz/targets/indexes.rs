@@ -134,7 +134,7 @@ pub fn graph(input: &mut Input<'_>) -> (usize, Vec<u8>) {
     let (metric, element, bytes) = vectors(count, input);
     let rows = Rows::from_bytes(element, DIMENSION, &bytes).expect("whole rows");
     let options = GraphOptions { degree, build_ef: 12, bits, keep_vectors, ..GraphOptions::default() };
-    let mut builder = GraphBuilder::new(options, metric, &rows).expect("options in their ranges");
+    let mut builder = GraphBuilder::new(options, metric, rows.element_type(), &rows).expect("options in their ranges");
     builder.push(&rows).expect("rows of its type");
     let mut graph = builder.finish().expect("rows of its type");
     graph.set_calibration(calibration());
