@@ -26,6 +26,8 @@ thread_local! {
 #[derive(Debug)]
 pub struct GraphFilter {
     words: Vec<u64>,
+    /// How many.
+    count: usize,
 }
 
 impl GraphFilter {
@@ -41,7 +43,7 @@ impl GraphFilter {
                     turn.yield_if_due().await;
                 }
             }
-            return GraphFilter { words };
+            return GraphFilter::from_words(words);
         }
         let ends = loaded.runs.iter().skip(1).map(|start| *start as usize).chain([loaded.rowids.len()]);
         for (start, end) in loaded.runs.iter().map(|start| *start as usize).zip(ends) {
@@ -59,7 +61,12 @@ impl GraphFilter {
                 }
             }
         }
-        GraphFilter { words }
+        GraphFilter::from_words(words)
+    }
+
+    fn from_words(words: Vec<u64>) -> GraphFilter {
+        let count = words.iter().map(|word| word.count_ones() as usize).sum();
+        GraphFilter { words, count }
     }
 }
 
@@ -102,7 +109,7 @@ pub async fn search_rows(
     turn: &mut Turn,
 ) -> Result<(Vec<Neighbor>, GraphStatistics)> {
     let options = GraphSearch::new(k, k);
-    let begin = |scratch: &mut Scratch| RowsSearch::new(&loaded.graph, query, options, scratch);
+    let begin = |scratch: &mut Scratch| RowsSearch::new(&loaded.graph, query, options, filter.count, scratch);
     let mut search = SCRATCH.with_borrow_mut(begin).map_err(invalid)?;
     let mut at = 0;
     while at < filter.words.len() {

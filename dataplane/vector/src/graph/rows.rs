@@ -33,16 +33,23 @@ pub struct RowsSearch {
 }
 
 impl RowsSearch {
-    /// Begins. `ef` of `search` means nothing to it.
+    /// Begins. `ef` of `search` means nothing to it; `rows` is how many pass, as far as is known.
     ///
     /// # Errors
     /// As [`Graph::search`].
-    pub fn new(graph: &Graph, query: Elements<'_>, search: GraphSearch, scratch: &mut Scratch) -> Result<Self> {
+    pub fn new(
+        graph: &Graph,
+        query: Elements<'_>,
+        search: GraphSearch,
+        rows: usize,
+        scratch: &mut Scratch,
+    ) -> Result<Self> {
         graph.check(search, None)?;
         let exact = Query::new(graph.element, graph.dimension, graph.metric, query)?;
         graph.prepare(&exact, scratch);
-        // No walk has sorted the nearest out: more of them are looked at again.
-        let rerank = if search.rerank == 0 { search.k + (3 * search.k).min(300) + 40 } else { search.rerank };
+        // No walk has sorted the nearest out: more of them are looked at again, the more the more there are.
+        let least = search.k + (3 * search.k).min(300) + 40;
+        let rerank = if search.rerank == 0 { least.max(rows / 16).min(search.k + 4096) } else { search.rerank };
         Ok(RowsSearch {
             exact,
             query: scratch.query.clone(),

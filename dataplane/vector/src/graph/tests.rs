@@ -148,6 +148,17 @@ fn a_graph_comes_back_from_its_bytes() {
     assert!(matches!(Graph::from_bytes(&flipped), Err(crate::VectorError::Checksum { .. })));
 }
 
+/// Rows of a tight cluster differ by less than their codes can tell: what the walk kept is compared in full.
+#[test]
+fn tight_clusters_are_told_apart() {
+    let clusters = Clustered { dimension: 32, intrinsic: 16, clusters: 100, spread: 0.02, seed: 11 };
+    let (data, asked) = (clusters.rows(0, 12_000), clusters.rows(12_000, 200));
+    let (rows, asked) = (Rows::of(&data, 32).unwrap(), Rows::of(&asked, 32).unwrap());
+    let graph = build(&rows, Metric::L2, GraphOptions::default());
+    let reached = mean_recall(&graph, &rows, &asked, GraphSearch::new(10, 250), 1);
+    assert!(reached > 0.97, "{reached}");
+}
+
 #[test]
 fn comparing_all_rows_that_pass_finds_the_nearest_of_them() {
     let (clusters, queries) = (Clustered { dimension: 48, intrinsic: 10, clusters: 12, spread: 0.4, seed: 5 }, 40);
@@ -165,7 +176,7 @@ fn comparing_all_rows_that_pass_finds_the_nearest_of_them() {
                 let in_full = Query::new(ElementType::F32, 48, metric, asked.row(query)).unwrap();
                 let truth = exact(&in_full, &rows, 10, passes);
                 let search = GraphSearch::new(10, 10);
-                let mut rows_search = RowsSearch::new(&graph, asked.row(query), search, &mut scratch).unwrap();
+                let mut rows_search = RowsSearch::new(&graph, asked.row(query), search, 0, &mut scratch).unwrap();
                 let (mut at, mut steps) = (0, 0);
                 while at < filter.len() {
                     (at, steps) = (rows_search.step(&graph, &filter, at, 100), steps + 1);
