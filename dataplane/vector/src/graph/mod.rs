@@ -5,7 +5,7 @@
 //!
 //! The graph is Vamana's (Subramanya et al., "DiskANN", NeurIPS 2019): each node has up to `degree` neighbours, chosen so
 //! that none is much nearer to another neighbour than to the node. Insertion is incremental, in random order. Layers, as
-//! HNSW has, are replaced by a few hundred nodes that every search compares first.
+//! HNSW has, are replaced by a few hundred nodes, far from each other, that every search compares first.
 //!
 //! What a search reads decides its speed, so it walks on quantised codes and never touches a full vector until the end:
 //! - codes of 4 or 7 bits after a random rotation (`rabitq`): a neighbour of 384 dimensions is three cache lines instead
