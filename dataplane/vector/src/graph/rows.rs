@@ -49,7 +49,7 @@ impl RowsSearch {
         graph.prepare(&exact, scratch);
         // No walk has sorted the nearest out: more of them are looked at again, the more the more there are.
         let least = search.k + (3 * search.k).min(300) + 40;
-        let rerank = if search.rerank == 0 { least.max(rows / 16).min(search.k + 4096) } else { search.rerank };
+        let rerank = if search.rerank == 0 { least.max(rows / 64).min(search.k + 4096) } else { search.rerank };
         Ok(RowsSearch {
             exact,
             query: scratch.query.clone(),
