@@ -25,7 +25,7 @@ test: ## run all tests, TPC-H between two network namespaces as well, each fuzz 
 	cargo test $(CARGO_FLAGS) --workspace --doc --quiet
 	scripts/in-namespaces cargo nextest run $(CARGO_FLAGS) --workspace -E 'binary(tpch)'
 	@scripts/fuzz 10
-	@VM_TIMEOUT=900 hw/vm/vm test hw/vm/suite
+	@VM_TIMEOUT=1200 hw/vm/vm test hw/vm/suite
 
 lint: ## rustfmt, clippy, cargo deny
 	@scripts/setup lint

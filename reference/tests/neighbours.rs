@@ -1,7 +1,8 @@
 //! Nearest neighbours over every transport: the same rows in the same order, and as many bytes, as over TCP.
 //!
 //! Exact, by a graph and by an IVF index, filtered and not, with the vectors in the answer so that it takes many frames.
-//! `HELIOSTAT_TRANSPORTS` names the transports, as for the other tests of this crate.
+//! `HELIOSTAT_TRANSPORTS` names the transports, as for the other tests of this crate, `HELIOSTAT_ROWS` how many vectors are
+//! searched, at least 600 (4,000).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,7 +12,7 @@ use arrow_array::{Int32Array, RecordBatch};
 use futures::TryStreamExt;
 use heliostat_client::{Accuracy, Client, LoadMode, QueryVector, SearchRequest};
 use heliostat_reference::Cell;
-use heliostat_reference::surroundings::{is_rdma, transports};
+use heliostat_reference::surroundings::{is_rdma, transports, variable};
 use hidb::proto::index_summary::State;
 use hidb::proto::{IndexDefinition, IndexKind};
 use hidb::{DataType, Field, Schema, arrow_mapping};
@@ -23,7 +24,9 @@ const DIMENSION: usize = 48;
 
 fn vectors() -> Vec<Vec<f32>> {
     let mut rng = ChaCha8Rng::seed_from_u64(31);
-    (0..ROWS).map(|_| (0..DIMENSION).map(|_| rng.random_range(-1.0f32..1.0)).collect()).collect()
+    (0..variable("HELIOSTAT_ROWS").unwrap_or(ROWS))
+        .map(|_| (0..DIMENSION).map(|_| rng.random_range(-1.0f32..1.0)).collect())
+        .collect()
 }
 
 async fn load(client: &Client, vectors: &[Vec<f32>]) -> Result<()> {
@@ -31,8 +34,8 @@ async fn load(client: &Client, vectors: &[Vec<f32>]) -> Result<()> {
     let fields = vec![Field::new("n", DataType::Int32, false), Field::new("v", vector, false)];
     let schema = Schema::new(fields)?;
     let bytes: Vec<u8> = vectors.iter().flatten().flat_map(|value| value.to_le_bytes()).collect();
-    let column = arrow_mapping::vector_array(&vector, ROWS, bytes.into(), None)?;
-    let columns = vec![Arc::new((0..ROWS as i32).collect::<Int32Array>()) as _, column];
+    let column = arrow_mapping::vector_array(&vector, vectors.len(), bytes.into(), None)?;
+    let columns = vec![Arc::new((0..vectors.len() as i32).collect::<Int32Array>()) as _, column];
     let batch = RecordBatch::try_new(arrow_mapping::to_arrow_schema(&schema, true), columns)?;
     let mut writer = client.load("t", &schema, LoadMode::Create).await?;
     writer.write(&batch).await?;
