@@ -9,8 +9,8 @@
 /// A huge page.
 const HUGE_PAGE_BYTES: usize = 2 << 20;
 
-/// Asks the kernel to make huge pages of the whole ones in these regions: addresses and bytes of live memory. Takes about
-/// 0.3 ms for each 2 MiB; returns how many bytes now lie in huge pages. Where the kernel can't or may not, nothing changes.
+/// Asks the kernel to make huge pages of the whole ones in these regions: addresses and bytes of live memory. Copies
+/// them once; returns how many bytes now lie in huge pages. Where the kernel can't or may not, nothing changes.
 pub fn collapse(regions: &[(*const u8, usize)]) -> usize {
     let whole = |(start, bytes): &(*const u8, usize)| {
         let skipped = start.align_offset(HUGE_PAGE_BYTES);

@@ -25,6 +25,8 @@ pub(super) const WHERE: EngineOption = EngineOption {
 };
 pub(super) const COLUMNS: EngineOption =
     EngineOption { name: "columns", takes: "LIST", default: "", help: "Columns or expressions, all when left out" };
+pub(super) const BYPASS_CACHE: EngineOption =
+    EngineOption { name: "bypass_cache", takes: "0|1", default: "0", help: "The cell reads everything from its drive" };
 pub(super) const EXPECT: EngineOption = EngineOption {
     name: "answer_digest",
     takes: "DIGEST|first",
@@ -54,12 +56,7 @@ impl EngineKind for HidbScan {
             EngineOption { name: "group_by", takes: "LIST", default: "", help: "Groups of the aggregates" },
             EngineOption { name: "order_by", takes: "LIST", default: "", help: "Such as l_orderkey desc" },
             EngineOption { name: "limit", takes: "ROWS", default: "", help: "Rows of the answer" },
-            EngineOption {
-                name: "bypass_cache",
-                takes: "0|1",
-                default: "0",
-                help: "The cell reads everything from its drive",
-            },
+            BYPASS_CACHE,
         ]
     }
 

@@ -17,7 +17,7 @@ use heliostat_fio::engine::{
 };
 use hidb::Error;
 
-use super::scan::{WHERE, place, split};
+use super::scan::{BYPASS_CACHE, WHERE, place, split};
 use super::template::{Template, Values};
 use super::{Options, QUESTIONS, client_options, connect};
 use crate::engines::tasks::{Ask, TaskEngine, Tasks};
@@ -95,12 +95,7 @@ impl EngineKind for HidbSearch {
                 default: "0",
                 help: "After the job compare the answers to so many queries with exact ones, and report recall",
             },
-            EngineOption {
-                name: "bypass_cache",
-                takes: "0|1",
-                default: "0",
-                help: "The cell reads everything from its drive",
-            },
+            BYPASS_CACHE,
         ]
     }
 

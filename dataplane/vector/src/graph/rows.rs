@@ -7,7 +7,8 @@
 //! - Every row of the filter that the graph has is compared once.
 //! - A step compares about as many rows as it was asked to: the caller lets others run between two.
 //!
-//! Cost: the lines of a row's code, prefetched: 5 to 15 ns for 128 and 384 dimensions, where they are random.
+//! Cost: the lines of a row's code and one of its terms, prefetched. Measured through the cell on Zen 3, 128 dimensions: about
+//! 110 ns a row of a million, where nearly every line comes from memory.
 
 use super::{
     Graph,

@@ -244,8 +244,8 @@ impl Graph {
         Ok((top.into_sorted(), statistics))
     }
 
-    /// All candidates of a walk on 4 bits: a full vector costs about as much as the codes of three nodes, of which the walk
-    /// compared 12 to 24 for each candidate, and in tight clusters the codes' order means little.
+    /// All candidates of a walk on 4 bits: in tight clusters the codes' order means little. A vector of halves is as many cache
+    /// lines as the codes of four nodes, and the walk compared 12 to 24 nodes for each candidate.
     fn default_rerank(&self, ef: usize) -> usize {
         if self.codes.bits == 4 { ef } else { ef.div_ceil(2) }
     }
