@@ -36,7 +36,7 @@ pub use error::{Result, SegmentError};
 pub use footer::{
     ChunkMeta, Encoding, PartMeta, RowGroupMeta, SegmentFooter, TRAILER_BLOCK_BYTES, Trailer, read_footer, read_trailer,
 };
-pub use kernels::{equal_mask, order_key};
+pub use kernels::{equal_mask, order_key, value_of_key};
 pub use membership::{MembershipFilter, MembershipMeta, hash_bytes, hash_i64, hash_i128, membership_number};
 pub use order::{OrderedRun, RowOrder};
 pub use predicate::{BlockMatch, BytesTest, ChunkPredicate, CompiledPredicate};

@@ -7,10 +7,12 @@
 //! - NULL matches only [`ChunkPredicate::IsNull`]; `negated` turns matches around among non-NULL values.
 
 use std::cell::RefCell;
+use std::collections::HashSet;
 use std::fmt;
 use std::ops::Bound;
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
 use memchr::memmem::Finder;
 
 use crate::encoding::fsst_search::CodeTest;
@@ -185,22 +187,9 @@ impl fmt::Debug for Compiled {
 
 /// A test of raw bytes, made once per chunk.
 pub(crate) enum BytesMatcher {
-    Range {
-        lo: Bound<Vec<u8>>,
-        hi: Bound<Vec<u8>>,
-        negated: bool,
-    },
-    /// Sorted.
-    Set {
-        values: Vec<Vec<u8>>,
-        negated: bool,
-    },
-    Contains {
-        prefix: Vec<u8>,
-        needles: Vec<Finder<'static>>,
-        suffix: Vec<u8>,
-        negated: bool,
-    },
+    Range { lo: Bound<Vec<u8>>, hi: Bound<Vec<u8>>, negated: bool },
+    Set { values: ByteStrings, negated: bool },
+    Contains { prefix: Vec<u8>, needles: Vec<Finder<'static>>, suffix: Vec<u8>, negated: bool },
     Test(BytesTest),
 }
 
@@ -212,10 +201,7 @@ impl BytesMatcher {
                 BytesMatcher::Range { lo: lo.clone(), hi: hi.clone(), negated: *negated }
             }
             ChunkPredicate::BytesSet { values, negated } => {
-                let mut values = values.to_vec();
-                values.sort_unstable();
-                values.dedup();
-                BytesMatcher::Set { values, negated: *negated }
+                BytesMatcher::Set { values: ByteStrings::new(values), negated: *negated }
             }
             ChunkPredicate::BytesContains { prefix, needles, suffix, negated } => BytesMatcher::Contains {
                 prefix: prefix.clone(),
@@ -243,13 +229,41 @@ impl BytesMatcher {
     pub(crate) fn matches(&self, value: &[u8]) -> bool {
         match self {
             BytesMatcher::Range { lo, hi, negated } => in_bounds(value, lo, hi) != *negated,
-            BytesMatcher::Set { values, negated } => {
-                values.binary_search_by(|member| member.as_slice().cmp(value)).is_ok() != *negated
-            }
+            BytesMatcher::Set { values, negated } => values.contains(value) != *negated,
             BytesMatcher::Contains { prefix, needles, suffix, negated } => {
                 contains_in_order(value, prefix, needles, suffix) != *negated
             }
             BytesMatcher::Test(test) => test(value),
+        }
+    }
+}
+
+/// The most members that are compared one after another; hashing a value takes as long as some comparisons.
+const COMPARED_MAX: usize = 8;
+
+/// A set of byte strings.
+pub(crate) struct ByteStrings {
+    /// Ascending.
+    pub(crate) values: Vec<Vec<u8>>,
+    /// The same, when they are many.
+    hashed: Option<HashSet<Vec<u8>, RandomState>>,
+}
+
+impl ByteStrings {
+    /// From members in any order.
+    fn new(members: &[Vec<u8>]) -> Self {
+        let mut values = members.to_vec();
+        values.sort_unstable();
+        values.dedup();
+        let hashed = (values.len() > COMPARED_MAX).then(|| values.iter().cloned().collect());
+        ByteStrings { values, hashed }
+    }
+
+    #[inline]
+    fn contains(&self, value: &[u8]) -> bool {
+        match &self.hashed {
+            Some(hashed) => hashed.contains(value),
+            None => self.values.iter().any(|member| member == value),
         }
     }
 }

@@ -56,11 +56,6 @@ impl ByteKeys {
     }
 
     /// The number of this key; a new one is added.
-    #[inline]
-    pub fn find_or_insert(&mut self, key: &[u8]) -> u32 {
-        self.find_hashed(hash_bytes(key), key)
-    }
-
     fn find_hashed(&mut self, hash: u64, key: &[u8]) -> u32 {
         let is_meant = |number: u32| bytes_at(&self.pages, self.places[number as usize]) == key;
         if let Some(number) = self.slots.find(hash, is_meant) {

@@ -2,6 +2,7 @@
 //!
 //! Owns what becomes of a state when its group is put out. Called a block of groups at a time.
 
+use heliostat_segment::value_of_key;
 use hidb::plan::{Aggregate, AggregateFunction};
 use hidb::{BLOCK_ROWS, DataType, Lane, Result, Scalar};
 
@@ -129,9 +130,9 @@ impl StateColumn {
                 Scalar::F64(if single { f64::from(value as f32) } else { value })
             }
             (Values::I64(values), _) if self.lane == Lane::Bool => Scalar::Bool(values[group] != 0),
+            (Values::I64(values), _) if self.lane == Lane::F64 => Scalar::F64(value_of_key(values[group])),
             (Values::I64(values), _) => Scalar::I64(values[group]),
             (Values::I128(values), _) => Scalar::I128(values[group]),
-            (Values::F64(values), _) => Scalar::F64(values[group]),
             (Values::Bytes { values, .. }, _) => {
                 values[group].as_ref().map_or(Scalar::Null, |value| Scalar::Bytes(value.to_vec()))
             }

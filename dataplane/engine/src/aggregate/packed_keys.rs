@@ -67,14 +67,14 @@ pub(super) struct PackedKeys {
 }
 
 #[inline(always)]
-fn hash_one_body(words: &[u64; BLOCK_ROWS], seed: u64, hashes: &mut [u64; BLOCK_ROWS]) {
+fn hash_one_body(words: &[u64], seed: u64, hashes: &mut [u64]) {
     for (hash, word) in hashes.iter_mut().zip(words) {
         *hash = mix(*word ^ seed);
     }
 }
 
 #[inline(always)]
-fn hash_more_body(words: &[u64; BLOCK_ROWS], hashes: &mut [u64; BLOCK_ROWS]) {
+fn hash_more_body(words: &[u64], hashes: &mut [u64]) {
     for (hash, word) in hashes.iter_mut().zip(words) {
         *hash = mix(hash.rotate_left(23) ^ *word);
     }
@@ -82,11 +82,11 @@ fn hash_more_body(words: &[u64; BLOCK_ROWS], hashes: &mut [u64; BLOCK_ROWS]) {
 
 dispatch! {
     /// Hashes the only word, or the first one, of each key.
-    fn hash_one(words: &[u64; BLOCK_ROWS], seed: u64, hashes: &mut [u64; BLOCK_ROWS]) = hash_one_body;
+    fn hash_one(words: &[u64], seed: u64, hashes: &mut [u64]) = hash_one_body;
 }
 dispatch! {
     /// Adds another word of each key to its hash.
-    fn hash_more(words: &[u64; BLOCK_ROWS], hashes: &mut [u64; BLOCK_ROWS]) = hash_more_body;
+    fn hash_more(words: &[u64], hashes: &mut [u64]) = hash_more_body;
 }
 
 impl PackedKeys {
@@ -184,10 +184,10 @@ impl PackedKeys {
         }
     }
 
-    fn hash(&mut self) {
-        hash_one(&self.block[0], hash_seed(), &mut self.hashes);
+    fn hash(&mut self, rows: usize) {
+        hash_one(&self.block[0][..rows], hash_seed(), &mut self.hashes[..rows]);
         for words in &self.block[1..] {
-            hash_more(words, &mut self.hashes);
+            hash_more(&words[..rows], &mut self.hashes[..rows]);
         }
     }
 
@@ -216,7 +216,7 @@ impl PackedKeys {
         if near.is_some() {
             self.find_missing(rows, out);
         } else {
-            self.hash();
+            self.hash(rows);
             self.slots.first_probe(&self.hashes, rows, out);
             if self.words.len() > 1 {
                 self.verify(rows, out);

@@ -6,15 +6,15 @@
 use std::cmp::Ordering;
 
 use hidb::plan::AggregateFunction;
-use hidb::types::compare_f64;
-use hidb::{DataType, Error, ErrorCode, Lane, Result};
+use hidb::{BLOCK_ROWS, DataType, Error, ErrorCode, Lane, Result};
 
+use super::arguments::integers;
 use super::distinct::DistinctSets;
-use super::extremes::masked_extreme;
+use super::extremes::{masked_extreme, neutral, update_i64};
 use super::few::masked_sum;
 use super::float_sum::FloatSums;
-use super::paged::{PAGE_ITEMS, Paged};
-use crate::vector::{Bits, Vector, and_bits, bit, count_bits, for_each_bit};
+use super::paged::Paged;
+use crate::vector::{Bits, Vector, and_bits, count_bits, for_each_bit};
 
 pub use super::intermediate::merge_intermediate;
 pub use super::wire::STATE_VERSION;
@@ -55,9 +55,9 @@ pub(super) enum Values {
         headroom: i128,
     },
     FloatSum(FloatSums),
+    /// Booleans as 0 and 1, floats as their order keys.
     I64(Paged<i64>),
     I128(Paged<i128>),
-    F64(Paged<f64>),
     Bytes {
         values: Paged<Option<Box<[u8]>>>,
         held: usize,
@@ -98,9 +98,8 @@ impl StateColumn {
             },
             (StateKind::FloatSum, _) => Values::FloatSum(FloatSums::default()),
             (StateKind::Distinct, _) => Values::Distinct(Box::new(DistinctSets::new(lane, grouped))),
-            (_, Lane::I64 | Lane::Bool) => Values::I64(Paged::default()),
+            (_, Lane::I64 | Lane::Bool | Lane::F64) => Values::I64(Paged::default()),
             (_, Lane::I128) => Values::I128(Paged::default()),
-            (_, Lane::F64) => Values::F64(Paged::default()),
             (_, Lane::Bytes) => Values::Bytes { values: Paged::default(), held: 0 },
         };
         StateColumn { kind, lane, nulls: Paged::default(), groups: 0, values }
@@ -130,9 +129,8 @@ impl StateColumn {
                 }
             }
             Values::FloatSum(sums) => sums.resize(groups),
-            Values::I64(values) => values.resize(groups, if least { i64::MIN } else { i64::MAX }),
+            Values::I64(values) => values.resize(groups, neutral(least)),
             Values::I128(values) => values.resize(groups, if least { i128::MIN } else { i128::MAX }),
-            Values::F64(values) => values.resize(groups, if least { f64::NEG_INFINITY } else { f64::NAN }),
             Values::Bytes { values, .. } => values.resize(groups, None),
             Values::Distinct(sets) => sets.resize(groups),
         }
@@ -145,7 +143,6 @@ impl StateColumn {
             Values::FloatSum(sums) => sums.memory_bytes(),
             Values::I64(values) => values.memory_bytes(),
             Values::I128(values) => values.memory_bytes(),
-            Values::F64(values) => values.memory_bytes(),
             Values::Bytes { values, held } => values.memory_bytes() + held,
             Values::Distinct(sets) => sets.memory_bytes(),
         };
@@ -174,7 +171,8 @@ impl StateColumn {
             }
             valid = crate::vector::and_bits(&valid, &argument.valid);
         }
-        let all = crate::vector::count_bits(&valid) == rows;
+        let among = (count_bits(&valid) < rows).then_some(&valid);
+        let mut scratch = [0; BLOCK_ROWS];
         let group_count = self.groups;
         let maximum = self.kind == StateKind::Max;
         let each = |visit: &mut dyn FnMut(usize, usize)| for_each_bit(&valid, |row| visit(row, groups[row] as usize));
@@ -182,27 +180,23 @@ impl StateColumn {
             Values::Count => {}
             Values::IntegerSum { partial, total, headroom } => {
                 if argument.lane == Lane::I64 {
-                    let values = &argument.i64s[..rows];
+                    let values = integers(argument, Lane::I64, rows, among, 0, &mut scratch);
                     let magnitude = magnitude.unwrap_or_else(|| {
                         let (min, max) = values.iter().fold((0i64, 0i64), |(min, max), v| (min.min(*v), max.max(*v)));
                         i128::from(max).max(-i128::from(min))
                     });
-                    let needed = magnitude * hidb::BLOCK_ROWS as i128;
+                    let needed = magnitude * BLOCK_ROWS as i128;
                     if needed <= i128::from(i64::MAX) {
                         if group_count <= LOCAL_GROUPS_MAX {
-                            sum_locally(groups, values, &valid, all, &mut total.front_mut()[..group_count]);
+                            sum_locally(groups, values, &mut total.front_mut()[..group_count]);
                         } else {
                             if needed > *headroom {
                                 flush(partial, total);
                                 *headroom = i128::from(i64::MAX);
                             }
                             *headroom -= needed;
-                            if all {
-                                for (group, value) in groups.iter().zip(values) {
-                                    partial[*group as usize] = partial[*group as usize].wrapping_add(*value);
-                                }
-                            } else {
-                                each(&mut |row, group| partial[group] = partial[group].wrapping_add(values[row]));
+                            for (group, value) in groups.iter().zip(values) {
+                                partial[*group as usize] = partial[*group as usize].wrapping_add(*value);
                             }
                         }
                         return;
@@ -214,46 +208,25 @@ impl StateColumn {
                 each(&mut |row, group| total[group] = total[group].saturating_add(argument.integer(row)));
             }
             Values::FloatSum(sums) => sums.add_block(groups, &argument.f64s, &valid),
-            Values::I64(states) if self.lane == Lane::Bool => each(&mut |row, group| {
-                let value = i64::from(bit(&argument.bits, row));
-                let state = &mut states[group];
-                *state = if maximum { value.max(*state) } else { value.min(*state) };
-            }),
             Values::I64(states) => {
-                let values = &argument.i64s[..rows];
-                if all && group_count <= PAGE_ITEMS {
-                    super::extremes::update_i64(groups, values, maximum, states.front_mut());
-                } else if maximum {
-                    each(&mut |row, group| states[group] = states[group].max(values[row]));
-                } else {
-                    each(&mut |row, group| states[group] = states[group].min(values[row]));
-                }
+                let values = integers(argument, self.lane, rows, among, neutral(maximum), &mut scratch);
+                update_i64(groups, values, maximum, states);
             }
             Values::I128(states) => each(&mut |row, group| {
                 let value = argument.integer(row);
                 let state = &mut states[group];
                 *state = if maximum { value.max(*state) } else { value.min(*state) };
             }),
-            Values::F64(states) => each(&mut |row, group| {
-                let value = crate::rows::canonical(argument.f64s[row]);
-                if wins_f64(maximum, value, states[group]) {
-                    states[group] = value;
-                }
-            }),
             Values::Bytes { values, held } => each(&mut |row, group| {
                 offer_bytes(maximum, argument.bytes.get(row), &mut values[group], held);
             }),
-            Values::Distinct(sets) => sets.update(groups, argument, &valid, all),
+            Values::Distinct(sets) => sets.update(groups, argument, &valid, among.is_none()),
         }
     }
 
     /// Whether [`StateColumn::update_group`] takes such arguments.
     pub fn folds_under_bitmaps(&self) -> bool {
-        match &self.values {
-            Values::Count | Values::IntegerSum { .. } => true,
-            Values::I64(_) => self.lane == Lane::I64,
-            _ => false,
-        }
+        matches!(&self.values, Values::Count | Values::IntegerSum { .. } | Values::I64(_))
     }
 
     /// Takes in the arguments of the rows of one group; vectors are of whole blocks. `magnitude` as for
@@ -267,7 +240,7 @@ impl StateColumn {
         match &mut self.values {
             Values::IntegerSum { total, .. } => {
                 total.resize(self.groups, 0);
-                let fits = magnitude.is_some_and(|most| most <= i128::from(i64::MAX) / hidb::BLOCK_ROWS as i128);
+                let fits = magnitude.is_some_and(|most| most <= i128::from(i64::MAX) / BLOCK_ROWS as i128);
                 if argument.lane == Lane::I64 && fits {
                     total[group] = total[group].saturating_add(masked_sum(&argument.i64s, &live).into());
                 } else {
@@ -275,8 +248,10 @@ impl StateColumn {
                 }
             }
             Values::I64(states) => {
+                let mut scratch = [0; BLOCK_ROWS];
+                let values = integers(argument, self.lane, BLOCK_ROWS, None, 0, &mut scratch);
                 let state = &mut states[group];
-                *state = masked_extreme(&argument.i64s, &live, self.kind == StateKind::Max, *state);
+                *state = masked_extreme(values, &live, self.kind == StateKind::Max, *state);
             }
             _ => {}
         }
@@ -319,11 +294,6 @@ impl StateColumn {
             (Values::I128(states), Values::I128(theirs)) => pairs.for_each(|(from, group)| {
                 let (a, b) = (states[group], theirs[from]);
                 states[group] = if maximum { a.max(b) } else { a.min(b) };
-            }),
-            (Values::F64(states), Values::F64(theirs)) => pairs.for_each(|(from, group)| {
-                if wins_f64(maximum, theirs[from], states[group]) {
-                    states[group] = theirs[from];
-                }
             }),
             (Values::Bytes { values, held }, Values::Bytes { values: theirs, .. }) => {
                 pairs.for_each(|(from, group)| {
@@ -369,10 +339,6 @@ impl StateColumn {
     }
 }
 
-pub(super) fn wins_f64(maximum: bool, value: f64, state: f64) -> bool {
-    compare_f64(value, state) == if maximum { Ordering::Greater } else { Ordering::Less }
-}
-
 pub(super) fn offer_bytes(maximum: bool, value: &[u8], state: &mut Option<Box<[u8]>>, held: &mut usize) {
     let wins = match state {
         None => true,
@@ -400,38 +366,25 @@ fn flush(partial: &mut Paged<i64>, total: &mut Paged<i128>) {
 }
 
 /// Sums of one block for few groups, in registers' reach: four copies of each accumulator.
-fn sum_locally(groups: &[u32], values: &[i64], valid: &Bits, all: bool, total: &mut [i128]) {
+fn sum_locally(groups: &[u32], values: &[i64], total: &mut [i128]) {
     if total.len() == 1 {
-        let sum = if all {
-            values.iter().fold(0i64, |sum, value| sum.wrapping_add(*value))
-        } else {
-            let mut sum = 0i64;
-            for_each_bit(valid, |row| sum = sum.wrapping_add(values[row]));
-            sum
-        };
+        let sum = values.iter().fold(0i64, |sum, value| sum.wrapping_add(*value));
         total[0] = total[0].saturating_add(sum.into());
         return;
     }
     let mut local = [[0i64; LOCAL_GROUPS_MAX]; LOCAL_COPIES];
     let mask = LOCAL_GROUPS_MAX - 1;
-    if all {
-        let (group_quads, group_rest) = groups.as_chunks::<LOCAL_COPIES>();
-        let (value_quads, value_rest) = values[..groups.len()].as_chunks::<LOCAL_COPIES>();
-        for (groups, values) in group_quads.iter().zip(value_quads) {
-            for copy in 0..LOCAL_COPIES {
-                let slot = &mut local[copy][groups[copy] as usize & mask];
-                *slot = slot.wrapping_add(values[copy]);
-            }
+    let (group_quads, group_rest) = groups.as_chunks::<LOCAL_COPIES>();
+    let (value_quads, value_rest) = values[..groups.len()].as_chunks::<LOCAL_COPIES>();
+    for (groups, values) in group_quads.iter().zip(value_quads) {
+        for copy in 0..LOCAL_COPIES {
+            let slot = &mut local[copy][groups[copy] as usize & mask];
+            *slot = slot.wrapping_add(values[copy]);
         }
-        for (group, value) in group_rest.iter().zip(value_rest) {
-            let slot = &mut local[0][*group as usize & mask];
-            *slot = slot.wrapping_add(*value);
-        }
-    } else {
-        for_each_bit(valid, |row| {
-            let slot = &mut local[row % LOCAL_COPIES][groups[row] as usize & mask];
-            *slot = slot.wrapping_add(values[row]);
-        });
+    }
+    for (group, value) in group_rest.iter().zip(value_rest) {
+        let slot = &mut local[0][*group as usize & mask];
+        *slot = slot.wrapping_add(*value);
     }
     for (group, total) in total.iter_mut().enumerate() {
         let sum = local.iter().fold(0i64, |sum, copy| sum.wrapping_add(copy[group]));

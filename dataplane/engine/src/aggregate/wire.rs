@@ -13,11 +13,13 @@
 //!   u32 length);
 //! - kind 5, count distinct: number of values (u32), and each in row encoding.
 
-use hidb::{Error, ErrorCode, Lane, Result};
+use heliostat_segment::value_of_key;
+use hidb::{BLOCK_ROWS, Error, ErrorCode, Lane, Result};
 
-use super::state::{StateColumn, StateKind, Values, offer_bytes, wins_f64};
+use super::arguments::integers;
+use super::state::{StateColumn, StateKind, Values, offer_bytes};
 use crate::rows::{read_value, take};
-use crate::vector::{Vector, bit};
+use crate::vector::Vector;
 
 /// The version of the wire form.
 pub const STATE_VERSION: u8 = 1;
@@ -58,6 +60,10 @@ impl StateColumn {
             }
             _ if count == 0 => out.push(0),
             Values::I64(values) if self.lane == Lane::Bool => out.extend_from_slice(&[1, values[group] as u8]),
+            Values::I64(values) if self.lane == Lane::F64 => {
+                out.push(1);
+                out.extend_from_slice(&value_of_key(values[group]).to_bits().to_le_bytes());
+            }
             Values::I64(values) => {
                 out.push(1);
                 out.extend_from_slice(&values[group].to_le_bytes());
@@ -65,10 +71,6 @@ impl StateColumn {
             Values::I128(values) => {
                 out.push(1);
                 out.extend_from_slice(&values[group].to_le_bytes());
-            }
-            Values::F64(values) => {
-                out.push(1);
-                out.extend_from_slice(&crate::rows::canonical(values[group]).to_bits().to_le_bytes());
             }
             Values::Bytes { values, .. } => match &values[group] {
                 Some(value) => {
@@ -112,18 +114,13 @@ impl StateColumn {
                 if value.is_valid(0) {
                     match values {
                         Values::I64(states) => {
-                            let v =
-                                if self.lane == Lane::Bool { i64::from(bit(&value.bits, 0)) } else { value.i64s[0] };
+                            let v = integers(&value, self.lane, 1, None, 0, &mut [0; BLOCK_ROWS])[0];
                             states[group] = if maximum { v.max(states[group]) } else { v.min(states[group]) };
                         }
                         Values::I128(states) => {
                             let v = value.i128s[0];
                             states[group] = if maximum { v.max(states[group]) } else { v.min(states[group]) };
                         }
-                        Values::F64(states) if wins_f64(maximum, value.f64s[0], states[group]) => {
-                            states[group] = value.f64s[0];
-                        }
-                        Values::F64(_) => {}
                         Values::Bytes { values, held } => {
                             offer_bytes(maximum, value.bytes.get(0), &mut values[group], held);
                         }

@@ -94,7 +94,7 @@ impl Chunk {
             Layout::Text | Layout::TextFsst => {
                 let mut lengths = Vec::new();
                 if let BytesMatcher::Set { values, .. } = &matcher {
-                    lengths = values.iter().map(Vec::len).collect();
+                    lengths = values.values.iter().map(Vec::len).collect();
                     lengths.sort_unstable();
                     lengths.dedup();
                 }
@@ -111,12 +111,15 @@ impl Chunk {
         let table = text.table.as_ref()?;
         match matcher {
             BytesMatcher::Contains { prefix, needles, suffix, .. } => {
-                let needles: Vec<&[u8]> = needles.iter().map(Finder::needle).collect();
+                // Values of one kind often begin with the same code: what they begin and end with is also inside of them.
+                let ends = [prefix.as_slice(), suffix.as_slice()];
+                let needles: Vec<&[u8]> = needles.iter().map(Finder::needle).chain(ends).collect();
                 CodeTest::new(table, payload, &[prefix], &[suffix], &needles)
             }
-            BytesMatcher::Set { values, .. } if values.len() <= CODE_TESTS_MAX => {
-                let values: Vec<&[u8]> = values.iter().map(Vec::as_slice).collect();
-                CodeTest::new(table, payload, &values, &values, &[])
+            BytesMatcher::Set { values, .. } if values.values.len() <= CODE_TESTS_MAX => {
+                let values: Vec<&[u8]> = values.values.iter().map(Vec::as_slice).collect();
+                let needle = if let [only] = values.as_slice() { &[*only][..] } else { &[] };
+                CodeTest::new(table, payload, &values, &values, needle)
             }
             _ => None,
         }
@@ -373,7 +376,7 @@ fn prefix_bounds(matcher: &BytesMatcher) -> Option<(u64, u64, bool)> {
             };
             (low, high, *negated)
         }
-        BytesMatcher::Set { values, negated } => match (values.first(), values.last()) {
+        BytesMatcher::Set { values, negated } => match (values.values.first(), values.values.last()) {
             (Some(first), Some(last)) => (text::prefix(first), text::prefix(last), *negated),
             _ => (u64::MAX, 0, *negated),
         },

@@ -207,8 +207,11 @@ pub fn order_key(value: f64) -> i64 {
     if value.is_nan() { i64::MAX } else { key }
 }
 
-/// The value whose [`order_key`] is `key`.
-pub(crate) fn value_of_key(key: i64) -> f64 {
+/// The value whose [`order_key`] is `key`; of NaNs, [`f64::NAN`].
+pub fn value_of_key(key: i64) -> f64 {
+    if key == i64::MAX {
+        return f64::NAN;
+    }
     f64::from_bits((key ^ ((key >> 63) as u64 >> 1) as i64) as u64)
 }
 
