@@ -29,7 +29,7 @@ use crate::membership::{self, MembershipMeta};
 use crate::zone::{ZONE_BYTES_MAX, ZoneMap};
 use crate::{BLOCK_ROWS, ROW_GROUP_ROWS_MAX};
 
-/// Values looked at before a dictionary is tried.
+/// Values (up to twice as many) looked at before a dictionary is tried.
 const SAMPLE_VALUES: usize = 1024;
 /// The most entries of a dictionary.
 const DICTIONARY_ENTRIES_MAX: usize = 16_384;
@@ -413,7 +413,12 @@ impl Column<'_> {
         }
         let stride = (values.len() / SAMPLE_VALUES).max(1);
         let sample: Vec<&[u8]> = values.iter().step_by(stride).copied().collect();
-        dictionary::build_bytes(&sample, sample.len() / 2 + 1)?;
+        // Of n values drawn from D distinct ones about n^2 / 2D repeat another (the birthday problem).
+        let (entries, _) = dictionary::build_bytes(&sample, sample.len())?;
+        let repeated = sample.len() - entries.len();
+        if repeated * 3 * DICTIONARY_ENTRIES_MAX < sample.len() * sample.len() {
+            return None;
+        }
         dictionary::build_bytes(values, DICTIONARY_ENTRIES_MAX.min(values.len() / 4 + 1))
     }
 

@@ -16,7 +16,7 @@ use foldhash::fast::RandomState;
 use memchr::memmem::Finder;
 
 use crate::encoding::fsst_search::CodeTest;
-use crate::encoding::integers::IntTest;
+use crate::encoding::int_test::IntTest;
 
 /// A test of one value in the bytes lane.
 pub type BytesTest = Arc<dyn Fn(&[u8]) -> bool + Send + Sync>;

@@ -42,6 +42,9 @@ fn read(chunk: &Chunk, b: usize, selection: &Selection) -> Vec<Scalar> {
                     assert_eq!(fixed[shift + k * width..][..width], values[*row as usize].to_le_bytes()[..width]);
                 }
             }
+            if let Some(sum) = chunk.sum(b).unwrap() {
+                assert_eq!(sum, values.iter().map(|value| i128::from(*value)).sum());
+            }
             out.extend(gathered[..count].iter().map(|value| Scalar::I64(*value)));
         }
         Lane::I128 => {
@@ -51,6 +54,9 @@ fn read(chunk: &Chunk, b: usize, selection: &Selection) -> Vec<Scalar> {
             assert_eq!(chunk.gather_fixed(b, wanted, &mut fixed).unwrap(), count);
             let mut gathered = [0i128; 1024];
             assert_eq!(chunk.gather_i128(b, wanted, &mut gathered).unwrap(), count);
+            if let Some(sum) = chunk.sum(b).unwrap() {
+                assert_eq!(sum, values.iter().sum());
+            }
             for (k, row) in rows.iter().enumerate() {
                 assert_eq!(gathered[k], values[*row as usize]);
                 assert_eq!(fixed[k * 16..][..16], values[*row as usize].to_le_bytes());

@@ -1,36 +1,36 @@
 //! Exact sums of floats: the same bits whatever the order of the additions (ADR 6).
 //!
-//! Owns [`FloatSums`], one exact sum per group. A sum begins as a *window*: an `i128` in fixed point around
-//! the first value's exponent, 32 bytes a group. A value outside the window, or a carry out of it, promotes the
-//! sum to the *small superaccumulator* of R. M. Neal, "Fast exact summation using small and large
-//! superaccumulators" (2015): 68 chunks of 64 bits, 32 bits apart, which hold every finite double.
-//! NaN and infinities are flags. Rounding happens once, when the sum is read: to nearest, ties to even.
+//! Owns [`FloatSums`], one exact sum per group. A sum is a *window*, an `i128` in fixed point whose lowest exponent is the
+//! same for all groups, and, for what does not fit it, a [`Superaccumulator`]. NaN and infinities are flags. Rounding
+//! happens once, when the sum is read: to nearest, ties to even.
 //!
 //! Invariants
-//! - The value of a sum is exact until it is read.
-//! - Between carry propagations at most [`ADDS_MAX`] values of at most 53 bits went into a chunk, so no
-//!   chunk overflows.
+//! - The value of a sum, window and superaccumulator together, is exact until it is read.
+//! - A value whose exponent the window covers is finite and normal.
 //!
 //! A block of values for few groups is added as integers at one common exponent first, without branches; only
 //! what lies more than 31 binary orders of magnitude below the block's greatest value goes one by one.
 //!
-//! Cost: about 1 ns a value for one group; for many groups 3 to 5 ns in the window, 6 ns in the superaccumulator.
+//! Cost: about 1 ns a value for one group; for many groups 3 ns in the window and its cache line, 6 ns in the
+//! superaccumulator.
 
 use heliostat_segment::dispatch;
 use hidb::BLOCK_ROWS;
 
 use super::paged::Paged;
 use super::state::LOCAL_GROUPS_MAX;
-use crate::vector::{Bits, count_bits, for_each_bit};
+use super::superaccumulator::{BIAS, Superaccumulator};
+use crate::vector::{Bits, count_bits};
 
-const CHUNKS: usize = 68;
-const ADDS_MAX: u32 = 1 << 9;
-/// Bit `i` of the superaccumulator weighs `2^(i - BIAS)`.
-const BIAS: i32 = 1075;
-/// Exponents below the first value's that the window covers.
-const WINDOW_BELOW: i32 = 30;
-/// Exponents above the window's base that still fit: 53 + 60 bits of 127.
-const WINDOW_SHIFT_MAX: i32 = 60;
+/// Exponents below the greatest of the first block that the window covers: 9 more than [`SPLIT_EXPONENTS`] needs.
+const WINDOW_BELOW: i32 = 40;
+/// Exponents above the window's base that it covers: values of 53 + 62 bits of 127, so that 2^12 of the greatest fit it
+/// before they move to the rest.
+const WINDOW_SHIFT_MAX: i32 = 62;
+/// Bases are multiples of this, so that those of two cores are mostly one.
+const BASE_STEP: i32 = 16;
+/// The greatest base: what the window covers ends before infinity.
+const BASE_MAX: i32 = (0x7fe - WINDOW_SHIFT_MAX) / BASE_STEP * BASE_STEP;
 
 /// Exponents that a block's common integers cover: 1,024 mantissas of 53 bits, 32 bits apart, fit two `i64`.
 const SPLIT_EXPONENTS: i32 = 32;
@@ -39,116 +39,28 @@ const FLAG_NAN: u8 = 1;
 const FLAG_PLUS: u8 = 2;
 const FLAG_MINUS: u8 = 4;
 
+/// What a window does not hold.
 #[derive(Clone, Debug)]
-struct Superaccumulator {
-    chunks: [i64; CHUNKS],
-    adds_left: u32,
-}
-
-impl Superaccumulator {
-    fn new() -> Self {
-        Superaccumulator { chunks: [0; CHUNKS], adds_left: ADDS_MAX }
-    }
-
-    /// Adds `magnitude * 2^(exponent - BIAS)`, negated if so; `magnitude` below 2^53, `exponent` in 0..=2100.
-    #[inline]
-    fn add(&mut self, negative: bool, magnitude: u64, exponent: i32) {
-        if self.adds_left == 0 {
-            self.propagate();
-        }
-        self.adds_left -= 1;
-        let (index, shift) = ((exponent >> 5) as usize, exponent & 31);
-        let low = ((magnitude << shift) & 0xffff_ffff) as i64;
-        let high = (magnitude >> (32 - shift)) as i64;
-        let (low, high) = if negative { (-low, -high) } else { (low, high) };
-        self.chunks[index] += low;
-        self.chunks[index + 1] += high;
-    }
-
-    /// Adds `value * 2^(exponent - BIAS)`.
-    fn add_wide(&mut self, value: i128, exponent: i32) {
-        let magnitude = value.unsigned_abs();
-        for piece in 0..4 {
-            let part = (magnitude >> (piece * 32)) as u64 & 0xffff_ffff;
-            if part != 0 {
-                self.add(value < 0, part, exponent + piece * 32);
-            }
-        }
-    }
-
-    /// Brings every chunk but the last back to 0..2^32.
-    fn propagate(&mut self) {
-        for index in 0..CHUNKS - 1 {
-            let carry = self.chunks[index] >> 32;
-            self.chunks[index] -= carry << 32;
-            self.chunks[index + 1] += carry;
-        }
-        self.adds_left = ADDS_MAX;
-    }
-
-    fn absorb(&mut self, other: &Superaccumulator) {
-        let mut other = other.clone();
-        other.propagate();
-        self.propagate();
-        for (chunk, other) in self.chunks.iter_mut().zip(other.chunks) {
-            *chunk += other;
-        }
-        self.propagate();
-    }
-
-    fn round(&self) -> f64 {
-        let mut exact = self.clone();
-        exact.propagate();
-        let negative = exact.chunks[CHUNKS - 1] < 0;
-        if negative {
-            exact.chunks.iter_mut().for_each(|chunk| *chunk = -*chunk);
-            exact.propagate();
-        }
-        let chunks = &exact.chunks;
-        let Some(top) = chunks.iter().rposition(|chunk| *chunk != 0) else { return 0.0 };
-        let top_bit = top as i32 * 32 + 63 - chunks[top].leading_zeros() as i32;
-        let bit = |position: i32| {
-            position >= 0 && {
-                let chunk = chunks.get((position >> 5) as usize).copied().unwrap_or(0);
-                // Only the last chunk holds more than 32 bits, and nothing lies above it.
-                chunk >> (position & 31) & 1 == 1
-            }
-        };
-        // The lowest bit of a subnormal weighs 2^-1074, which is bit 1.
-        let lowest = (top_bit - 52).max(1);
-        let mut mantissa = (lowest..=top_bit).rev().fold(0u64, |acc, position| acc << 1 | u64::from(bit(position)));
-        let below = lowest - 1;
-        if bit(below) {
-            let sticky = (0..below).any(bit);
-            if sticky || mantissa & 1 == 1 {
-                mantissa += 1;
-            }
-        }
-        let exponent = lowest - BIAS;
-        let unit = if exponent >= -1022 {
-            if exponent > 1023 { f64::INFINITY } else { f64::from_bits(((exponent + 1023) as u64) << 52) }
-        } else {
-            f64::from_bits(1u64 << (exponent + 1074))
-        };
-        let magnitude = mantissa as f64 * unit;
-        if negative { -magnitude } else { magnitude }
-    }
-}
-
-/// A sum that is still a window: `value * 2^(base - BIAS)`.
-#[derive(Clone, Copy, Debug)]
-struct Window {
-    /// The fixed-point value, or the index of the superaccumulator once promoted.
-    value: i128,
-    base: i16,
+struct Rest {
+    sum: Superaccumulator,
     flags: u8,
-    promoted: bool,
 }
 
-/// Whether the window's value and its unit are normal doubles, far from either end of their range.
-fn is_normal(window: Window) -> bool {
-    let unit = i32::from(window.base) - BIAS;
-    unit > -1000 && unit + 128 - (window.value.unsigned_abs().leading_zeros() as i32) < 1000
+/// The base of windows whose first values have exponents up to `greatest`.
+fn base_for(greatest: i32) -> i32 {
+    ((greatest - WINDOW_BELOW).max(0) / BASE_STEP * BASE_STEP).clamp(1, BASE_MAX)
+}
+
+/// Whether a window's value and its unit are normal doubles, far from either end of their range.
+fn is_normal(value: i128, base: i32) -> bool {
+    let unit = base - BIAS;
+    unit > -1000 && unit + 128 - (value.unsigned_abs().leading_zeros() as i32) < 1000
+}
+
+/// `value << shift`, if no bit is lost.
+fn shifted(value: i128, shift: i32) -> Option<i128> {
+    let room = value.unsigned_abs().leading_zeros() as i32 - 1;
+    (0..room).contains(&shift).then(|| value << shift)
 }
 
 #[inline(always)]
@@ -210,40 +122,72 @@ dispatch! {
     fn sum_split(values: &[f64; BLOCK_ROWS], base: i32) -> (i64, i64, u64) = sum_split_body;
 }
 
-/// As [`for_each_bit`] for the first `rows`, but a plain loop if all their bits are set.
-#[inline]
-fn for_each_bit_or_all(bits: &Bits, rows: usize, mut visit: impl FnMut(usize)) {
-    if count_bits(bits) == rows {
-        (0..rows).for_each(visit);
-    } else {
-        for_each_bit(bits, &mut visit);
+#[inline(always)]
+fn keep_body(values: &mut [f64; BLOCK_ROWS], valid: &Bits) {
+    for (word, values) in valid.iter().zip(values.chunks_mut(64)) {
+        for (bit, value) in values.iter_mut().enumerate() {
+            *value = if word >> bit & 1 == 1 { *value } else { 0.0 };
+        }
     }
+}
+
+dispatch! {
+    /// Zeroes the values whose bit is not set.
+    fn keep(values: &mut [f64; BLOCK_ROWS], valid: &Bits) = keep_body;
 }
 
 /// One exact sum per group.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct FloatSums {
-    windows: Paged<Window>,
-    wide: Vec<Superaccumulator>,
+    /// `value * 2^(base - BIAS)`.
+    windows: Paged<i128>,
+    /// The same for all groups; `None` before the first value.
+    base: Option<i32>,
+    /// Where a group's rest is in `rest`, plus one; 0 without one. Empty while no group has one.
+    places: Paged<u32>,
+    rest: Vec<Box<Rest>>,
 }
 
 impl FloatSums {
     pub fn resize(&mut self, groups: usize) {
-        self.windows.resize(groups, Window { value: 0, base: i16::MIN, flags: 0, promoted: false });
+        self.windows.resize(groups, 0);
+        if !self.places.is_empty() {
+            self.places.resize(groups, 0);
+        }
     }
 
     pub fn memory_bytes(&self) -> usize {
-        self.windows.memory_bytes() + self.wide.capacity() * size_of::<Superaccumulator>()
+        let rest = self.rest.capacity() * size_of::<Box<Rest>>() + self.rest.len() * size_of::<Rest>();
+        self.windows.memory_bytes() + self.places.memory_bytes() + rest
     }
 
     #[inline]
     pub fn add(&mut self, group: usize, value: f64) {
-        let window = &mut self.windows[group];
+        let bits = value.to_bits();
+        let exponent = (bits >> 52 & 0x7ff) as i32;
+        if self.base.is_none() && (1..0x7ff).contains(&exponent) {
+            self.base = Some(base_for(exponent));
+        }
+        let shift = exponent - self.base.unwrap_or(i32::MAX);
+        if (0..=WINDOW_SHIFT_MAX).contains(&shift) {
+            let term = i128::from(bits & ((1 << 52) - 1) | 1 << 52) << shift;
+            let window = &mut self.windows[group];
+            if let Some(sum) = window.checked_add(if bits >> 63 == 1 { -term } else { term }) {
+                *window = sum;
+                return;
+            }
+        }
+        self.add_to_rest(group, value);
+    }
+
+    /// Adds a value that the window does not cover or has no room for.
+    #[cold]
+    fn add_to_rest(&mut self, group: usize, value: f64) {
         let bits = value.to_bits();
         let (negative, exponent) = (bits >> 63 == 1, (bits >> 52 & 0x7ff) as i32);
         let fraction = bits & ((1 << 52) - 1);
         if exponent == 0x7ff {
-            window.flags |= match (fraction != 0, negative) {
+            self.rest_of(group).flags |= match (fraction != 0, negative) {
                 (true, _) => FLAG_NAN,
                 (false, false) => FLAG_PLUS,
                 (false, true) => FLAG_MINUS,
@@ -251,46 +195,69 @@ impl FloatSums {
             return;
         }
         let (magnitude, exponent) = if exponent == 0 { (fraction, 1) } else { (fraction | 1 << 52, exponent) };
-        if magnitude == 0 {
-            return;
+        if magnitude != 0 {
+            self.spill(group);
+            self.rest_of(group).sum.add(negative, magnitude, exponent);
         }
-        if window.promoted {
-            self.wide[window.value as usize].add(negative, magnitude, exponent);
-            return;
+    }
+
+    fn rest_of(&mut self, group: usize) -> &mut Rest {
+        if self.places.is_empty() {
+            self.places.resize(self.windows.len(), 0);
         }
-        if window.base == i16::MIN {
-            window.base = (exponent - WINDOW_BELOW).max(1) as i16;
+        let place = &mut self.places[group];
+        if *place == 0 {
+            self.rest.push(Box::new(Rest { sum: Superaccumulator::new(), flags: 0 }));
+            *place = self.rest.len() as u32;
         }
-        let shift = exponent - i32::from(window.base);
-        if (0..=WINDOW_SHIFT_MAX).contains(&shift) {
-            let term = i128::from(magnitude) << shift;
-            if let Some(sum) = window.value.checked_add(if negative { -term } else { term }) {
-                window.value = sum;
-                return;
-            }
+        &mut self.rest[*place as usize - 1]
+    }
+
+    fn known_rest(&self, group: usize) -> Option<&Rest> {
+        let place = if self.places.is_empty() { 0 } else { self.places[group] };
+        place.checked_sub(1).map(|place| &*self.rest[place as usize])
+    }
+
+    /// Moves what a window holds to the group's rest, so that there is room in it.
+    fn spill(&mut self, group: usize) {
+        let window = std::mem::take(&mut self.windows[group]);
+        if let (true, Some(base)) = (window != 0, self.base) {
+            self.rest_of(group).sum.add_wide(window, base);
         }
-        self.promote(group).add(negative, magnitude, exponent);
     }
 
     /// Adds the `valid` values of one block to the sums of `groups`.
     pub fn add_block(&mut self, groups: &[u32], values: &[f64], valid: &Bits) {
-        let count = self.windows.len();
+        let (count, rows) = (self.windows.len(), groups.len());
+        let mut copy;
+        let block = match values.first_chunk::<BLOCK_ROWS>() {
+            Some(values) if count_bits(valid) == BLOCK_ROWS => values,
+            _ => {
+                copy = [0.0; BLOCK_ROWS];
+                copy[..rows].copy_from_slice(&values[..rows]);
+                keep(&mut copy, valid);
+                &copy
+            }
+        };
+        let greatest = greatest_exponent(block);
+        if greatest > 0 {
+            self.base.get_or_insert_with(|| base_for(greatest));
+        }
         if count > LOCAL_GROUPS_MAX {
-            for_each_bit(valid, |row| self.add(groups[row] as usize, values[row]));
+            // What is not valid adds zero.
+            groups.iter().zip(block).for_each(|(group, value)| self.add_unless_zero(*group as usize, *value));
             return;
         }
-        let mut block = [0.0; BLOCK_ROWS];
-        for_each_bit_or_all(valid, groups.len(), |row| block[row] = values[row]);
         // All but the smallest values of a block are sums of integers at one exponent.
-        let base = (greatest_exponent(&block) - (SPLIT_EXPONENTS - 1)).max(1);
+        let base = (greatest - (SPLIT_EXPONENTS - 1)).max(1);
         let mut sums = [(0i64, 0i64); LOCAL_GROUPS_MAX];
         let outside = if count == 1 {
-            let (low, high, outside) = sum_split(&block, base);
+            let (low, high, outside) = sum_split(block, base);
             sums[0] = (low, high);
             outside
         } else {
             let (mut low, mut high) = ([0; BLOCK_ROWS], [0; BLOCK_ROWS]);
-            let outside = split(&block, base, &mut low, &mut high);
+            let outside = split(block, base, &mut low, &mut high);
             for (group, (low, high)) in groups.iter().zip(low.iter().zip(&high)) {
                 let sum = &mut sums[*group as usize & (LOCAL_GROUPS_MAX - 1)];
                 *sum = (sum.0 + low, sum.1 + high);
@@ -304,103 +271,96 @@ impl FloatSums {
             for (value, group) in block.iter().zip(groups) {
                 let exponent = (value.to_bits() >> 52 & 0x7ff) as i32;
                 if !(base..base + SPLIT_EXPONENTS).contains(&exponent) {
-                    self.add(*group as usize, *value);
+                    self.add_unless_zero(*group as usize, *value);
                 }
             }
         }
     }
 
-    /// Adds `value * 2^(exponent - BIAS)`; `value` below 2^96.
+    /// [`FloatSums::add`] of what is not zero: a zero would be looked at twice.
+    #[inline]
+    fn add_unless_zero(&mut self, group: usize, value: f64) {
+        if value != 0.0 {
+            self.add(group, value);
+        }
+    }
+
+    /// Adds `value * 2^(exponent - BIAS)`; `value` below 2^96 (or the window of another).
     fn add_scaled(&mut self, group: usize, value: i128, exponent: i32) {
         if value == 0 {
             return;
         }
-        let window = &mut self.windows[group];
-        if !window.promoted {
-            if window.base == i16::MIN {
-                window.base = (exponent - WINDOW_BELOW / 2).max(1) as i16;
+        let base = *self.base.get_or_insert_with(|| exponent.clamp(1, BASE_MAX));
+        if let Some(term) = shifted(value, exponent - base) {
+            match self.windows[group].checked_add(term) {
+                Some(sum) => self.windows[group] = sum,
+                None => {
+                    self.spill(group);
+                    self.windows[group] = term;
+                }
             }
-            let shift = exponent - i32::from(window.base);
-            let room = value.unsigned_abs().leading_zeros() as i32 - 1;
-            if (0..room).contains(&shift)
-                && let Some(sum) = window.value.checked_add(value << shift)
-            {
-                window.value = sum;
-                return;
-            }
+        } else {
+            self.rest_of(group).sum.add_wide(value, exponent);
         }
-        self.promote(group).add_wide(value, exponent);
     }
 
-    fn promote(&mut self, group: usize) -> &mut Superaccumulator {
-        let window = &mut self.windows[group];
-        if !window.promoted {
-            let mut wide = Superaccumulator::new();
-            if window.base != i16::MIN {
-                wide.add_wide(window.value, i32::from(window.base));
+    /// Moves all windows down to `base`.
+    fn lower_base(&mut self, base: i32) {
+        let Some(from) = self.base else { return };
+        for group in 0..self.windows.len() {
+            match shifted(self.windows[group], from - base) {
+                Some(window) => self.windows[group] = window,
+                None => self.spill(group),
             }
-            window.value = self.wide.len() as i128;
-            window.promoted = true;
-            self.wide.push(wide);
         }
-        let index = self.windows[group].value as usize;
-        &mut self.wide[index]
+        self.base = Some(base);
     }
 
     /// Adds another's sum of `from` to this one's of `group`.
     pub fn absorb(&mut self, group: usize, other: &FloatSums, from: usize) {
-        let theirs = other.windows[from];
-        self.windows[group].flags |= theirs.flags;
-        if theirs.promoted {
-            let wide = other.wide[theirs.value as usize].clone();
-            self.promote(group).absorb(&wide);
-        } else if theirs.base != i16::MIN {
-            let ours = &mut self.windows[group];
-            if ours.base == i16::MIN && !ours.promoted {
-                (ours.base, ours.value) = (theirs.base, theirs.value);
-            } else if let Some(sum) =
-                (!ours.promoted && ours.base == theirs.base).then(|| ours.value.checked_add(theirs.value)).flatten()
-            {
-                ours.value = sum;
-            } else {
-                self.promote(group).add_wide(theirs.value, i32::from(theirs.base));
-            }
+        if let Some(theirs) = other.known_rest(from) {
+            let ours = self.rest_of(group);
+            ours.flags |= theirs.flags;
+            ours.sum.absorb(&theirs.sum);
         }
+        let Some(base) = other.base else { return };
+        match self.base {
+            None => self.base = Some(base),
+            Some(ours) if base < ours => self.lower_base(base),
+            _ => {}
+        }
+        self.add_scaled(group, other.windows[from], base);
     }
 
     /// The correctly rounded sum; NaN if a NaN or infinities of both signs went in.
     pub fn value(&self, group: usize) -> f64 {
-        let window = self.windows[group];
-        match window.flags {
+        let (window, base) = (self.windows[group], self.base.unwrap_or(1));
+        let rest = self.known_rest(group);
+        match rest.map_or(0, |rest| rest.flags) {
             FLAG_PLUS => f64::INFINITY,
             FLAG_MINUS => f64::NEG_INFINITY,
-            0 if window.promoted => self.wide[window.value as usize].round(),
-            0 if window.base == i16::MIN => 0.0,
-            0 if window.value == 0 => 0.0,
-            0 if is_normal(window) => {
+            0 if rest.is_none() && window == 0 => 0.0,
+            0 if rest.is_none() && is_normal(window, base) => {
                 // Converting rounds to nearest, ties to even; scaling a normal number to a normal one is exact.
-                window.value as f64 * f64::from_bits(((i32::from(window.base) - BIAS + 1023) as u64) << 52)
+                window as f64 * f64::from_bits(((base - BIAS + 1023) as u64) << 52)
             }
-            0 => {
-                let mut wide = Superaccumulator::new();
-                wide.add_wide(window.value, i32::from(window.base));
-                wide.round()
-            }
+            0 => self.exact(group).round(),
             _ => f64::NAN,
         }
     }
 
+    /// A group's whole sum.
+    fn exact(&self, group: usize) -> Superaccumulator {
+        let mut exact = self.known_rest(group).map_or_else(Superaccumulator::new, |rest| rest.sum.clone());
+        exact.add_wide(self.windows[group], self.base.unwrap_or(1));
+        exact
+    }
+
     /// The state as bytes: flags, the number of chunks that are not zero, and each with its index.
     pub fn write_state(&self, group: usize, out: &mut Vec<u8>) {
-        let window = self.windows[group];
-        let mut exact = Superaccumulator::new();
-        if window.promoted {
-            exact.clone_from(&self.wide[window.value as usize]);
-        } else if window.base != i16::MIN {
-            exact.add_wide(window.value, i32::from(window.base));
-        }
+        let mut exact = self.exact(group);
         exact.propagate();
-        out.push(window.flags);
+        out.push(self.known_rest(group).map_or(0, |rest| rest.flags));
         out.push(exact.chunks.iter().filter(|chunk| **chunk != 0).count() as u8);
         for (index, chunk) in exact.chunks.iter().enumerate().filter(|(_, chunk)| **chunk != 0) {
             out.push(index as u8);
@@ -424,9 +384,10 @@ impl FloatSums {
             *exact.chunks.get_mut(usize::from(index))? = chunk;
             rest = tail;
         }
-        self.windows[group].flags |= flags;
-        if count > 0 {
-            self.promote(group).absorb(&exact);
+        if flags != 0 || count > 0 {
+            let rest = self.rest_of(group);
+            rest.flags |= flags;
+            rest.sum.absorb(&exact);
         }
         Some(())
     }
@@ -435,6 +396,7 @@ impl FloatSums {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vector::for_each_bit;
     use rand::{Rng, SeedableRng};
 
     fn sum(values: &[f64]) -> f64 {

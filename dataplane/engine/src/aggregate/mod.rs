@@ -35,6 +35,7 @@ mod packed_keys;
 pub(crate) mod paged;
 mod slots;
 pub mod state;
+mod superaccumulator;
 mod wire;
 
 use std::sync::Arc;
@@ -259,6 +260,15 @@ impl Digit {
     }
 }
 
+/// Whether the state of the only group took in the rows of `source`, which are a whole block, without decoding its argument.
+fn takes_block(plan: &AggregatePlan, state: &mut StateColumn, node: usize, source: &RowSource<'_>) -> Result<bool> {
+    let whole = source.single().filter(|part| part.rows == part.block_rows);
+    match (whole, plan.program.plain_column(node)) {
+        (Some(part), Some(column)) => state.take_block(crate::source::chunk_of(source.chunks, column)?, part.block),
+        _ => Ok(false),
+    }
+}
+
 /// One core's grouping.
 #[derive(Debug)]
 pub(crate) struct Aggregator {
@@ -275,6 +285,8 @@ pub(crate) struct Aggregator {
     /// Group of every selected row of the block.
     group_of: Box<[u32; BLOCK_ROWS]>,
     codes: Box<[u32; BLOCK_ROWS]>,
+    /// For arguments whose NULLs or floats become other integers.
+    scratch: Box<[i64; BLOCK_ROWS]>,
     /// Slots of the block that have no group yet.
     unseen: Vec<u32>,
     /// Their keys.
@@ -297,6 +309,7 @@ impl Aggregator {
             is_few: false,
             group_of: Box::new([0; BLOCK_ROWS]),
             codes: Box::new([0; BLOCK_ROWS]),
+            scratch: Box::new([0; BLOCK_ROWS]),
             unseen: Vec::new(),
             keys: Vec::new(),
             magnitudes: Vec::new(),
@@ -390,6 +403,9 @@ impl Aggregator {
         for ((state, (_, _, node)), magnitude) in self.groups.states.iter_mut().zip(&plan.states).zip(&self.magnitudes)
         {
             if let Some(node) = node {
+                if plan.keys.is_empty() && takes_block(&plan, state, *node, source)? {
+                    continue;
+                }
                 // A block whose text can't change the minimum or maximum is not decoded.
                 if plan.keys.is_empty()
                     && matches!(state.kind(), StateKind::Min | StateKind::Max)
@@ -399,7 +415,7 @@ impl Aggregator {
                     continue;
                 }
                 self.machine.eval_all(&plan.program, *node, source)?;
-                state.update(group_of, self.machine.vector(&plan.program, *node), *magnitude);
+                state.update(group_of, self.machine.vector(&plan.program, *node), *magnitude, &mut self.scratch);
             }
         }
         Ok(())
@@ -437,13 +453,17 @@ impl Aggregator {
             }
         }
         self.groups.grow();
+        let is_whole = plan.keys.is_empty() && count_bits(active) == source.rows;
         let Groups { rows, states, .. } = &mut self.groups;
         self.few.groups().for_each(|(group, mask)| rows[group] += count_bits(mask) as i64);
         for ((state, (_, _, node)), magnitude) in states.iter_mut().zip(&plan.states).zip(&self.magnitudes) {
             if let Some(node) = node {
+                if is_whole && takes_block(plan, state, *node, source)? {
+                    continue;
+                }
                 self.machine.eval(&plan.program, *node, active, source)?;
                 let argument = self.machine.vector(&plan.program, *node);
-                self.few.groups().for_each(|(group, mask)| state.update_group(group, mask, argument, *magnitude));
+                state.update_groups(self.few.groups(), argument, *magnitude, &mut self.scratch);
             }
         }
         Ok(true)
@@ -453,7 +473,6 @@ impl Aggregator {
     fn slots(&mut self, plan: &AggregatePlan, source: &mut RowSource<'_>, active: &Bits) -> Result<()> {
         let rows = source.rows;
         let slots = &mut self.group_of;
-        let mut scratch = [0; BLOCK_ROWS];
         slots[..rows].fill(0);
         for (digit, stride) in self.digits.iter().zip(&self.strides) {
             match *digit {
@@ -472,7 +491,7 @@ impl Aggregator {
                     self.machine.eval(&plan.program, node, active, source)?;
                     let value = self.machine.vector(&plan.program, node);
                     let valid = value.has_nulls.then_some(&value.valid);
-                    let values = integers(value, Lane::I64, rows, valid, least + i64::from(null), &mut scratch);
+                    let values = integers(value, Lane::I64, rows, valid, least + i64::from(null), &mut self.scratch);
                     digits::add_range(values, least, null, *stride, &mut slots[..rows]);
                 }
                 Digit::Truth { node } => {

@@ -5,8 +5,9 @@
 
 use std::cmp::Ordering;
 
+use heliostat_segment::{Chunk, order_key};
 use hidb::plan::AggregateFunction;
-use hidb::{BLOCK_ROWS, DataType, Error, ErrorCode, Lane, Result};
+use hidb::{BLOCK_ROWS, DataType, Error, ErrorCode, Lane, Result, Scalar};
 
 use super::arguments::integers;
 use super::distinct::DistinctSets;
@@ -161,7 +162,13 @@ impl StateColumn {
     }
 
     /// Takes in the arguments of one block. `magnitude`: no value is greater, when that is known.
-    pub fn update(&mut self, groups: &[u32], argument: &Vector, magnitude: Option<i128>) {
+    pub fn update(
+        &mut self,
+        groups: &[u32],
+        argument: &Vector,
+        magnitude: Option<i128>,
+        scratch: &mut [i64; BLOCK_ROWS],
+    ) {
         let rows = groups.len();
         let mut valid = crate::vector::first_bits(rows);
         if argument.has_nulls {
@@ -172,7 +179,6 @@ impl StateColumn {
             valid = crate::vector::and_bits(&valid, &argument.valid);
         }
         let among = (count_bits(&valid) < rows).then_some(&valid);
-        let mut scratch = [0; BLOCK_ROWS];
         let group_count = self.groups;
         let maximum = self.kind == StateKind::Max;
         let each = |visit: &mut dyn FnMut(usize, usize)| for_each_bit(&valid, |row| visit(row, groups[row] as usize));
@@ -180,7 +186,7 @@ impl StateColumn {
             Values::Count => {}
             Values::IntegerSum { partial, total, headroom } => {
                 if argument.lane == Lane::I64 {
-                    let values = integers(argument, Lane::I64, rows, among, 0, &mut scratch);
+                    let values = integers(argument, Lane::I64, rows, among, 0, scratch);
                     let magnitude = magnitude.unwrap_or_else(|| {
                         let (min, max) = values.iter().fold((0i64, 0i64), |(min, max), v| (min.min(*v), max.max(*v)));
                         i128::from(max).max(-i128::from(min))
@@ -209,7 +215,7 @@ impl StateColumn {
             }
             Values::FloatSum(sums) => sums.add_block(groups, &argument.f64s, &valid),
             Values::I64(states) => {
-                let values = integers(argument, self.lane, rows, among, neutral(maximum), &mut scratch);
+                let values = integers(argument, self.lane, rows, among, neutral(maximum), scratch);
                 update_i64(groups, values, maximum, states);
             }
             Values::I128(states) => each(&mut |row, group| {
@@ -224,37 +230,78 @@ impl StateColumn {
         }
     }
 
-    /// Whether [`StateColumn::update_group`] takes such arguments.
+    /// Whether [`StateColumn::update_groups`] takes such arguments.
     pub fn folds_under_bitmaps(&self) -> bool {
         matches!(&self.values, Values::Count | Values::IntegerSum { .. } | Values::I64(_))
     }
 
-    /// Takes in the arguments of the rows of one group; vectors are of whole blocks. `magnitude` as for
+    /// Takes in the arguments of each group's rows; vectors are of whole blocks. `magnitude` as for
     /// [`StateColumn::update`].
-    pub fn update_group(&mut self, group: usize, rows: &Bits, argument: &Vector, magnitude: Option<i128>) {
-        let mut live = *rows;
-        if argument.has_nulls {
-            live = and_bits(rows, &argument.valid);
-            self.add_nulls(group, (count_bits(rows) - count_bits(&live)) as i64);
+    pub fn update_groups<'m>(
+        &mut self,
+        groups: impl Iterator<Item = (usize, &'m Bits)>,
+        argument: &Vector,
+        magnitude: Option<i128>,
+        scratch: &mut [i64; BLOCK_ROWS],
+    ) {
+        let ordered = match &self.values {
+            Values::I64(_) => integers(argument, self.lane, BLOCK_ROWS, None, 0, scratch),
+            _ => &[],
+        };
+        for (group, rows) in groups {
+            let mut live = *rows;
+            if argument.has_nulls {
+                live = and_bits(rows, &argument.valid);
+                self.add_nulls(group, (count_bits(rows) - count_bits(&live)) as i64);
+            }
+            match &mut self.values {
+                Values::IntegerSum { total, .. } => {
+                    total.resize(self.groups, 0);
+                    let fits = magnitude.is_some_and(|most| most <= i128::from(i64::MAX) / BLOCK_ROWS as i128);
+                    if argument.lane == Lane::I64 && fits {
+                        total[group] = total[group].saturating_add(masked_sum(&argument.i64s, &live).into());
+                    } else {
+                        for_each_bit(&live, |row| total[group] = total[group].saturating_add(argument.integer(row)));
+                    }
+                }
+                Values::I64(states) => {
+                    let state = &mut states[group];
+                    *state = masked_extreme(ordered, &live, self.kind == StateKind::Max, *state);
+                }
+                _ => {}
+            }
         }
+    }
+
+    /// Takes in all values of a block of the only group's rows without decoding them, if its encoding tells enough; false, and
+    /// nothing taken in, if not.
+    pub fn take_block(&mut self, chunk: &Chunk, block: usize) -> Result<bool> {
+        let bounds = || -> Result<Option<Scalar>> {
+            let zone = chunk.zone(block)?;
+            let maximum = self.kind == StateKind::Max;
+            Ok((zone.exact && zone.null_count == 0).then_some(if maximum { zone.max } else { zone.min }))
+        };
         match &mut self.values {
             Values::IntegerSum { total, .. } => {
+                let Some(sum) = chunk.sum(block)? else { return Ok(false) };
                 total.resize(self.groups, 0);
-                let fits = magnitude.is_some_and(|most| most <= i128::from(i64::MAX) / BLOCK_ROWS as i128);
-                if argument.lane == Lane::I64 && fits {
-                    total[group] = total[group].saturating_add(masked_sum(&argument.i64s, &live).into());
-                } else {
-                    for_each_bit(&live, |row| total[group] = total[group].saturating_add(argument.integer(row)));
-                }
+                total[0] = total[0].saturating_add(sum);
             }
             Values::I64(states) => {
-                let mut scratch = [0; BLOCK_ROWS];
-                let values = integers(argument, self.lane, BLOCK_ROWS, None, 0, &mut scratch);
-                let state = &mut states[group];
-                *state = masked_extreme(values, &live, self.kind == StateKind::Max, *state);
+                let value = match bounds()? {
+                    Some(Scalar::I64(value)) => value,
+                    Some(Scalar::F64(value)) => order_key(value),
+                    _ => return Ok(false),
+                };
+                states[0] = if self.kind == StateKind::Max { value.max(states[0]) } else { value.min(states[0]) };
             }
-            _ => {}
+            Values::Bytes { values, held } => {
+                let Some(Scalar::Bytes(value)) = bounds()? else { return Ok(false) };
+                offer_bytes(self.kind == StateKind::Max, &value, &mut values[0], held);
+            }
+            _ => return Ok(false),
         }
+        Ok(true)
     }
 
     /// Whether text whose 8-byte prefixes lie between these can't change the state of the only group.

@@ -129,19 +129,9 @@ pub(super) fn checked_integers(
     Ok(())
 }
 
-/// Float arithmetic. As IEEE 754 has it, except that division (and remainder) by zero is an error, as for
-/// every other type.
-pub(super) fn floats(
-    op: ArithmeticOp,
-    single: bool,
-    left: &Vector,
-    right: &Vector,
-    rows: usize,
-    active: &Bits,
-    out: &mut [f64],
-) -> Result<()> {
-    let (a, b) = (&left.f64s[..rows], &right.f64s[..rows]);
-    let pairs = out.iter_mut().zip(a.iter().zip(b));
+#[inline(always)]
+fn float_pairs_body(op: ArithmeticOp, left: &[f64], right: &[f64], out: &mut [f64]) {
+    let pairs = out.iter_mut().zip(left.iter().zip(right));
     match op {
         ArithmeticOp::Add => pairs.for_each(|(out, (a, b))| *out = a + b),
         ArithmeticOp::Subtract => pairs.for_each(|(out, (a, b))| *out = a - b),
@@ -149,11 +139,19 @@ pub(super) fn floats(
         ArithmeticOp::Divide => pairs.for_each(|(out, (a, b))| *out = a / b),
         ArithmeticOp::Remainder => pairs.for_each(|(out, (a, b))| *out = a % b),
     }
+}
+
+dispatch! {
+    /// `left op right`.
+    fn float_pairs(op: ArithmeticOp, left: &[f64], right: &[f64], out: &mut [f64]) = float_pairs_body;
+}
+
+/// Float arithmetic as IEEE 754 has it, rounded to 32 bits if `single`.
+pub(super) fn floats(op: ArithmeticOp, single: bool, left: &Vector, right: &Vector, rows: usize, out: &mut [f64]) {
+    float_pairs(op, &left.f64s[..rows], &right.f64s[..rows], out);
     if single {
         out[..rows].iter_mut().for_each(|value| *value = f64::from(*value as f32));
     }
-    let _ = active;
-    Ok(())
 }
 
 #[cfg(test)]

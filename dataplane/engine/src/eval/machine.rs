@@ -342,7 +342,7 @@ impl Machine {
                 out.set_valid_from(&[left, right]);
                 if choice.lane == Lane::F64 {
                     let single = node.data_type == DataType::Float32;
-                    arithmetic::floats(*op, single, left, right, rows, active, &mut out.f64s)?;
+                    arithmetic::floats(*op, single, left, right, rows, &mut out.f64s);
                 } else if choice.safe {
                     arithmetic::unchecked_i64(*op, &left.i64s[..rows], &right.i64s[..rows], &mut out.i64s[..rows]);
                 } else {

@@ -119,8 +119,28 @@ pub(super) fn cast(
     }
 }
 
+#[inline(always)]
+fn parts_of_day_body(field: DateField, values: &[i64], out: &mut [i64]) {
+    let pairs = out.iter_mut().zip(values);
+    // A loop for each field, in which divisors are constants.
+    match field {
+        DateField::Hour => pairs.for_each(|(out, v)| *out = calendar::extract_from_timestamp(DateField::Hour, *v)),
+        DateField::Minute => pairs.for_each(|(out, v)| *out = calendar::extract_from_timestamp(DateField::Minute, *v)),
+        DateField::Second => pairs.for_each(|(out, v)| *out = calendar::extract_from_timestamp(DateField::Second, *v)),
+        _ => pairs.for_each(|(out, v)| *out = calendar::extract_from_timestamp(DateField::Epoch, *v)),
+    }
+}
+
+heliostat_segment::dispatch! {
+    /// Hour, minute, second or epoch of timestamps, of which any `i64` has one.
+    fn parts_of_day(field: DateField, values: &[i64], out: &mut [i64]) = parts_of_day_body;
+}
+
 pub(super) fn extract(field: DateField, from: &DataType, value: &Vector, rows: usize, active: &Bits, out: &mut Vector) {
     let date = *from == DataType::Date;
+    if !date && matches!(field, DateField::Hour | DateField::Minute | DateField::Second | DateField::Epoch) {
+        return parts_of_day(field, &value.i64s[..rows], &mut out.i64s[..rows]);
+    }
     for_each_bit(&live(active, &[value], rows), |row| {
         out.i64s[row] = if date {
             calendar::extract_from_date(field, value.i64s[row])

@@ -14,7 +14,7 @@ use super::Chunk;
 use super::header::Layout;
 use crate::BLOCK_ROWS;
 use crate::encoding::fsst_search::CodeTest;
-use crate::encoding::integers::IntTest;
+use crate::encoding::int_test::IntTest;
 use crate::encoding::{plain, text};
 use crate::error::Result;
 use crate::kernels::order_key;

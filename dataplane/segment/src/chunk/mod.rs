@@ -13,6 +13,7 @@ mod filter;
 mod floats;
 mod gather;
 pub(crate) mod header;
+mod summary;
 
 use bytes::Bytes;
 use hidb::types::{DataType, Lane, Scalar};

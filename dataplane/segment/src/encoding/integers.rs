@@ -1,7 +1,6 @@
 //! Integers: a directory of blocks, each packed, delta or run-length encoded.
 //!
-//! Owns the block directory, the choice of a block's encoding, and [`IntTest`], a predicate in the stored
-//! domain. Used for the 64-bit lane, scaled values, narrow 128-bit decimals and dictionary codes.
+//! Owns the block directory and the choice of a block's encoding. Used for the 64-bit lane, scaled values, narrow 128-bit decimals and dictionary codes.
 //!
 //! Directory record, 24 bytes: minimum `i64`, span `u64` (maximum - minimum), payload offset `u32`, width
 //! `u8`, kind `u8`, runs `u16`.
@@ -9,6 +8,7 @@
 //! Cost sketch: pruning a block reads one record (24 bytes per 1,024 rows); a packed block of `w` bits
 //! reads `128 * w` bytes and takes 100 to 200 cycles.
 
+use super::int_test::{IntTest, RANGES_MAX};
 use super::{bit_width, delta, packed, runs, u16_at, u32_at, u64_at};
 use crate::error::{Result, SegmentError};
 use crate::footer::Encoding;
@@ -18,6 +18,9 @@ use crate::{BLOCK_ROWS, Rows, Selection};
 
 /// Bytes of a directory record.
 pub(crate) const RECORD_BYTES: usize = 24;
+
+/// Values of up to 8 bits are compared with so many ranges one by one, and with more of them at once.
+const BYTE_RANGES_MAX: usize = 2;
 
 const KIND_PACKED: u8 = 0;
 const KIND_DELTA: u8 = 1;
@@ -179,95 +182,6 @@ impl Mapping {
     }
 }
 
-/// A set of more members than this is looked up instead of compared range by range.
-const RANGES_MAX: usize = 8;
-/// The widest span for which a set is kept as a bitmap.
-const BITMAP_SPAN_MAX: u64 = 1 << 20;
-
-/// A predicate over stored integers: in one of the ranges (or not).
-#[derive(Debug)]
-pub(crate) struct IntTest {
-    /// Disjoint, ascending, inclusive.
-    ranges: Vec<(i64, i64)>,
-    /// Bit `v - ranges[0].0`, when there are many ranges on a narrow span.
-    bitmap: Option<Vec<u64>>,
-    negated: bool,
-}
-
-impl IntTest {
-    /// From at most one range.
-    pub(crate) fn range(range: Option<(i64, i64)>, negated: bool) -> Self {
-        IntTest { ranges: range.into_iter().collect(), bitmap: None, negated }
-    }
-
-    /// From members in any order; neighbours become ranges.
-    pub(crate) fn set(mut values: Vec<i64>, negated: bool) -> Self {
-        values.sort_unstable();
-        values.dedup();
-        let mut ranges: Vec<(i64, i64)> = Vec::new();
-        for value in values {
-            match ranges.last_mut() {
-                Some((_, high)) if high.checked_add(1) == Some(value) => *high = value,
-                _ => ranges.push((value, value)),
-            }
-        }
-        let mut bitmap = None;
-        if ranges.len() > RANGES_MAX
-            && let (Some((low, _)), Some((_, high))) = (ranges.first(), ranges.last())
-            && high.wrapping_sub(*low) as u64 <= BITMAP_SPAN_MAX
-        {
-            let mut bits = vec![0u64; (high.wrapping_sub(*low) as u64 / 64 + 1) as usize];
-            for (from, to) in &ranges {
-                for value in *from..=*to {
-                    let position = value.wrapping_sub(*low) as usize;
-                    bits[position / 64] |= 1 << (position % 64);
-                }
-            }
-            bitmap = Some(bits);
-        }
-        IntTest { ranges, bitmap, negated }
-    }
-
-    /// Whether a stored value matches, before negation.
-    #[inline]
-    fn contains(&self, value: i64) -> bool {
-        if let (Some(bits), Some((low, high))) = (&self.bitmap, self.span()) {
-            if value < low || value > high {
-                return false;
-            }
-            let position = value.wrapping_sub(low) as usize;
-            return bits[position / 64] >> (position % 64) & 1 == 1;
-        }
-        let after = self.ranges.partition_point(|(low, _)| *low <= value);
-        after > 0 && value <= self.ranges[after - 1].1
-    }
-
-    fn span(&self) -> Option<(i64, i64)> {
-        Some((self.ranges.first()?.0, self.ranges.last()?.1))
-    }
-
-    /// The ranges that touch `min..=max`.
-    fn touching(&self, min: i64, max: i64) -> &[(i64, i64)] {
-        let from = self.ranges.partition_point(|(_, high)| *high < min);
-        let to = self.ranges.partition_point(|(low, _)| *low <= max);
-        &self.ranges[from..to.max(from)]
-    }
-
-    /// What bounds alone say.
-    pub(crate) fn prune(&self, min: i64, max: i64) -> BlockMatch {
-        let matched = match self.touching(min, max) {
-            [] => BlockMatch::None,
-            [(low, high)] if *low <= min && max <= *high => BlockMatch::All,
-            _ => BlockMatch::Some,
-        };
-        match (matched, self.negated) {
-            (BlockMatch::None, true) => BlockMatch::All,
-            (BlockMatch::All, true) => BlockMatch::None,
-            (matched, _) => matched,
-        }
-    }
-}
-
 /// One directory record.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct BlockRecord {
@@ -390,6 +304,20 @@ impl<'a> Integers<'a> {
         Ok(())
     }
 
+    /// The sum of the 1,024 stored integers of block `b`; `None` of deltas, and of values wider than sums of 64 bits hold.
+    pub(crate) fn sum(&self, b: usize) -> Result<Option<i128>> {
+        let record = self.record(b)?;
+        let payload = self.payload(&record)?;
+        Ok(match record.kind {
+            KIND_PACKED if record.width <= packed::SUM_WIDTH_MAX => {
+                let distances = i128::from(packed::sum(payload, record.width));
+                Some(i128::from(record.min) * BLOCK_ROWS as i128 + distances)
+            }
+            KIND_RUNS => Some(runs::sum(payload, record.runs)),
+            _ => None,
+        })
+    }
+
     /// What the zone map of block `b` says about `test`.
     pub(crate) fn prune(&self, b: usize, test: &IntTest) -> Result<BlockMatch> {
         let record = self.record(b)?;
@@ -407,14 +335,14 @@ impl<'a> Integers<'a> {
             let rows = *selection;
             rows.for_each(|row| {
                 let distance = packed::get(payload, record.width, row);
-                if test.contains(record.min.wrapping_add(distance as i64)) == test.negated {
+                if test.contains(record.min.wrapping_add(distance as i64)) == test.is_negated() {
                     selection.remove(row);
                 }
             });
         } else {
             let mut mask = [0u64; 16];
             compare(&record, payload, test, &mut mask);
-            if test.negated {
+            if test.is_negated() {
                 selection.and_not(&mask);
             } else {
                 selection.and(&mask);
@@ -443,6 +371,9 @@ fn compare(record: &BlockRecord, payload: &[u8], test: &IntTest, mask: &mut [u64
         return runs::compare(payload, record.runs, |value| test.contains(value), mask);
     }
     let touching = test.touching(record.min, record.max());
+    if record.kind == KIND_PACKED && touching.len() > BYTE_RANGES_MAX && record.width <= 8 {
+        return packed::members(payload, record.width, &test.bytes_from(record.min, touching), mask);
+    }
     if record.kind == KIND_PACKED && touching.len() <= RANGES_MAX {
         let mut ranges = [(0u64, 0u64); RANGES_MAX];
         for (range, (low, high)) in ranges.iter_mut().zip(touching) {
@@ -457,23 +388,19 @@ fn compare(record: &BlockRecord, payload: &[u8], test: &IntTest, mask: &mut [u64
     } else {
         delta::decode(payload, record.width, &mut values);
     }
+    if touching.len() > RANGES_MAX {
+        *mask = test.members(&values);
+        return;
+    }
     *mask = [0; 16];
-    if touching.len() <= RANGES_MAX {
-        let mut words = [0u64; 1024];
-        for (word, value) in words.iter_mut().zip(&values) {
-            *word = *value as u64;
-        }
-        for (low, high) in touching {
-            let hits = u64::range_mask(&words, *low as u64, high.wrapping_sub(*low) as u64);
-            for (mask, hits) in mask.iter_mut().zip(hits) {
-                *mask |= hits;
-            }
-        }
-    } else {
-        for (mask, values) in mask.iter_mut().zip(values.chunks_exact(64)) {
-            for (bit, value) in values.iter().enumerate() {
-                *mask |= u64::from(test.contains(*value)) << bit;
-            }
+    let mut words = [0u64; 1024];
+    for (word, value) in words.iter_mut().zip(&values) {
+        *word = *value as u64;
+    }
+    for (low, high) in touching {
+        let hits = u64::range_mask(&words, *low as u64, high.wrapping_sub(*low) as u64);
+        for (mask, hits) in mask.iter_mut().zip(hits) {
+            *mask |= hits;
         }
     }
 }

@@ -10,10 +10,12 @@
 
 pub(crate) mod alp;
 pub(crate) mod bitmap;
+pub(crate) mod byte_set;
 pub(crate) mod delta;
 pub(crate) mod dictionary;
 pub(crate) mod fsst_decode;
 pub(crate) mod fsst_search;
+pub(crate) mod int_test;
 pub(crate) mod integers;
 pub(crate) mod packed;
 pub(crate) mod plain;

@@ -5,6 +5,7 @@
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
+use super::byte_set::ByteSet;
 use crate::kernels::{self, Native, RangeMask, Word, with_word};
 
 /// Encode: appends `128 * width` bytes.
@@ -49,6 +50,23 @@ pub(crate) fn compare(packed: &[u8], width: usize, ranges: &[(u64, u64)], mask: 
             }
         }
     });
+}
+
+/// Compare: which distances, of at most 8 bits, are in `set`.
+pub(crate) fn members(packed: &[u8], width: usize, set: &ByteSet, mask: &mut [u64; 16]) {
+    let mut words = MaybeUninit::uninit();
+    set.hits(<u8 as Word>::unpack(width, packed, &mut words), mask);
+}
+
+/// The widest values of which 64 bits hold the sum of a block.
+pub(crate) const SUM_WIDTH_MAX: usize = 54;
+
+/// The sum of all distances, of at most [`SUM_WIDTH_MAX`] bits.
+pub(crate) fn sum(packed: &[u8], width: usize) -> u64 {
+    with_word!(width, W => {
+        let mut words = MaybeUninit::uninit();
+        kernels::sum(<W as Word>::unpack(width, packed, &mut words))
+    })
 }
 
 /// Take: `out[k] = base + value[indices[k]] * scale`.

@@ -47,6 +47,13 @@ pub(crate) fn decode(payload: &[u8], runs: usize, out: &mut [i64; 1024]) {
     for_each(payload, runs, |start, end, value| out[start..end].fill(value));
 }
 
+/// The sum of all values.
+pub(crate) fn sum(payload: &[u8], runs: usize) -> i128 {
+    let mut sum = 0;
+    for_each(payload, runs, |start, end, value| sum += i128::from(value) * (end - start) as i128);
+    sum
+}
+
 /// Compare: evaluates `test` once per run.
 pub(crate) fn compare(payload: &[u8], runs: usize, test: impl Fn(i64) -> bool, mask: &mut [u64; 16]) {
     *mask = [0; 16];

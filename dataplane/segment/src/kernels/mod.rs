@@ -26,7 +26,7 @@ pub(crate) use compare::RangeMask;
 pub use compare::equal_mask;
 pub(crate) use floats::{Float, float_keys};
 pub use floats::{order_key, value_of_key};
-pub(crate) use sums::{RunningSums, prefix_sum, take_prefix_sums};
+pub(crate) use sums::{RunningSums, prefix_sum, sum, take_prefix_sums};
 pub(crate) use widen::{Native, gather, greatest, take_each, widen};
 
 use std::mem::MaybeUninit;

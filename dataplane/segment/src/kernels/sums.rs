@@ -1,6 +1,6 @@
-//! Prefix sums of a block's differences: all of them, or only where rows are wanted.
+//! Sums of a block's words, and prefix sums of its differences: all of them, or only where rows are wanted.
 //!
-//! Owns [`RunningSums`]. Called by the delta encoding.
+//! Owns [`sum`], called by the packed encoding, and [`RunningSums`], called by the delta encoding.
 //!
 //! Invariant: sums wrap like `u64`; those of 8 and 16-bit words are held in 32 bits, which they can't leave (1,024 * 65,535).
 //!
@@ -9,6 +9,16 @@
 
 use super::{Native, Word, dispatch};
 use crate::simd::SimdLevel;
+
+#[inline(always)]
+fn sum_body<W: Word>(words: &[W; 1024]) -> u64 {
+    words.iter().fold(0, |sum: u64, word| sum.wrapping_add((*word).into()))
+}
+
+dispatch! {
+    /// The sum of a block's words (wrapping).
+    pub(crate) fn sum<W: Word>(words: &[W; 1024]) -> u64 = sum_body;
+}
 
 /// Values that are summed before those that are wanted are picked.
 const PART: usize = 128;
