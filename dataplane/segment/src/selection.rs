@@ -102,6 +102,19 @@ impl Selection {
         self.words.iter().fold(0, |any, word| any | word) == 0
     }
 
+    /// Whether more than one row is in. Mostly told by the first words, where counting looks at all.
+    #[inline]
+    pub(crate) fn has_several(&self) -> bool {
+        let mut has_one = false;
+        for word in self.words.iter().filter(|word| **word != 0) {
+            if has_one || word & (word - 1) != 0 {
+                return true;
+            }
+            has_one = true;
+        }
+        false
+    }
+
     /// Whether row `row` is in.
     #[inline]
     pub fn contains(&self, row: usize) -> bool {

@@ -23,7 +23,7 @@ use futures::FutureExt;
 use futures::future::try_join_all;
 use heliostat_vector::graph::GraphSearch;
 use heliostat_vector::ivf::{IvfIndex, IvfSearchOptions};
-use heliostat_vector::{Neighbor, TopK};
+use heliostat_vector::{Elements, Neighbor, TopK};
 use hidb::plan::Expr;
 use hidb::{Error, ErrorCode, Result, proto};
 
@@ -414,7 +414,7 @@ async fn by_lists(
     Ok((found, reach, statistics))
 }
 
-/// What one core finds of some of the queries in a graph, one after the other.
+/// What one core finds of some of the queries in a graph.
 async fn by_graph(
     question: Arc<Question>,
     loaded: Arc<Loaded>,
@@ -425,23 +425,27 @@ async fn by_graph(
     let Loaded::Graph(graph) = &*loaded else { return Err(Error::new(ErrorCode::Internal, "lists were to be walked")) };
     let queries = question.queries.rows()?;
     let mut statistics = proto::SearchStatistics::default();
-    let (mut found, mut reach) = (Vec::with_capacity(asked.len()), usize::MAX);
+    let asked: Vec<Elements<'_>> = asked.map(|query| queries.row(query)).collect();
     let mut turn = Turn::default();
-    for query in asked {
-        let query = queries.row(query);
-        let (mut neighbors, done) = match (way, &filter) {
-            (Way::Walk(ef), filter) => {
-                graph::search(graph, query, GraphSearch::new(question.k, ef), filter.as_deref())?
+    let answers = match (way, &filter) {
+        (Way::Walk(ef), filter) => {
+            let mut answers = Vec::with_capacity(asked.len());
+            for query in asked {
+                answers.push(graph::search(graph, query, GraphSearch::new(question.k, ef), filter.as_deref())?);
+                turn.yield_if_due().await;
             }
-            (Way::Codes, Some(filter)) => graph::search_rows(graph, query, question.k, filter, &mut turn).await?,
-            _ => return Err(Error::new(ErrorCode::Internal, "a graph was to be asked like lists")),
-        };
+            answers
+        }
+        (Way::Codes, Some(filter)) => graph::search_rows(graph, &asked, question.k, filter, &mut turn).await?,
+        _ => return Err(Error::new(ErrorCode::Internal, "a graph was to be asked like lists")),
+    };
+    let (mut found, mut reach) = (Vec::with_capacity(answers.len()), usize::MAX);
+    for (mut neighbors, done) in answers {
         reach = reach.min(neighbors.len());
         neighbors.retain(|neighbor| neighbor.distance <= question.distance_max);
         statistics.nodes_visited += done.compared as u64;
         statistics.candidates_reranked += done.reranked as u64;
         found.push(neighbors);
-        turn.yield_if_due().await;
     }
     Ok((found, reach, statistics))
 }

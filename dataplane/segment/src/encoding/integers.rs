@@ -207,11 +207,12 @@ pub(crate) struct Integers<'a> {
 }
 
 impl<'a> Integers<'a> {
-    /// The record of block `b`.
-    #[inline]
+    /// The record of block `b`. Inlined, so that its fields stay in registers: what is written in parts and read back as a
+    /// whole waits for the writes.
+    #[inline(always)]
     pub(crate) fn record(&self, b: usize) -> Result<BlockRecord> {
         let Some(bytes) = self.directory.get(b * RECORD_BYTES..(b + 1) * RECORD_BYTES) else {
-            return Err(SegmentError::corrupt("chunk", format!("no block {b}")));
+            return Err(no_block(b));
         };
         let record = BlockRecord {
             min: u64_at(bytes, 0) as i64,
@@ -223,27 +224,29 @@ impl<'a> Integers<'a> {
         };
         // `max() < min` when the span leaves the range of i64: the maximum would have wrapped.
         if record.width > 64 || (record.span > 0 && record.max() <= record.min) {
-            return Err(SegmentError::corrupt(
-                "chunk",
-                format!("impossible directory record of block {b}: {record:?}"),
-            ));
+            return Err(impossible(b, &record));
         }
         Ok(record)
     }
 
-    #[inline]
+    #[inline(always)]
     fn payload(&self, record: &BlockRecord) -> Result<&'a [u8]> {
         let length = match record.kind {
             KIND_PACKED => record.width * 128,
             KIND_DELTA => delta::PREFIX_BYTES + record.width * 128,
             KIND_RUNS => record.runs * runs::RUN_BYTES,
-            _ => return Err(SegmentError::corrupt("chunk", format!("unknown block kind {}", record.kind))),
+            kind => return Err(unknown_kind(kind)),
         };
-        self.payload.get(record.offset..record.offset + length).ok_or_else(|| {
-            let detail =
-                format!("block of {length} bytes at {} leaves a payload of {}", record.offset, self.payload.len());
-            SegmentError::corrupt("chunk", detail)
-        })
+        match self.payload.get(record.offset..record.offset + length) {
+            Some(payload) => Ok(payload),
+            None => Err(self.beyond_the_payload(record.offset, length)),
+        }
+    }
+
+    #[cold]
+    fn beyond_the_payload(&self, offset: usize, length: usize) -> SegmentError {
+        let detail = format!("block of {length} bytes at {offset} leaves a payload of {}", self.payload.len());
+        SegmentError::corrupt("chunk", detail)
     }
 
     /// Decode: stored integers of block `b`.
@@ -326,12 +329,10 @@ impl<'a> Integers<'a> {
 
     /// Compare: keeps the rows of `selection` that match.
     pub(crate) fn filter(&self, b: usize, test: &IntTest, selection: &mut Selection) -> Result<()> {
-        /// With fewer rows left than this, testing each by itself is quicker than unpacking the block. A row by itself is
-        /// a cache miss that nothing foresees (100 ns), a block of six bits is twelve lines in a row.
-        const FEW: usize = 2;
         let record = self.record(b)?;
         let payload = self.payload(&record)?;
-        if record.kind == KIND_PACKED && selection.count() < FEW {
+        // A row by itself is a cache miss that nothing foresees (100 ns), a block of six bits is twelve lines in a row.
+        if record.kind == KIND_PACKED && !selection.has_several() {
             let rows = *selection;
             rows.for_each(|row| {
                 let distance = packed::get(payload, record.width, row);
@@ -350,6 +351,21 @@ impl<'a> Integers<'a> {
         }
         Ok(())
     }
+}
+
+#[cold]
+fn no_block(b: usize) -> SegmentError {
+    SegmentError::corrupt("chunk", format!("no block {b}"))
+}
+
+#[cold]
+fn impossible(b: usize, record: &BlockRecord) -> SegmentError {
+    SegmentError::corrupt("chunk", format!("impossible directory record of block {b}: {record:?}"))
+}
+
+#[cold]
+fn unknown_kind(kind: u8) -> SegmentError {
+    SegmentError::corrupt("chunk", format!("unknown block kind {kind}"))
 }
 
 #[inline]

@@ -16,7 +16,9 @@ use crate::cores::Turn;
 use crate::search::{invalid, rowids::RowSet};
 
 /// Codes compared between two looks at the clock: about 50 us.
-const ROWS_PER_STEP: usize = 4096;
+const CODES_PER_STEP: usize = 4096;
+/// Queries that share the way of codes from memory.
+const QUERIES_AT_ONCE: usize = 64;
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
@@ -97,26 +99,35 @@ pub fn search(
     by_id(loaded, found)
 }
 
-/// As [`search`], by comparing the codes of all rows that pass, [`ROWS_PER_STEP`] at a time.
+/// As [`search`] for each of some queries, by comparing the codes of all rows that pass, [`CODES_PER_STEP`] at a time.
 ///
 /// # Errors
 /// As [`search`].
 pub async fn search_rows(
     loaded: &LoadedGraph,
-    query: Elements<'_>,
+    queries: &[Elements<'_>],
     k: usize,
     filter: &GraphFilter,
     turn: &mut Turn,
-) -> Result<(Vec<Neighbor>, GraphStatistics)> {
+) -> Result<Vec<(Vec<Neighbor>, GraphStatistics)>> {
     let options = GraphSearch::new(k, k);
-    let begin = |scratch: &mut Scratch| RowsSearch::new(&loaded.graph, query, options, filter.count, scratch);
-    let mut search = SCRATCH.with_borrow_mut(begin).map_err(invalid)?;
-    let mut at = 0;
-    while at < filter.words.len() {
-        at = search.step(&loaded.graph, &filter.words, at, ROWS_PER_STEP);
-        turn.yield_if_due().await;
+    let mut answers = Vec::with_capacity(queries.len());
+    for queries in queries.chunks(QUERIES_AT_ONCE) {
+        let begin = |scratch: &mut Scratch| {
+            RowsSearch::new(&loaded.graph, queries.iter().copied(), options, filter.count, scratch)
+        };
+        let mut search = SCRATCH.with_borrow_mut(begin).map_err(invalid)?;
+        let mut at = 0;
+        while at < filter.words.len() {
+            at = search.step(&loaded.graph, &filter.words, at, CODES_PER_STEP / queries.len());
+            turn.yield_if_due().await;
+        }
+        while let Some(found) = SCRATCH.with_borrow_mut(|scratch| search.finish_next(&loaded.graph, scratch)) {
+            answers.push(by_id(loaded, found)?);
+            turn.yield_if_due().await;
+        }
     }
-    by_id(loaded, SCRATCH.with_borrow_mut(|scratch| search.finish(&loaded.graph, scratch)))
+    Ok(answers)
 }
 
 fn by_id(

@@ -1,14 +1,16 @@
-//! The nearest of chosen rows, by comparing the codes of each.
+//! The nearest of chosen rows to some queries, by comparing the codes of each.
 //!
 //! Owns [`RowsSearch`]. Called by the cell when few rows pass a filter: less work than a walk among all, and its recall does
 //! not depend on what the filter has to do with the vectors.
 //!
 //! Invariants
-//! - Every row of the filter that the graph has is compared once.
+//! - Every row of the filter that the graph has is compared once with every query.
 //! - A step compares about as many rows as it was asked to: the caller lets others run between two.
 //!
-//! Cost: the lines of a row's code and one of its terms, prefetched. Measured through the cell on Zen 3, 128 dimensions: about
-//! 110 ns a row of a million, where nearly every line comes from memory.
+//! Cost: the lines of a row's code and one of its terms, prefetched, which nearly all come from memory when the graph is
+//! large; all queries share them, so that each of a batch costs little more than its arithmetic.
+
+use std::collections::VecDeque;
 
 use super::{
     Graph,
@@ -20,50 +22,57 @@ use crate::{Elements, Neighbor, Query, Result, TopK};
 /// Codes that are on their way while as many are compared.
 const AHEAD: usize = 64;
 
+/// A query and the nearest to it so far.
+#[derive(Clone, Debug)]
+struct Asked {
+    exact: Query,
+    query: CodeQuery,
+    top: TopK,
+}
+
 /// A search among chosen rows that is under way.
 #[derive(Clone, Debug)]
 pub struct RowsSearch {
-    exact: Query,
-    query: CodeQuery,
+    asked: VecDeque<Asked>,
     k: usize,
-    avoid: Option<u32>,
-    top: TopK,
     compared: usize,
     fresh: Vec<u32>,
     products: Vec<i32>,
 }
 
 impl RowsSearch {
-    /// Begins. `ef` of `search` means nothing to it; `rows` is how many pass, as far as is known.
+    /// Begins. `search` has what the queries have in common, of which `ef` and `avoid` mean nothing here; `rows` is how many
+    /// pass, as far as is known.
     ///
     /// # Errors
     /// As [`Graph::search`].
-    pub fn new(
+    pub fn new<'q>(
         graph: &Graph,
-        query: Elements<'_>,
+        queries: impl Iterator<Item = Elements<'q>>,
         search: GraphSearch,
         rows: usize,
         scratch: &mut Scratch,
     ) -> Result<Self> {
         graph.check(search, None)?;
-        let exact = Query::new(graph.element, graph.dimension, graph.metric, query)?;
-        graph.prepare(&exact, scratch);
         // No walk has sorted the nearest out: more of them are looked at again, the more the more there are.
         let least = search.k + (3 * search.k).min(300) + 40;
         let rerank = if search.rerank == 0 { least.max(rows / 64).min(search.k + 4096) } else { search.rerank };
+        let begin = |query| {
+            let exact = Query::new(graph.element, graph.dimension, graph.metric, query)?;
+            graph.prepare(&exact, scratch);
+            Ok(Asked { exact, query: scratch.query.clone(), top: TopK::new(rerank.max(search.k)) })
+        };
         Ok(RowsSearch {
-            exact,
-            query: scratch.query.clone(),
+            asked: queries.map(begin).collect::<Result<_>>()?,
             k: search.k,
-            avoid: search.avoid,
-            top: TopK::new(rerank.max(search.k)),
             compared: 0,
             fresh: Vec::with_capacity(2 * AHEAD),
             products: Vec::with_capacity(2 * AHEAD),
         })
     }
 
-    /// Compares rows of `filter`, a bitmap by row, from word `from` on: `rows` of them and those that are left of a word.
+    /// Compares rows of `filter`, a bitmap by row, from word `from` on: `rows` of them and those that are left of a word,
+    /// with every query.
     /// Returns the word to go on with, `filter.len()` at the end.
     pub fn step(&mut self, graph: &Graph, filter: &[u64], from: usize, rows: usize) -> usize {
         let end = self.compared + rows;
@@ -73,7 +82,7 @@ impl RowsSearch {
             while word != 0 {
                 let row = at as u32 * 64 + word.trailing_zeros();
                 word &= word - 1;
-                let Some(node) = graph.node_of(row).filter(|node| self.avoid != Some(*node)) else { continue };
+                let Some(node) = graph.node_of(row) else { continue };
                 graph.codes.prefetch(node as usize);
                 self.fresh.push(node);
             }
@@ -90,24 +99,32 @@ impl RowsSearch {
     fn compare(&mut self, graph: &Graph, count: usize) {
         let nodes = &self.fresh[..count];
         self.products.resize(count, 0);
-        graph.codes.products(&self.query.bytes, nodes, &mut self.products);
-        for (node, product) in nodes.iter().zip(&self.products) {
-            let distance = self.query.distance(*product, graph.codes.terms[*node as usize]);
-            if distance <= self.top.bound() {
-                self.top.push(distance, u64::from(*node));
+        for Asked { query, top, .. } in &mut self.asked {
+            graph.codes.products(&query.bytes, nodes, &mut self.products);
+            for (node, product) in nodes.iter().zip(&self.products) {
+                let distance = query.distance(*product, graph.codes.terms[*node as usize]);
+                if distance <= top.bound() {
+                    top.push(distance, u64::from(*node));
+                }
             }
         }
         self.compared += count;
         self.fresh.drain(..count);
     }
 
-    /// The nearest, nearest first, compared in full precision as [`Graph::search`] does.
+    /// The nearest to the next query, nearest first, compared in full precision as [`Graph::search`] does; `None` after the
+    /// last.
     ///
     /// # Errors
     /// As [`Graph::search`].
-    pub fn finish(self, graph: &Graph, scratch: &mut Scratch) -> Result<(Vec<Neighbor>, GraphStatistics)> {
-        let nearest = self.top.into_sorted().into_iter().map(|n| (n.distance, n.row as u32)).collect();
+    pub fn finish_next(
+        &mut self,
+        graph: &Graph,
+        scratch: &mut Scratch,
+    ) -> Option<Result<(Vec<Neighbor>, GraphStatistics)>> {
+        let Asked { exact, top, .. } = self.asked.pop_front()?;
+        let nearest = top.into_sorted().into_iter().map(|n| (n.distance, n.row as u32)).collect();
         let statistics = GraphStatistics { expanded: 0, compared: self.compared, reranked: 0 };
-        graph.in_full(&self.exact, self.k, nearest, statistics, scratch)
+        Some(graph.in_full(&exact, self.k, nearest, statistics, scratch))
     }
 }

@@ -170,23 +170,25 @@ fn comparing_all_rows_that_pass_finds_the_nearest_of_them() {
         for every in [1, 10, 700, 5000] {
             let mut filter = vec![0u64; 3000usize.div_ceil(64)];
             (1..3000).step_by(every).for_each(|row| filter[row / 64] |= 1 << (row % 64));
+            let passes = |row: u64| filter[row as usize / 64] >> (row % 64) & 1 == 1;
+            let search = GraphSearch::new(10, 10);
+            let all = (0..queries).map(|query| asked.row(query));
+            let mut rows_search = RowsSearch::new(&graph, all, search, 0, &mut scratch).unwrap();
+            let (mut at, mut steps) = (0, 0);
+            while at < filter.len() {
+                (at, steps) = (rows_search.step(&graph, &filter, at, 100), steps + 1);
+            }
+            assert!(steps >= 1 && (every > 1 || steps > 10), "{steps} steps");
             let (mut reached, mut compared) = (0.0, 0);
             for query in 0..queries {
-                let passes = |row: u64| filter[row as usize / 64] >> (row % 64) & 1 == 1;
                 let in_full = Query::new(ElementType::F32, 48, metric, asked.row(query)).unwrap();
                 let truth = exact(&in_full, &rows, 10, passes);
-                let search = GraphSearch::new(10, 10);
-                let mut rows_search = RowsSearch::new(&graph, asked.row(query), search, 0, &mut scratch).unwrap();
-                let (mut at, mut steps) = (0, 0);
-                while at < filter.len() {
-                    (at, steps) = (rows_search.step(&graph, &filter, at, 100), steps + 1);
-                }
-                assert!(steps >= 1 && (every > 1 || steps > 10), "{steps} steps");
-                let (found, did) = rows_search.finish(&graph, &mut scratch).unwrap();
+                let (found, did) = rows_search.finish_next(&graph, &mut scratch).unwrap().unwrap();
                 assert!(found.iter().all(|neighbor| passes(neighbor.row)));
                 reached += recall(&found, &truth) / queries as f32;
                 compared += did.compared;
             }
+            assert!(rows_search.finish_next(&graph, &mut scratch).is_none());
             let passing = filter.iter().map(|word| word.count_ones() as usize).sum::<usize>();
             assert_eq!(compared, passing * queries, "every row that passes, once a query");
             assert!(reached > 0.99, "{metric:?}, one in {every}: {reached}");
