@@ -23,18 +23,37 @@ dispatch! {
 /// Values that are summed before those that are wanted are picked.
 const PART: usize = 128;
 
+/// Up to as many rows of a block are summed up to each by itself.
+const SPARSE: usize = 32;
+
 /// A word whose blocks can be summed up.
 pub(crate) trait RunningSums: Sized {
     /// Holds the sum of a block.
     type Sum: Copy + Default + Into<u64>;
+    /// `sums[k] = words[0] + ... + words[indices[k]]` for at most [`SPARSE`] ascending indices, sooner than by running sums;
+    /// false where there is no such way.
+    fn few_sums(words: &[Self; 1024], indices: &[u16], sums: &mut [u32; SPARSE]) -> bool;
     /// `out[i] = before + words[0] + ... + words[i]`; returns the last.
     fn running_sums(words: &[Self; PART], before: Self::Sum, out: &mut [Self::Sum; PART]) -> Self::Sum;
 }
 
 macro_rules! running_sums {
-    ($word:ty, $sum:ty $(, $avx2:ident)?) => {
+    ($word:ty, $sum:ty $(, $avx2:ident $(, $few:ident)?)?) => {
         impl RunningSums for $word {
             type Sum = $sum;
+            #[inline(always)]
+            fn few_sums(words: &[Self; 1024], indices: &[u16], sums: &mut [u32; SPARSE]) -> bool {
+                $($(
+                    #[cfg(target_arch = "x86_64")]
+                    if SimdLevel::current() >= SimdLevel::Avx2 {
+                        // SAFETY: the level in effect is never above what the CPU supports.
+                        unsafe { x86::$few(words, indices, sums) };
+                        return true;
+                    }
+                )?)?
+                let _ = (words, indices, sums);
+                false
+            }
             #[inline(always)]
             fn running_sums(words: &[Self; PART], before: $sum, out: &mut [$sum; PART]) -> $sum {
                 $(
@@ -55,7 +74,7 @@ macro_rules! running_sums {
     };
 }
 
-running_sums!(u8, u32, running_u8);
+running_sums!(u8, u32, running_u8, few_u8);
 running_sums!(u16, u32, running_u16);
 running_sums!(u32, u64);
 running_sums!(u64, u64);
@@ -64,7 +83,7 @@ running_sums!(u64, u64);
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::PART;
+    use super::{PART, SPARSE};
 
     macro_rules! running {
         ($name:ident, $word:ty, $widen:ident) => {
@@ -95,6 +114,40 @@ mod x86 {
         };
     }
 
+    /// Sums of 32 bytes stay in four lanes until a row is wanted. Indices ascend and lie in the block.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub(super) fn few_u8(words: &[u8; 1024], indices: &[u16], sums: &mut [u32; SPARSE]) {
+        const POSITIONS: [i8; 32] = {
+            let mut positions = [0; 32];
+            let mut position = 0;
+            while position < 32 {
+                positions[position] = position as i8;
+                position += 1;
+            }
+            positions
+        };
+        // SAFETY: the array is 32 bytes; the load is unaligned.
+        let positions = unsafe { _mm256_loadu_si256(POSITIONS.as_ptr().cast()) };
+        let zero = _mm256_setzero_si256();
+        let mut before = zero;
+        let mut wanted = sums.iter_mut().zip(indices).peekable();
+        for (group, words) in words.as_chunks::<32>().0.iter().enumerate() {
+            // SAFETY: the chunk is 32 bytes; the load is unaligned.
+            let v = unsafe { _mm256_loadu_si256(words.as_ptr().cast()) };
+            while let Some((sum, index)) = wanted.next_if(|(_, index)| usize::from(**index) / 32 == group) {
+                let beyond = _mm256_cmpgt_epi8(positions, _mm256_set1_epi8((index % 32) as i8));
+                let lanes = _mm256_add_epi64(before, _mm256_sad_epu8(_mm256_andnot_si256(beyond, v), zero));
+                let two = _mm_add_epi64(_mm256_castsi256_si128(lanes), _mm256_extracti128_si256::<1>(lanes));
+                *sum = (_mm_cvtsi128_si32(two) as u32).wrapping_add(_mm_extract_epi32::<2>(two) as u32);
+            }
+            if wanted.peek().is_none() {
+                return;
+            }
+            before = _mm256_add_epi64(before, _mm256_sad_epu8(v, zero));
+        }
+    }
+
     running!(running_u8, u8, _mm256_cvtepu8_epi32);
     running!(running_u16, u16, _mm256_cvtepu16_epi32);
 }
@@ -121,6 +174,14 @@ fn take_prefix_sums_body<W: Word, N: Native>(
     (base, scale): (u64, u64),
     out: &mut [N],
 ) {
+    let value = |index: u16, sum: u64| first.wrapping_add(step.wrapping_mul(u64::from(index))).wrapping_add(sum);
+    let mut few = [0; SPARSE];
+    if indices.len() <= SPARSE && W::few_sums(words, indices, &mut few) {
+        for ((out, index), sum) in out.iter_mut().zip(indices).zip(few) {
+            *out = N::from_u64(base.wrapping_add(value(*index, sum.into()).wrapping_mul(scale)));
+        }
+        return;
+    }
     let (mut sums, mut before) = ([W::Sum::default(); PART], W::Sum::default());
     let mut next = 0;
     for (part, words) in words.as_chunks::<PART>().0.iter().enumerate() {
@@ -130,10 +191,7 @@ fn take_prefix_sums_body<W: Word, N: Native>(
         before = W::running_sums(words, before, &mut sums);
         let count = indices[next..].partition_point(|index| usize::from(*index) < (part + 1) * PART);
         let wanted = out[next..].iter_mut().zip(&indices[next..next + count]);
-        let value = |index: u16| {
-            let sum: u64 = sums[usize::from(index) % PART].into();
-            first.wrapping_add(step.wrapping_mul(u64::from(index))).wrapping_add(sum)
-        };
+        let value = |index: u16| value(index, sums[usize::from(index) % PART].into());
         if scale == 1 {
             wanted.for_each(|(out, index)| *out = N::from_u64(base.wrapping_add(value(*index))));
         } else {
