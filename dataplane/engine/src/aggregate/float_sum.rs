@@ -145,7 +145,7 @@ pub(crate) struct FloatSums {
     base: Option<i32>,
     /// Where a group's rest is in `rest`, plus one; 0 without one. Empty while no group has one.
     places: Paged<u32>,
-    rest: Vec<Box<Rest>>,
+    rest: Paged<Rest>,
 }
 
 impl FloatSums {
@@ -157,8 +157,7 @@ impl FloatSums {
     }
 
     pub fn memory_bytes(&self) -> usize {
-        let rest = self.rest.capacity() * size_of::<Box<Rest>>() + self.rest.len() * size_of::<Rest>();
-        self.windows.memory_bytes() + self.places.memory_bytes() + rest
+        self.windows.memory_bytes() + self.places.memory_bytes() + self.rest.memory_bytes()
     }
 
     #[inline]
@@ -207,7 +206,7 @@ impl FloatSums {
         }
         let place = &mut self.places[group];
         if *place == 0 {
-            self.rest.push(Box::new(Rest { sum: Superaccumulator::new(), flags: 0 }));
+            self.rest.push(Rest { sum: Superaccumulator::new(), flags: 0 });
             *place = self.rest.len() as u32;
         }
         &mut self.rest[*place as usize - 1]
@@ -215,7 +214,7 @@ impl FloatSums {
 
     fn known_rest(&self, group: usize) -> Option<&Rest> {
         let place = if self.places.is_empty() { 0 } else { self.places[group] };
-        place.checked_sub(1).map(|place| &*self.rest[place as usize])
+        place.checked_sub(1).map(|place| &self.rest[place as usize])
     }
 
     /// Moves what a window holds to the group's rest, so that there is room in it.
