@@ -30,9 +30,13 @@ enum Leading {
     Text {
         /// The first 8 bytes.
         prefix: u64,
+        /// The first [`TEXT_BYTES`].
         value: Vec<u8>,
     },
 }
+
+/// Of text only so much is compared: a threshold is taken apart for every block, and may be megabytes long.
+const TEXT_BYTES: usize = 64;
 
 /// A bound on the leading key.
 #[derive(Debug)]
@@ -76,8 +80,8 @@ impl SortBound {
                 }
             }
             Lane::Bytes => {
-                let mut value = Vec::new();
-                loop {
+                let mut value = Vec::with_capacity(TEXT_BYTES);
+                while value.len() < TEXT_BYTES {
                     // A zero is followed by 0xff inside the value and by another zero at its end.
                     match encoded.next()? {
                         0 if encoded.next()? == 0 => break,
@@ -136,7 +140,8 @@ impl SortBound {
             (Leading::Text { value: threshold, .. }, _) => {
                 let mut out = NO_BITS;
                 for row in 0..rows {
-                    let loses = self.loses(vector.bytes.get(row), threshold);
+                    let value = vector.bytes.get(row);
+                    let loses = self.loses(&value[..value.len().min(TEXT_BYTES)], threshold);
                     out[row >> 6] |= u64::from(!loses) << (row & 63);
                 }
                 out

@@ -412,11 +412,12 @@ impl Column<'_> {
             return None;
         }
         let stride = (values.len() / SAMPLE_VALUES).max(1);
-        let sample: Vec<&[u8]> = values.iter().step_by(stride).copied().collect();
+        let sampled = (0..values.len()).step_by(stride).filter(|row| self.is_valid(*row));
+        let sample: Vec<&[u8]> = sampled.map(|row| values[row]).collect();
         // Of n values drawn from D distinct ones about n^2 / 2D repeat another (the birthday problem).
         let (entries, _) = dictionary::build_bytes(&sample, sample.len())?;
         let repeated = sample.len() - entries.len();
-        if repeated * 3 * DICTIONARY_ENTRIES_MAX < sample.len() * sample.len() {
+        if sample.len() > 1 && repeated * 3 * DICTIONARY_ENTRIES_MAX < sample.len() * sample.len() {
             return None;
         }
         dictionary::build_bytes(values, DICTIONARY_ENTRIES_MAX.min(values.len() / 4 + 1))

@@ -244,7 +244,7 @@ const COMPARED_MAX: usize = 8;
 /// A set of byte strings.
 pub(crate) struct ByteStrings {
     /// Ascending.
-    pub(crate) values: Vec<Vec<u8>>,
+    pub(crate) members: Vec<Vec<u8>>,
     /// The same, when they are many.
     hashed: Option<HashSet<Vec<u8>, RandomState>>,
 }
@@ -252,18 +252,18 @@ pub(crate) struct ByteStrings {
 impl ByteStrings {
     /// From members in any order.
     fn new(members: &[Vec<u8>]) -> Self {
-        let mut values = members.to_vec();
-        values.sort_unstable();
-        values.dedup();
-        let hashed = (values.len() > COMPARED_MAX).then(|| values.iter().cloned().collect());
-        ByteStrings { values, hashed }
+        let mut members = members.to_vec();
+        members.sort_unstable();
+        members.dedup();
+        let hashed = (members.len() > COMPARED_MAX).then(|| members.iter().cloned().collect());
+        ByteStrings { members, hashed }
     }
 
     #[inline]
     fn contains(&self, value: &[u8]) -> bool {
         match &self.hashed {
             Some(hashed) => hashed.contains(value),
-            None => self.values.iter().any(|member| member == value),
+            None => self.members.iter().any(|member| member == value),
         }
     }
 }

@@ -1,7 +1,8 @@
 //! A block of arguments as 64-bit integers, for states that are such integers.
 //!
-//! Owns [`integers`]. Called by [`super::state`]: minima and maxima of integers, booleans (0 and 1) and floats (order
-//! keys), and sums of integers, all run the same loops over plain slices, in which NULL is a value that changes nothing.
+//! Owns [`integers`]. Called by [`super::state`] (minima and maxima of integers, booleans, as 0 and 1, and floats, as order
+//! keys, and sums of integers all run the same loops over plain slices, in which NULL is a value that changes nothing) and
+//! for the keys of the directly indexed table of groups (in which NULL is the value behind the greatest).
 //!
 //! Cost: nothing for integers without NULLs, else 0.2 to 0.3 ns a row (vectorised), where going from one valid row to
 //! the next took 2 to 5.

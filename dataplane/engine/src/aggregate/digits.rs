@@ -34,7 +34,7 @@ fn find_body(direct: &[u32], unknown: u32, mark: u32, slots: &mut [u32]) -> bool
 }
 
 dispatch! {
-    /// Adds `stride` times the distance from `least`, for values that are not NULL.
+    /// Adds `stride` times the distance from `least`, at most `null`.
     pub(super) fn add_range(values: &[i64], least: i64, null: u32, stride: u32, slots: &mut [u32]) = add_range_body;
 }
 

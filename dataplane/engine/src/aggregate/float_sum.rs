@@ -1,7 +1,7 @@
 //! Exact sums of floats: the same bits whatever the order of the additions (ADR 6).
 //!
 //! Owns [`FloatSums`], one exact sum per group. A sum is a *window*, an `i128` in fixed point whose lowest exponent is the
-//! same for all groups, and, for what does not fit it, a [`Superaccumulator`]. NaN and infinities are flags. Rounding
+//! same for all groups of a page, and, for what does not fit it, a [`Superaccumulator`]. NaN and infinities are flags. Rounding
 //! happens once, when the sum is read: to nearest, ties to even.
 //!
 //! Invariants
@@ -17,18 +17,18 @@
 use heliostat_segment::dispatch;
 use hidb::BLOCK_ROWS;
 
-use super::paged::Paged;
+use super::paged::{PAGE_ITEMS, Paged};
 use super::state::LOCAL_GROUPS_MAX;
 use super::superaccumulator::{BIAS, Superaccumulator};
 use crate::vector::{Bits, count_bits};
 
-/// Exponents below the greatest of the first block that the window covers: 9 more than [`SPLIT_EXPONENTS`] needs.
+/// Exponents below that of a page's first value that its windows cover: 9 more than [`SPLIT_EXPONENTS`] needs.
 const WINDOW_BELOW: i32 = 40;
 /// Exponents above the window's base that it covers: values of 53 + 62 bits of 127, so that 2^12 of the greatest fit it
 /// before they move to the rest.
 const WINDOW_SHIFT_MAX: i32 = 62;
-/// Bases are multiples of this, so that those of two cores are mostly one.
-const BASE_STEP: i32 = 16;
+/// Bases are multiples of this, so that those of two cores are often one.
+const BASE_STEP: i32 = 4;
 /// The greatest base: what the window covers ends before infinity.
 const BASE_MAX: i32 = (0x7fe - WINDOW_SHIFT_MAX) / BASE_STEP * BASE_STEP;
 
@@ -46,9 +46,9 @@ struct Rest {
     flags: u8,
 }
 
-/// The base of windows whose first values have exponents up to `greatest`.
-fn base_for(greatest: i32) -> i32 {
-    ((greatest - WINDOW_BELOW).max(0) / BASE_STEP * BASE_STEP).clamp(1, BASE_MAX)
+/// The base of windows whose first value has this exponent.
+fn base_for(exponent: i32) -> i32 {
+    ((exponent - WINDOW_BELOW).max(0) / BASE_STEP * BASE_STEP).clamp(1, BASE_MAX)
 }
 
 /// Whether a window's value and its unit are normal doubles, far from either end of their range.
@@ -141,45 +141,66 @@ dispatch! {
 pub(crate) struct FloatSums {
     /// `value * 2^(base - BIAS)`.
     windows: Paged<i128>,
-    /// The same for all groups; `None` before the first value.
-    base: Option<i32>,
+    /// Of each page of windows; [`NO_BASE`] before its first value.
+    bases: Vec<i32>,
     /// Where a group's rest is in `rest`, plus one; 0 without one. Empty while no group has one.
     places: Paged<u32>,
     rest: Paged<Rest>,
 }
 
+/// So far above every exponent that no value is in the window.
+const NO_BASE: i32 = i32::MAX;
+
 impl FloatSums {
     pub fn resize(&mut self, groups: usize) {
         self.windows.resize(groups, 0);
+        self.bases.resize(groups.div_ceil(PAGE_ITEMS), NO_BASE);
         if !self.places.is_empty() {
             self.places.resize(groups, 0);
         }
     }
 
     pub fn memory_bytes(&self) -> usize {
-        self.windows.memory_bytes() + self.places.memory_bytes() + self.rest.memory_bytes()
+        self.windows.memory_bytes() + self.places.memory_bytes() + self.rest.memory_bytes() + self.bases.capacity() * 4
+    }
+
+    /// The base of a group's window; where there is none yet, the one for a value of this exponent.
+    #[inline]
+    fn base(&mut self, group: usize, exponent: i32) -> i32 {
+        let base = &mut self.bases[group / PAGE_ITEMS];
+        if *base == NO_BASE && (1..0x7ff).contains(&exponent) {
+            *base = base_for(exponent);
+        }
+        *base
     }
 
     #[inline]
     pub fn add(&mut self, group: usize, value: f64) {
         let bits = value.to_bits();
         let exponent = (bits >> 52 & 0x7ff) as i32;
-        if self.base.is_none() && (1..0x7ff).contains(&exponent) {
-            self.base = Some(base_for(exponent));
-        }
-        let shift = exponent - self.base.unwrap_or(i32::MAX);
+        let shift = exponent - self.base(group, exponent);
         if (0..=WINDOW_SHIFT_MAX).contains(&shift) {
             let term = i128::from(bits & ((1 << 52) - 1) | 1 << 52) << shift;
-            let window = &mut self.windows[group];
-            if let Some(sum) = window.checked_add(if bits >> 63 == 1 { -term } else { term }) {
-                *window = sum;
-                return;
-            }
+            self.add_term(group, if bits >> 63 == 1 { -term } else { term });
+        } else {
+            self.add_to_rest(group, value);
         }
-        self.add_to_rest(group, value);
     }
 
-    /// Adds a value that the window does not cover or has no room for.
+    /// Adds what is at the scale of the group's window.
+    #[inline]
+    fn add_term(&mut self, group: usize, term: i128) {
+        let window = &mut self.windows[group];
+        match window.checked_add(term) {
+            Some(sum) => *window = sum,
+            None => {
+                self.spill(group);
+                self.windows[group] = term;
+            }
+        }
+    }
+
+    /// Adds a value that the window does not cover.
     #[cold]
     fn add_to_rest(&mut self, group: usize, value: f64) {
         let bits = value.to_bits();
@@ -195,7 +216,6 @@ impl FloatSums {
         }
         let (magnitude, exponent) = if exponent == 0 { (fraction, 1) } else { (fraction | 1 << 52, exponent) };
         if magnitude != 0 {
-            self.spill(group);
             self.rest_of(group).sum.add(negative, magnitude, exponent);
         }
     }
@@ -218,9 +238,10 @@ impl FloatSums {
     }
 
     /// Moves what a window holds to the group's rest, so that there is room in it.
+    #[cold]
     fn spill(&mut self, group: usize) {
-        let window = std::mem::take(&mut self.windows[group]);
-        if let (true, Some(base)) = (window != 0, self.base) {
+        let (window, base) = (std::mem::take(&mut self.windows[group]), self.bases[group / PAGE_ITEMS]);
+        if window != 0 {
             self.rest_of(group).sum.add_wide(window, base);
         }
     }
@@ -238,16 +259,14 @@ impl FloatSums {
                 &copy
             }
         };
-        let greatest = greatest_exponent(block);
-        if greatest > 0 {
-            self.base.get_or_insert_with(|| base_for(greatest));
-        }
         if count > LOCAL_GROUPS_MAX {
             // What is not valid adds zero.
             groups.iter().zip(block).for_each(|(group, value)| self.add_unless_zero(*group as usize, *value));
             return;
         }
         // All but the smallest values of a block are sums of integers at one exponent.
+        let greatest = greatest_exponent(block);
+        self.base(0, greatest);
         let base = (greatest - (SPLIT_EXPONENTS - 1)).max(1);
         let mut sums = [(0i64, 0i64); LOCAL_GROUPS_MAX];
         let outside = if count == 1 {
@@ -284,35 +303,30 @@ impl FloatSums {
         }
     }
 
-    /// Adds `value * 2^(exponent - BIAS)`; `value` below 2^96 (or the window of another).
+    /// Adds `value * 2^(exponent - BIAS)`; `value` below 2^96, or the window of another.
     fn add_scaled(&mut self, group: usize, value: i128, exponent: i32) {
         if value == 0 {
             return;
         }
-        let base = *self.base.get_or_insert_with(|| exponent.clamp(1, BASE_MAX));
-        if let Some(term) = shifted(value, exponent - base) {
-            match self.windows[group].checked_add(term) {
-                Some(sum) => self.windows[group] = sum,
-                None => {
-                    self.spill(group);
-                    self.windows[group] = term;
-                }
-            }
-        } else {
-            self.rest_of(group).sum.add_wide(value, exponent);
+        match shifted(value, exponent - self.bases[group / PAGE_ITEMS]) {
+            Some(term) => self.add_term(group, term),
+            None => self.rest_of(group).sum.add_wide(value, exponent),
         }
     }
 
-    /// Moves all windows down to `base`.
-    fn lower_base(&mut self, base: i32) {
-        let Some(from) = self.base else { return };
-        for group in 0..self.windows.len() {
-            match shifted(self.windows[group], from - base) {
-                Some(window) => self.windows[group] = window,
-                None => self.spill(group),
-            }
+    /// Moves the windows of a page down to `base`.
+    fn lower_base(&mut self, page: usize, base: i32) {
+        let from = std::mem::replace(&mut self.bases[page], base);
+        if from == NO_BASE {
+            return;
         }
-        self.base = Some(base);
+        for group in page * PAGE_ITEMS..self.windows.len().min((page + 1) * PAGE_ITEMS) {
+            let window = self.windows[group];
+            self.windows[group] = shifted(window, from - base).unwrap_or_else(|| {
+                self.rest_of(group).sum.add_wide(window, from);
+                0
+            });
+        }
     }
 
     /// Adds another's sum of `from` to this one's of `group`.
@@ -322,18 +336,18 @@ impl FloatSums {
             ours.flags |= theirs.flags;
             ours.sum.absorb(&theirs.sum);
         }
-        let Some(base) = other.base else { return };
-        match self.base {
-            None => self.base = Some(base),
-            Some(ours) if base < ours => self.lower_base(base),
-            _ => {}
+        let (window, base) = (other.windows[from], other.bases[from / PAGE_ITEMS]);
+        if window != 0 {
+            if base < self.bases[group / PAGE_ITEMS] {
+                self.lower_base(group / PAGE_ITEMS, base);
+            }
+            self.add_scaled(group, window, base);
         }
-        self.add_scaled(group, other.windows[from], base);
     }
 
     /// The correctly rounded sum; NaN if a NaN or infinities of both signs went in.
     pub fn value(&self, group: usize) -> f64 {
-        let (window, base) = (self.windows[group], self.base.unwrap_or(1));
+        let (window, base) = (self.windows[group], self.bases[group / PAGE_ITEMS]);
         let rest = self.known_rest(group);
         match rest.map_or(0, |rest| rest.flags) {
             FLAG_PLUS => f64::INFINITY,
@@ -351,7 +365,9 @@ impl FloatSums {
     /// A group's whole sum.
     fn exact(&self, group: usize) -> Superaccumulator {
         let mut exact = self.known_rest(group).map_or_else(Superaccumulator::new, |rest| rest.sum.clone());
-        exact.add_wide(self.windows[group], self.base.unwrap_or(1));
+        if self.windows[group] != 0 {
+            exact.add_wide(self.windows[group], self.bases[group / PAGE_ITEMS]);
+        }
         exact
     }
 
@@ -502,6 +518,46 @@ mod tests {
                 by_block.write_state(group, &mut ours);
                 by_value.write_state(group, &mut theirs);
                 assert_eq!(ours, theirs);
+            }
+        }
+    }
+
+    /// Groups of several pages, in parts whose first values are of very different sizes, so that pages have different
+    /// bases, are lowered, and windows don't survive that.
+    #[test]
+    fn groups_of_different_sizes_are_absorbed_exactly() {
+        let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(10);
+        const GROUPS: usize = 2 * PAGE_ITEMS + 100;
+        for round in 0..20 {
+            let mut whole = FloatSums::default();
+            let mut parts: Vec<FloatSums> = vec![FloatSums::default(); 3];
+            whole.resize(GROUPS);
+            for (number, part) in parts.iter_mut().enumerate() {
+                part.resize(GROUPS);
+                let size = [0, 30, -30, 90, -500, 900][(round + number * 2) % 6];
+                for _ in 0..12_000 {
+                    let group = random.random_range(0..GROUPS);
+                    let value = match random.random_range(0..5000) {
+                        0 => f64::NAN,
+                        1 => f64::INFINITY,
+                        2 => f64::from_bits(random.random_range(0..1 << 52)),
+                        _ => (random.random::<f64>() - 0.5) * 2f64.powi(size + random.random_range(-20..20)),
+                    };
+                    part.add(group, value);
+                    whole.add(group, value);
+                }
+            }
+            let mut merged = parts.remove(0);
+            for part in &parts {
+                (0..GROUPS).for_each(|group| merged.absorb(group, part, group));
+            }
+            for group in 0..GROUPS {
+                let (ours, theirs) = (merged.value(group), whole.value(group));
+                assert!(ours.to_bits() == theirs.to_bits() || ours.is_nan() && theirs.is_nan(), "{ours} {theirs}");
+                let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+                merged.write_state(group, &mut ours);
+                whole.write_state(group, &mut theirs);
+                assert_eq!(ours, theirs, "round {round}, group {group}");
             }
         }
     }

@@ -491,7 +491,8 @@ impl Aggregator {
                     self.machine.eval(&plan.program, node, active, source)?;
                     let value = self.machine.vector(&plan.program, node);
                     let valid = value.has_nulls.then_some(&value.valid);
-                    let values = integers(value, Lane::I64, rows, valid, least + i64::from(null), &mut self.scratch);
+                    let values =
+                        integers(value, Lane::I64, rows, valid, least.wrapping_add(i64::from(null)), &mut self.scratch);
                     digits::add_range(values, least, null, *stride, &mut slots[..rows]);
                 }
                 Digit::Truth { node } => {

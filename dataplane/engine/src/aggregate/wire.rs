@@ -13,13 +13,12 @@
 //!   u32 length);
 //! - kind 5, count distinct: number of values (u32), and each in row encoding.
 
-use heliostat_segment::value_of_key;
-use hidb::{BLOCK_ROWS, Error, ErrorCode, Lane, Result};
+use heliostat_segment::{order_key, value_of_key};
+use hidb::{Error, ErrorCode, Lane, Result};
 
-use super::arguments::integers;
 use super::state::{StateColumn, StateKind, Values, offer_bytes};
 use crate::rows::{read_value, take};
-use crate::vector::Vector;
+use crate::vector::{Vector, bit};
 
 /// The version of the wire form.
 pub const STATE_VERSION: u8 = 1;
@@ -114,7 +113,11 @@ impl StateColumn {
                 if value.is_valid(0) {
                     match values {
                         Values::I64(states) => {
-                            let v = integers(&value, self.lane, 1, None, 0, &mut [0; BLOCK_ROWS])[0];
+                            let v = match self.lane {
+                                Lane::Bool => i64::from(bit(&value.bits, 0)),
+                                Lane::F64 => order_key(value.f64s[0]),
+                                _ => value.i64s[0],
+                            };
                             states[group] = if maximum { v.max(states[group]) } else { v.min(states[group]) };
                         }
                         Values::I128(states) => {

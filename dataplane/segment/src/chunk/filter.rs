@@ -94,7 +94,7 @@ impl Chunk {
             Layout::Text | Layout::TextFsst => {
                 let mut lengths = Vec::new();
                 if let BytesMatcher::Set { values, .. } = &matcher {
-                    lengths = values.values.iter().map(Vec::len).collect();
+                    lengths = values.members.iter().map(Vec::len).collect();
                     lengths.sort_unstable();
                     lengths.dedup();
                 }
@@ -116,8 +116,8 @@ impl Chunk {
                 let needles: Vec<&[u8]> = needles.iter().map(Finder::needle).chain(ends).collect();
                 CodeTest::new(table, payload, &[prefix], &[suffix], &needles)
             }
-            BytesMatcher::Set { values, .. } if values.values.len() <= CODE_TESTS_MAX => {
-                let values: Vec<&[u8]> = values.values.iter().map(Vec::as_slice).collect();
+            BytesMatcher::Set { values, .. } if values.members.len() <= CODE_TESTS_MAX => {
+                let values: Vec<&[u8]> = values.members.iter().map(Vec::as_slice).collect();
                 let needle = if let [only] = values.as_slice() { &[*only][..] } else { &[] };
                 CodeTest::new(table, payload, &values, &values, needle)
             }
@@ -376,7 +376,7 @@ fn prefix_bounds(matcher: &BytesMatcher) -> Option<(u64, u64, bool)> {
             };
             (low, high, *negated)
         }
-        BytesMatcher::Set { values, negated } => match (values.values.first(), values.values.last()) {
+        BytesMatcher::Set { values, negated } => match (values.members.first(), values.members.last()) {
             (Some(first), Some(last)) => (text::prefix(first), text::prefix(last), *negated),
             _ => (u64::MAX, 0, *negated),
         },

