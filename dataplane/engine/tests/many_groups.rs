@@ -180,3 +180,49 @@ fn float_sums_have_the_same_bits_in_any_order_of_rows_and_any_number_of_groups()
         assert_eq!(bits(&reversed, 1), expected, "{select}");
     }
 }
+
+/// Keys that an array is indexed by: of the same range in some row groups and of another in others, up to the ends of `i64`,
+/// with NULLs, a boolean and a text beside them; and in parts, which forget their groups in between.
+#[test]
+fn keys_of_a_narrow_range_keep_their_groups_from_row_group_to_row_group() {
+    let schema = Schema::new(vec![
+        field("k", DataType::Int64),
+        field("b", DataType::Boolean),
+        field("t", DataType::Text),
+        field("n", DataType::Int64),
+        field("f", DataType::Float64),
+    ])
+    .unwrap();
+    let row = |least: i64, at: i64| -> Row {
+        let or_null = |value: Scalar, every: i64| if at % every == 5 { Scalar::Null } else { value };
+        vec![
+            or_null(Scalar::I64(least + at * 31 % 700), 101),
+            or_null(Scalar::Bool(at % 3 == 0), 53),
+            or_null(Scalar::Bytes(format!("text {}", (at + least % 5) % 9).into_bytes()), 47),
+            or_null(Scalar::I64(at - 2500), 11),
+            or_null(Scalar::F64((at - 2500) as f64 / 7.0), 13),
+        ]
+    };
+    let leasts = [0, 0, -350, 0, i64::MAX - 699, i64::MAX - 699, i64::MIN, 0];
+    let groups = leasts.iter().map(|least| (0..5000).map(|at| row(*least, at)).collect()).collect();
+    let table = Table::new(schema, groups);
+    for (keys, aggregates) in [
+        ("k", "count(*), sum(n), min(f), max(f), avg(f)"),
+        ("k, b", "count(n), min(n), max(n), min(t)"),
+        ("b, k", "sum(f), max(b)"),
+        ("b", "min(f), max(f), sum(n), min(b)"),
+        ("t, b", "count(*), min(n), max(f)"),
+        ("k, t", "sum(n), max(f)"),
+    ] {
+        let single = plan(&table, &format!("{keys}, {aggregates}"), keys);
+        let expected = sorted_text(&reference(&single, &table).unwrap());
+        for cores in [1, 2] {
+            let (batches, _) = table.run(&single, cores, &EngineOptions::default()).unwrap();
+            assert!(sorted_text(&rows_of(&batches)) == expected, "{keys}, {cores} cores");
+        }
+        let options = EngineOptions { memory_bytes_max: 300 << 10, ..EngineOptions::default() };
+        let (batches, _) = table.run(&in_part(&single), 1, &options).unwrap();
+        let merged = merge_intermediate(single.aggregation.as_ref().unwrap(), &batches).unwrap();
+        assert!(sorted_text(&rows_of(&[merged])) == expected, "{keys}, in parts");
+    }
+}
