@@ -164,27 +164,35 @@ impl FloatSums {
         self.windows.memory_bytes() + self.places.memory_bytes() + self.rest.memory_bytes() + self.bases.capacity() * 4
     }
 
-    /// The base of a group's window; where there is none yet, the one for a value of this exponent.
-    #[inline]
-    fn base(&mut self, group: usize, exponent: i32) -> i32 {
-        let base = &mut self.bases[group / PAGE_ITEMS];
-        if *base == NO_BASE && (1..0x7ff).contains(&exponent) {
-            *base = base_for(exponent);
-        }
-        *base
-    }
-
     #[inline]
     pub fn add(&mut self, group: usize, value: f64) {
         let bits = value.to_bits();
-        let exponent = (bits >> 52 & 0x7ff) as i32;
-        let shift = exponent - self.base(group, exponent);
+        let shift = (bits >> 52 & 0x7ff) as i32 - self.bases[group / PAGE_ITEMS];
         if (0..=WINDOW_SHIFT_MAX).contains(&shift) {
             let term = i128::from(bits & ((1 << 52) - 1) | 1 << 52) << shift;
             self.add_term(group, if bits >> 63 == 1 { -term } else { term });
         } else {
+            self.add_outside(group, value);
+        }
+    }
+
+    /// Adds a value that the window does not cover, or that is the page's first.
+    #[cold]
+    fn add_outside(&mut self, group: usize, value: f64) {
+        if self.begin(group / PAGE_ITEMS, (value.to_bits() >> 52 & 0x7ff) as i32) {
+            self.add(group, value);
+        } else {
             self.add_to_rest(group, value);
         }
+    }
+
+    /// Gives a page that has none the base for a value of this exponent; false if it had one, or the value is not normal.
+    fn begin(&mut self, page: usize, exponent: i32) -> bool {
+        let begins = self.bases[page] == NO_BASE && (1..0x7ff).contains(&exponent);
+        if begins {
+            self.bases[page] = base_for(exponent);
+        }
+        begins
     }
 
     /// Adds what is at the scale of the group's window.
@@ -201,7 +209,6 @@ impl FloatSums {
     }
 
     /// Adds a value that the window does not cover.
-    #[cold]
     fn add_to_rest(&mut self, group: usize, value: f64) {
         let bits = value.to_bits();
         let (negative, exponent) = (bits >> 63 == 1, (bits >> 52 & 0x7ff) as i32);
@@ -266,7 +273,7 @@ impl FloatSums {
         }
         // All but the smallest values of a block are sums of integers at one exponent.
         let greatest = greatest_exponent(block);
-        self.base(0, greatest);
+        self.begin(0, greatest);
         let base = (greatest - (SPLIT_EXPONENTS - 1)).max(1);
         let mut sums = [(0i64, 0i64); LOCAL_GROUPS_MAX];
         let outside = if count == 1 {
