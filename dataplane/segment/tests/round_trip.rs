@@ -183,6 +183,19 @@ fn each_distribution_gets_the_encoding_made_for_it() {
 }
 
 #[test]
+fn sums_of_whole_blocks_come_from_constants_packed_values_and_runs() {
+    let sum = |shape, null_percent, b| {
+        chunk(&array(&DataType::Int64, shape, 2500, null_percent, 1), &DataType::Int64).sum(b).unwrap()
+    };
+    for shape in [0, 1, 6] {
+        assert!(sum(shape, 0, 0).is_some(), "shape {shape}");
+        assert_eq!(sum(shape, 0, 2), None, "shape {shape}: 452 rows");
+    }
+    assert_eq!(sum(1, 30, 0), None);
+    assert_eq!(sum(2, 0, 0), None, "deltas say nothing of their sum");
+}
+
+#[test]
 fn columns_of_the_wrong_array_type_are_refused_by_name() {
     let text = array(&DataType::Text, 1, 10, 0, 1);
     let error = encode_chunk("price", &DataType::Int64, &[text]).unwrap_err().to_string();

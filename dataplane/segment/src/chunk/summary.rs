@@ -2,8 +2,8 @@
 //!
 //! Owns the sum of a block (its bounds are in [`Chunk::zone`]). Called by aggregation of blocks that keep all their rows.
 //!
-//! Cost: packed values are added as they are unpacked, in their own width: 0.15 ns a row, where decoding to 64 bits and
-//! adding those takes 0.5.
+//! Cost: packed values are unpacked in their own width and added. Measured in the cell: sums of forty columns 1.78 times as
+//! fast as by decoding to 64 bits and adding those.
 
 use super::Chunk;
 use super::header::Layout;
