@@ -19,7 +19,7 @@ use hidb::schema::Schema;
 use hidb::types::{DataType, Lane, Scalar};
 
 use crate::chunk::header::{Header, Layout};
-use crate::encoding::fsst_decode;
+use crate::encoding::fsst::decode::TABLE_BYTES;
 use crate::encoding::integers::{self, EncodedIntegers, Mapping};
 use crate::encoding::{alp, bitmap, dictionary, plain, text};
 use crate::error::{Result, SegmentError};
@@ -396,7 +396,7 @@ impl Column<'_> {
         let encoded = text::encode(values);
         let mut parts = match encoded.table {
             Some(table) => {
-                debug_assert_eq!(table.len(), fsst_decode::TABLE_BYTES);
+                debug_assert_eq!(table.len(), TABLE_BYTES);
                 Parts { auxiliary: table, ..Parts::new(Encoding::Fsst, Layout::TextFsst) }
             }
             None => Parts::new(Encoding::Plain, Layout::Text),

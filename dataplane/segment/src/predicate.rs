@@ -15,7 +15,7 @@ use std::sync::Arc;
 use foldhash::fast::RandomState;
 use memchr::memmem::Finder;
 
-use crate::encoding::fsst_search::CodeTest;
+use crate::encoding::fsst::search::CodeTest;
 use crate::encoding::int_test::IntTest;
 
 /// A test of one value in the bytes lane.

@@ -13,7 +13,7 @@ use memchr::memmem::Finder;
 use super::Chunk;
 use super::header::Layout;
 use crate::BLOCK_ROWS;
-use crate::encoding::fsst_search::CodeTest;
+use crate::encoding::fsst::search::CodeTest;
 use crate::encoding::int_test::IntTest;
 use crate::encoding::{plain, text};
 use crate::error::Result;

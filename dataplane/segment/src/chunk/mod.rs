@@ -19,7 +19,7 @@ use bytes::Bytes;
 use hidb::types::{DataType, Lane, Scalar};
 
 use crate::BLOCK_ROWS;
-use crate::encoding::fsst_decode::SymbolTable;
+use crate::encoding::fsst::decode::SymbolTable;
 use crate::encoding::integers::{Integers, Mapping};
 use crate::encoding::text::{self, Text};
 use crate::encoding::{bitmap, dictionary, u16_at, u32_at};

@@ -1,6 +1,6 @@
 //! Sets of bytes, and which bytes of a string are in one.
 //!
-//! Owns [`ByteSet`]. Called by `fsst_search` (codes that a match must hold) and by `packed` (values of up to 8 bits that are in a
+//! Owns [`ByteSet`]. Called by `fsst::search` (codes that a match must hold) and by `packed` (values of up to 8 bits that are in a
 //! set, which `int_test` makes).
 //!
 //! Cost: two table look-ups by shuffle for 32 or 64 bytes at a time.

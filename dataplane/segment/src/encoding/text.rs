@@ -8,8 +8,8 @@
 //!
 //! Cost sketch: lengths of a comment take 1.5 bytes; codes decompress at about 1 ns a byte of code.
 
-use super::fsst_decode::SymbolTable;
-use super::fsst_search::CodeTest;
+use super::fsst::decode::SymbolTable;
+use super::fsst::search::CodeTest;
 use super::{bit_width, packed, u32_at, u64_at};
 use crate::BLOCK_ROWS;
 use crate::error::{Result, SegmentError};
@@ -58,17 +58,17 @@ fn compress(values: &[&[u8]], raw_bytes: usize) -> Option<Compressed> {
     if sample.is_empty() {
         return None;
     }
-    let compressor = fsst::Compressor::train(&sample);
+    let compressor = ::fsst::Compressor::train(&sample);
     let (mut data, mut ends) = (Vec::new(), Vec::new());
     let probe: Vec<&[u8]> = sample.iter().step_by((sample.len() / PROBE_VALUES).max(1)).copied().collect();
     let probe_bytes: usize = probe.iter().map(|value| value.len()).sum();
-    compressor.compress_bulk_into::<{ fsst::Compressor::DEFAULT_BULK_LANES }>(&probe, &mut data, &mut ends);
+    compressor.compress_bulk_into::<{ ::fsst::Compressor::DEFAULT_BULK_LANES }>(&probe, &mut data, &mut ends);
     if data.len() * 10 > probe_bytes * 8 {
         return None;
     }
     data.clear();
     ends.clear();
-    compressor.compress_bulk_into::<{ fsst::Compressor::DEFAULT_BULK_LANES }>(values, &mut data, &mut ends);
+    compressor.compress_bulk_into::<{ ::fsst::Compressor::DEFAULT_BULK_LANES }>(values, &mut data, &mut ends);
     let table = SymbolTable::to_bytes(compressor.symbol_table(), compressor.symbol_lengths());
     (data.len() < raw_bytes).then_some(Compressed { data, ends, table })
 }

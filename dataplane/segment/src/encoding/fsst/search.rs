@@ -13,8 +13,8 @@
 //! rows the hits lie in is found for 64 bytes at once, by a carry. Measured on lineitem's comments: LIKE of two words
 //! 11 ns a row, where decompressing and searching everything took 20.
 
-use super::byte_set::ByteSet;
-use super::fsst_decode::{ESCAPE, SymbolTable};
+use super::decode::{ESCAPE, SymbolTable};
+use crate::encoding::byte_set::ByteSet;
 use crate::kernels::{dispatch, extract_bits};
 
 /// What the codes of a row must hold for its value to match.
@@ -241,7 +241,7 @@ mod tests {
                 .map(|row| row.iter().map(|word| words[word.index(words.len())].as_str()).collect::<Vec<_>>().join(" "))
                 .collect();
             let sample: Vec<&[u8]> = values.iter().map(|value| value.as_bytes()).collect();
-            let compressor = fsst::Compressor::train(&sample);
+            let compressor = ::fsst::Compressor::train(&sample);
             let bytes = SymbolTable::to_bytes(compressor.symbol_table(), compressor.symbol_lengths());
             let table = SymbolTable::new(&bytes).unwrap();
             let (mut data, mut lengths) = (Vec::new(), Vec::new());

@@ -23,7 +23,7 @@ impl<'a> SymbolTable<'a> {
     }
 
     /// The bytes of a table with these symbols; codes that are not used stand for one zero byte.
-    pub(crate) fn to_bytes(symbols: &[fsst::Symbol], lengths: &[u8]) -> Vec<u8> {
+    pub(crate) fn to_bytes(symbols: &[::fsst::Symbol], lengths: &[u8]) -> Vec<u8> {
         let mut bytes = vec![0u8; TABLE_BYTES];
         bytes[LENGTHS_AT..].fill(1);
         for (code, (symbol, length)) in symbols.iter().zip(lengths).take(255).enumerate() {
