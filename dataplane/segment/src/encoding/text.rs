@@ -8,6 +8,7 @@
 //!
 //! Cost sketch: lengths of a comment take 1.5 bytes; codes decompress at about 1 ns a byte of code.
 
+use super::fsst;
 use super::fsst::decode::SymbolTable;
 use super::fsst::search::CodeTest;
 use super::{bit_width, packed, u32_at, u64_at};
@@ -36,47 +37,9 @@ pub(crate) struct EncodedText {
     pub(crate) table: Option<Vec<u8>>,
 }
 
-/// Compressed data and, per value, where it ends.
-struct Compressed {
-    data: Vec<u8>,
-    ends: Vec<u64>,
-    table: Vec<u8>,
-}
-
-/// Compresses all values if that makes them clearly smaller.
-fn compress(values: &[&[u8]], raw_bytes: usize) -> Option<Compressed> {
-    /// Shorter chunks do not pay for their symbol table.
-    const RAW_BYTES_MIN: usize = 16 << 10;
-    /// Values compressed to find out whether it pays.
-    const PROBE_VALUES: usize = 256;
-    if raw_bytes < RAW_BYTES_MIN {
-        return None;
-    }
-    // Training looks at a sample; handing it fewer values spares it a walk over all.
-    let stride = (values.len() / 4096).max(1);
-    let sample: Vec<&[u8]> = values.iter().step_by(stride).copied().filter(|value| !value.is_empty()).collect();
-    if sample.is_empty() {
-        return None;
-    }
-    let compressor = ::fsst::Compressor::train(&sample);
-    let (mut data, mut ends) = (Vec::new(), Vec::new());
-    let probe: Vec<&[u8]> = sample.iter().step_by((sample.len() / PROBE_VALUES).max(1)).copied().collect();
-    let probe_bytes: usize = probe.iter().map(|value| value.len()).sum();
-    compressor.compress_bulk_into::<{ ::fsst::Compressor::DEFAULT_BULK_LANES }>(&probe, &mut data, &mut ends);
-    if data.len() * 10 > probe_bytes * 8 {
-        return None;
-    }
-    data.clear();
-    ends.clear();
-    compressor.compress_bulk_into::<{ ::fsst::Compressor::DEFAULT_BULK_LANES }>(values, &mut data, &mut ends);
-    let table = SymbolTable::to_bytes(compressor.symbol_table(), compressor.symbol_lengths());
-    (data.len() < raw_bytes).then_some(Compressed { data, ends, table })
-}
-
 /// Encode: NULL rows are empty values.
 pub(crate) fn encode(values: &[&[u8]]) -> EncodedText {
-    let raw_bytes = values.iter().map(|value| value.len()).sum();
-    let compressed = compress(values, raw_bytes);
+    let compressed = fsst::compress(values);
     let mut out = EncodedText::default();
     let mut start = 0usize;
     for (b, block) in values.chunks(BLOCK_ROWS).enumerate() {

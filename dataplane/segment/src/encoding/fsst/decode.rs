@@ -5,6 +5,8 @@
 //!
 //! Cost sketch: a code is a load, an unaligned 8-byte store and an add; about 2 cycles.
 
+use super::parse::Symbol;
+
 /// Bytes of a symbol table: 256 symbols of 8 bytes, then 256 lengths.
 pub(crate) const TABLE_BYTES: usize = 256 * 9;
 const LENGTHS_AT: usize = 256 * 8;
@@ -23,12 +25,13 @@ impl<'a> SymbolTable<'a> {
     }
 
     /// The bytes of a table with these symbols; codes that are not used stand for one zero byte.
-    pub(crate) fn to_bytes(symbols: &[::fsst::Symbol], lengths: &[u8]) -> Vec<u8> {
+    pub(crate) fn to_bytes(symbols: &[Symbol]) -> Vec<u8> {
         let mut bytes = vec![0u8; TABLE_BYTES];
         bytes[LENGTHS_AT..].fill(1);
-        for (code, (symbol, length)) in symbols.iter().zip(lengths).take(255).enumerate() {
-            bytes[code * 8..code * 8 + 8].copy_from_slice(&symbol.to_u64().to_le_bytes());
-            bytes[LENGTHS_AT + code] = *length;
+        for (code, symbol) in symbols.iter().enumerate().take(usize::from(ESCAPE)) {
+            let text = symbol.bytes();
+            bytes[code * 8..code * 8 + text.len()].copy_from_slice(text);
+            bytes[LENGTHS_AT + code] = text.len() as u8;
         }
         bytes
     }

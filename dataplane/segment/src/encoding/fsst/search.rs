@@ -228,6 +228,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::encoding::fsst::{Encoder, train::train};
 
     proptest! {
         #[test]
@@ -241,15 +242,14 @@ mod tests {
                 .map(|row| row.iter().map(|word| words[word.index(words.len())].as_str()).collect::<Vec<_>>().join(" "))
                 .collect();
             let sample: Vec<&[u8]> = values.iter().map(|value| value.as_bytes()).collect();
-            let compressor = ::fsst::Compressor::train(&sample);
-            let bytes = SymbolTable::to_bytes(compressor.symbol_table(), compressor.symbol_lengths());
+            let symbols = train(&sample);
+            let bytes = SymbolTable::to_bytes(&symbols);
             let table = SymbolTable::new(&bytes).unwrap();
-            let (mut data, mut lengths) = (Vec::new(), Vec::new());
-            for value in &sample {
-                let codes = compressor.compress(value);
-                lengths.push(codes.len() as u32);
-                data.extend(codes);
-            }
+            let mut encoder = Encoder::new(&symbols);
+            let ends = encoder.extend(&sample);
+            let starts = std::iter::once(&0).chain(&ends);
+            let lengths: Vec<u32> = ends.iter().zip(starts).map(|(end, start)| (end - start) as u32).collect();
+            let data = encoder.data;
             let (needle, second) = (needle.as_bytes(), second.as_bytes());
             let holds = |value: &[u8], part: &[u8]| memchr::memmem::find(value, part).is_some();
             type Matches<'m> = &'m dyn Fn(&[u8]) -> bool;
