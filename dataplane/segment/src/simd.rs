@@ -1,6 +1,6 @@
 //! Which instruction set the kernels use: decided once per process, overridable for tests.
 //!
-//! Owns [`SimdLevel`]. Called by `kernels`, which keeps one implementation per level.
+//! Owns [`SimdLevel`] and [`prefetch`]. Called by `kernels`, which keeps one implementation per level, and by `encoding`.
 //!
 //! Invariants
 //! - A level above what the CPU has is never in effect.
@@ -73,6 +73,19 @@ impl SimdLevel {
     pub fn force(level: SimdLevel) {
         CURRENT.store(level.min(Self::supported()) as u8, Ordering::Relaxed);
     }
+}
+
+/// Asks for the cache lines of `bytes`, one after another. Measured on Zen 3 with 48 lines: as it is, this loop brought 10% of q6;
+/// unrolled, eight lines in as many cycles, nothing (it seems that a core drops what it has no buffer for).
+#[inline(always)]
+pub(crate) fn prefetch(bytes: &[u8]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in bytes.chunks(64) {
+        // SAFETY: a prefetch of any address is allowed and reads nothing; SSE is in the baseline.
+        unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line.as_ptr().cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = bytes;
 }
 
 /// Runs `check` at every level that the CPU has. Tests that force a level take turns.

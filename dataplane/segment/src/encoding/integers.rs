@@ -15,6 +15,7 @@ use crate::error::{Result, SegmentError};
 use crate::footer::Encoding;
 use crate::kernels::{Native, RangeMask, dispatch};
 use crate::predicate::BlockMatch;
+use crate::simd::prefetch;
 use crate::{BLOCK_ROWS, Rows, Selection};
 
 /// Bytes of a directory record.
@@ -283,7 +284,13 @@ impl<'a> Integers<'a> {
             let base = base(&record, mapping);
             match rows {
                 Rows::All(_) => packed::decode(payload, record.width, base, mapping.scale, out),
-                Rows::At(indices) => packed::take(payload, record.width, indices, base, mapping.scale, out),
+                Rows::At(indices) => {
+                    if packed::wants_next_block(record.width, indices.len()) {
+                        let next = record.offset + payload.len();
+                        prefetch(self.payload.get(next..next + payload.len()).unwrap_or_default());
+                    }
+                    packed::take(payload, record.width, indices, base, mapping.scale, out);
+                }
             }
             return Ok(());
         }
