@@ -240,14 +240,26 @@ pub(crate) fn indices(words: &[u64; 16], out: &mut [u16; 1024]) -> usize {
     }
 }
 
-#[inline(always)]
-fn count_body(words: &[u64; 16]) -> usize {
-    words.iter().map(|word| word.count_ones() as usize).sum()
-}
-
-dispatch! {
-    /// How many bits are one. Without POPCNT, which the build's baseline lacks, it takes ten times as long.
-    pub fn count(words: &[u64; 16]) -> usize = count_body;
+/// How many bits are one. Word by word: words just written by 16 bytes would keep a load of 32 waiting, which is what
+/// AVX2 makes of this (measured: 6% of q6's samples; 1 to 3% faster without).
+pub fn count(words: &[u64; 16]) -> usize {
+    #[inline(always)]
+    fn body(words: &[u64; 16]) -> usize {
+        words.iter().map(|word| word.count_ones() as usize).sum()
+    }
+    #[cfg(target_arch = "x86_64")]
+    {
+        // Without POPCNT, which the build's baseline lacks, it takes ten times as long.
+        #[target_feature(enable = "popcnt")]
+        fn popcnt(words: &[u64; 16]) -> usize {
+            body(words)
+        }
+        if SimdLevel::current() >= SimdLevel::Avx2 {
+            // SAFETY: the level in effect is never above what the CPU supports; whatever has AVX2 has POPCNT.
+            return unsafe { popcnt(words) };
+        }
+    }
+    body(words)
 }
 
 /// Positions written for every word, however many it has: where the next word's go depends on the count, not on a branch.
