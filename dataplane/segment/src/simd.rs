@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 pub enum SimdLevel {
     /// Whatever the build's baseline is (SSE2 on x86-64).
     Portable = 1,
-    /// AVX2 with BMI2.
+    /// AVX2 (and so SSE 4.1) with BMI1, BMI2, LZCNT and POPCNT.
     Avx2 = 2,
     /// AVX-512 F, BW, DQ, VL.
     Avx512 = 3,
@@ -27,7 +27,12 @@ impl SimdLevel {
     pub fn supported() -> Self {
         #[cfg(target_arch = "x86_64")]
         {
-            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("bmi2");
+            // All that code of the level is compiled for: a hypervisor may hide one without the other.
+            let avx2 = is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("bmi1")
+                && is_x86_feature_detected!("bmi2")
+                && is_x86_feature_detected!("lzcnt")
+                && is_x86_feature_detected!("popcnt");
             let avx512 = avx2
                 && is_x86_feature_detected!("avx512f")
                 && is_x86_feature_detected!("avx512bw")

@@ -286,8 +286,8 @@ impl<'a> Integers<'a> {
                 Rows::All(_) => packed::decode(payload, record.width, base, mapping.scale, out),
                 Rows::At(indices) => {
                     if packed::wants_next_block(record.width, indices.len()) {
-                        let next = record.offset + payload.len();
-                        prefetch(self.payload.get(next..next + payload.len()).unwrap_or_default());
+                        let rest = self.payload.get(record.offset + payload.len()..).unwrap_or_default();
+                        prefetch(&rest[..rest.len().min(payload.len())]);
                     }
                     packed::take(payload, record.width, indices, base, mapping.scale, out);
                 }

@@ -69,23 +69,23 @@ pub(crate) fn sum(packed: &[u8], width: usize) -> u64 {
     })
 }
 
-/// With fewer rows than this, fetching each by itself is quicker than unpacking the block.
-const FEW: usize = 48;
+/// So many rows are quicker fetched one by one than by unpacking the block.
+const FETCHED_SINGLY_MAX: usize = 47;
 
-/// Whether `rows` of a block are few enough to be fetched one by one, and so many that they touch a good part of its lines (a
-/// quarter at least, `2 * width` there are): then those of the next block, asked for a block ahead, are there when it is its
-/// turn. No hardware prefetcher sees a pattern in such rows. Measured at 24 bits: 16 rows of a block 15% faster, 8 and
-/// 33 as before; q6, whose rows are 19, 10%.
+/// Whether the next block's lines should be asked for: when `rows` of a block are fetched one by one and touch a good part of
+/// its lines (a quarter at least of `2 * width`), those of the next are there when it is its turn, if it keeps as
+/// many. No hardware prefetcher sees a pattern in such rows. Measured at 24 bits: 16 rows of a block 15% faster, 8 and 33 as
+/// before; q6, whose rows are 19, 10%. Of words of 64 bits, several columns' lines would crowd the first cache.
 #[inline]
 pub(crate) fn wants_next_block(width: usize, rows: usize) -> bool {
-    (width / 2..FEW).contains(&rows)
+    width <= 32 && (width / 2..=FETCHED_SINGLY_MAX).contains(&rows)
 }
 
 /// Take: `out[k] = base + value[indices[k]] * scale`.
 #[inline]
 pub(crate) fn take<N: Native>(packed: &[u8], width: usize, indices: &[u16], base: u64, scale: u64, out: &mut [N]) {
     with_word!(width, W => {
-        if indices.len() < FEW {
+        if indices.len() <= FETCHED_SINGLY_MAX {
             kernels::take_each(PhantomData::<W>, width, packed, indices, base, scale, out);
         } else {
             let mut words = MaybeUninit::uninit();

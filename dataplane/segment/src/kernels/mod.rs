@@ -255,7 +255,7 @@ pub fn count(words: &[u64; 16]) -> usize {
             body(words)
         }
         if SimdLevel::current() >= SimdLevel::Avx2 {
-            // SAFETY: the level in effect is never above what the CPU supports; whatever has AVX2 has POPCNT.
+            // SAFETY: the level in effect is never above what the CPU supports, POPCNT included.
             return unsafe { popcnt(words) };
         }
     }

@@ -14,7 +14,7 @@ pub(crate) mod search;
 mod tests;
 mod train;
 
-use decode::{ESCAPE, SymbolTable};
+use decode::{ESCAPE, SymbolTable, TABLE_BYTES};
 use parse::{NO_CODE, PIECE_BYTES, Parser, Symbol};
 
 /// Codes that stand for symbols; the last is [`ESCAPE`].
@@ -40,18 +40,14 @@ pub(crate) fn compress(values: &[&[u8]]) -> Option<Compressed> {
     }
     let symbols = train::train(&train::sample(values, 0));
     let mut encoder = Encoder::new(&symbols);
-    // Other values than those that the symbols were made for, mostly.
+    // Other values than those that the symbols were made for, if there are more than a sample takes.
     let probe = train::sample(values, 1);
     let probe_bytes: usize = probe.iter().map(|part| part.len()).sum();
-    encoder.extend(&probe);
-    if encoder.data.len() * 10 > probe_bytes * 8 {
-        return None;
-    }
+    encoder.extend(&probe, probe_bytes * 4 / 5)?;
     encoder.data.clear();
     encoder.data.reserve(raw_bytes / 2);
-    let ends = encoder.extend(values);
-    let data = encoder.data;
-    (data.len() < raw_bytes).then(|| Compressed { data, ends, table: SymbolTable::to_bytes(&symbols) })
+    let ends = encoder.extend(values, raw_bytes.saturating_sub(TABLE_BYTES))?;
+    Some(Compressed { data: encoder.data, ends, table: SymbolTable::to_bytes(&symbols) })
 }
 
 /// Appends the codes of values to `data`.
@@ -65,8 +61,8 @@ impl Encoder {
         Encoder { parser: Parser::new(symbols), data: Vec::new() }
     }
 
-    /// Returns where each value's codes end.
-    fn extend(&mut self, values: &[&[u8]]) -> Vec<u64> {
+    /// Returns where each value's codes end, or `None` as soon as there are more than `bytes_max` of them.
+    fn extend(&mut self, values: &[&[u8]], bytes_max: usize) -> Option<Vec<u64>> {
         let mut ends = Vec::with_capacity(values.len());
         for pair in values.chunks(2) {
             match *pair {
@@ -76,19 +72,25 @@ impl Encoder {
                         self.append(which, value, bytes[which]);
                         ends.push(self.data.len() as u64);
                     }
+                    if self.data.len() > bytes_max {
+                        return None;
+                    }
                 }
                 _ => {
                     for value in pair {
                         for piece in value.chunks(PIECE_BYTES) {
                             let [bytes, _] = self.parser.parse([piece, &[]]);
                             self.append(0, piece, bytes);
+                            if self.data.len() > bytes_max {
+                                return None;
+                            }
                         }
                         ends.push(self.data.len() as u64);
                     }
                 }
             }
         }
-        ends
+        Some(ends)
     }
 
     /// Appends the codes, `bytes` of them, of a piece that was just split.

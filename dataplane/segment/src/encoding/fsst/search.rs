@@ -246,7 +246,7 @@ mod tests {
             let bytes = SymbolTable::to_bytes(&symbols);
             let table = SymbolTable::new(&bytes).unwrap();
             let mut encoder = Encoder::new(&symbols);
-            let ends = encoder.extend(&sample);
+            let ends = encoder.extend(&sample, usize::MAX).unwrap();
             let starts = std::iter::once(&0).chain(&ends);
             let lengths: Vec<u32> = ends.iter().zip(starts).map(|(end, start)| (end - start) as u32).collect();
             let data = encoder.data;
