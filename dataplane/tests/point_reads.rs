@@ -57,13 +57,15 @@ fn prepared_statements_take_parameters_and_are_bounded() {
 #[test]
 fn a_row_group_that_is_asked_for_again_is_kept_by_the_core_that_asks() {
     let folder = tempfile::tempdir().unwrap();
-    let cell = TestCell::start(folder.path(), &["--cores", "2"]);
+    // Room for all row groups in each core's half: what is read again was not kept, and not pushed out.
+    let options = ["--cores", "2", "--cache", "64MiB"];
+    let cell = TestCell::start(folder.path(), &options);
     let mut wire = Wire::connect(cell.address);
     // Segments of four row groups go to shards in turn: both cores have some.
     wire.load("t", 40, 40_000);
     drop(wire);
     assert!(cell.stop().success());
-    let cell = TestCell::start(folder.path(), &["--cores", "2"]);
+    let cell = TestCell::start(folder.path(), &options);
     let mut wire = Wire::connect(cell.address);
     let mut read_again = 0;
     for id in (0..1_600_000).step_by(131_072).map(|id| id + 77) {
